@@ -1,0 +1,1 @@
+"""What runs: one module a flow. Flows tell the story, tasks do the work."""

@@ -1,0 +1,102 @@
+"""The flow ``compensate``, and the hook that runs it when a checkout's run ends badly.
+
+The hook is the fast path. It may never run (the machine died) or run twice, so all it knows comes
+from the saga log, and an undo that was done is not done again.
+"""
+
+import logging
+from typing import Any
+
+import httpx
+from prefect import flow, tags
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flows import Flow
+
+from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
+from store.models import OrderStatus
+from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
+from tasks.billing import refund_customer
+from tasks.inventory import restore_quantity
+from tasks.orders import orders_of_run
+from tasks.points import restore_points
+from tasks.retries import is_transient
+
+logger = logging.getLogger("store.compensation")
+
+UNDO = {
+    "bill_customer": refund_customer,
+    "check_inventory": restore_quantity,
+    "redeem_points": restore_points,
+}
+"""Each compensable step's undo, in the order of undoing."""
+
+
+@flow(name="compensate", retries=0)
+def compensate(order_ids: list[str]) -> dict[str, str]:
+    """Give back all that failed orders have taken: money, copies, points, in this order.
+
+    Only what was done is undone, each once, so it may run again at any time. An undo that fails
+    does not keep the others from being done; it is recorded and left for the next round.
+
+    Args:
+        order_ids: Orders that are to be compensated; others are left alone.
+
+    Returns:
+        The status of each order: `compensated`.
+
+    Raises:
+        CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
+    """
+    held = held_steps(order_ids)
+    for step, undo in UNDO.items():
+        if step not in held:
+            continue
+        try:
+            undo(order_ids)
+        except Exception as error:
+            logger.exception("undo %s failed", undo.name)
+            record_undo_failure(step, order_ids, f"{type(error).__name__}: {error}")
+    statuses = conclude_compensation(order_ids)
+    failed = sorted(
+        id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
+    )
+    if failed:
+        raise CompensationFailed(
+            f"not everything could be given back for {', '.join(failed[:10])}"
+            f"{f' and {len(failed) - 10} more' if len(failed) > 10 else ''}; it is tried again"
+        )
+    return {id_: str(status) for id_, status in statuses.items()}
+
+
+def compensate_run(_flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Prefect's hook: compensate what the ended run owns and no courier has accepted.
+
+    Orders of other runs are never touched. An interruption (Prefect's server or the database was
+    away) is no failure of an order; such orders are left as they are, to be continued.
+    """
+    order_ids = orders_of_run(str(flow_run.id))
+    if not order_ids:
+        return
+    error = _reason(state)
+    if error is None:
+        logger.warning("run %s was interrupted; its orders go on later", flow_run.name)
+        return
+    to_undo = abandon(order_ids, error)
+    if to_undo:
+        with tags(*(f"order:{id_}" for id_ in to_undo[:1])):
+            compensate(to_undo)
+
+
+def _reason(state: State[Any]) -> OrderError | None:
+    """Return why a run's orders cannot go on; none if the run was only interrupted."""
+    if state.is_cancelling() or state.is_cancelled():
+        return OrderCancelled("the run was cancelled in Prefect")
+    error = state.data
+    if isinstance(error, OrderError):
+        return error
+    if isinstance(error, BaseException) and (
+        is_transient(error) or isinstance(error, httpx.TransportError | PrefectHTTPStatusError)
+    ):
+        return None
+    return CheckoutFailed(state.message or "the run failed without a message")

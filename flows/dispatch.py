@@ -1,0 +1,149 @@
+"""The flow ``dispatch_orders``: the order queue's worker.
+
+For each message it finds a courier, records the decision, and only then resumes the order's run.
+Prefect refuses a resume that comes before the pause and accepts one for a run whose process is
+dead, so a message stays in hand, and its run is resumed again, until the order has moved on in the
+store's own database.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx
+from prefect import flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from pydantic import BaseModel, ValidationError
+
+from store.messages import OrderMessage
+from store.queue import OrderQueue, ReceivedMessage, order_queue
+from store.settings import settings
+from tasks.dispatch import Decided, decisions_of, find_couriers
+
+logger = logging.getLogger("store.dispatch")
+
+GROUP = 500
+"""Messages that are decided in one transaction."""
+FIRST_LOOK_SECONDS = 0.5
+LAST_LOOK_SECONDS = 20.0
+"""A run that was not resumed is resumed again after a delay that doubles between these."""
+
+
+class DispatchReport(BaseModel):
+    """What one run of the dispatcher did."""
+
+    received: int = 0
+    decided: int = 0
+    resumed: int = 0
+    settled: int = 0
+    dead_letters: int = 0
+    handed_back: int = 0
+
+
+@dataclass
+class InHand:
+    """A message that is received and not settled yet."""
+
+    received: ReceivedMessage
+    message: OrderMessage
+    look_at: float
+    delay_seconds: float = FIRST_LOOK_SECONDS
+
+
+@flow(name="dispatch-orders", retries=0)
+def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
+    """Find couriers for the orders in the queue and resume their runs.
+
+    Args:
+        listen_seconds: How long to listen for messages. A little less than the schedule's
+            interval, so that one run follows the other without thousands of short runs.
+
+    Returns:
+        How many messages were received, decided, resumed, settled, put aside, handed back.
+    """
+    queue = order_queue()
+    report = DispatchReport()
+    in_hand: dict[str, InHand] = {}
+    deadline = time.monotonic() + listen_seconds
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            take_in(queue, in_hand, report)
+            look_after(queue, in_hand, client, report)
+    # Whatever is still in hand is handed back at once, for the next dispatcher.
+    queue.hide([held.received for held in in_hand.values()], seconds=0)
+    report.handed_back = len(in_hand)
+    return report
+
+
+def take_in(queue: OrderQueue, in_hand: dict[str, InHand], report: DispatchReport) -> None:
+    """Receive messages; one that cannot be read is put aside as a dead letter."""
+    now = time.monotonic()
+    for received in queue.receive(limit=GROUP, wait_seconds=FIRST_LOOK_SECONDS):
+        report.received += 1
+        try:
+            message = OrderMessage.model_validate_json(received.body)
+        except ValidationError as error:
+            logger.error("message %s cannot be read: %s", received.id, error)
+            queue.dead_letter(received, f"cannot be read: {error.error_count()} errors")
+            report.dead_letters += 1
+            continue
+        in_hand[received.id] = InHand(received=received, message=message, look_at=now)
+
+
+def look_after(
+    queue: OrderQueue, in_hand: dict[str, InHand], client: SyncPrefectClient, report: DispatchReport
+) -> None:
+    """Decide what is open, resume what is decided, delete the messages that are settled."""
+    now = time.monotonic()
+    due = [held for held in in_hand.values() if held.look_at <= now]
+    if not due:
+        return
+    known = decisions_of([held.message for held in due])
+    undecided = [held.message for held in due if known[held.message].is_open]
+    if undecided:
+        report.decided += len(find_couriers(undecided))
+        known = decisions_of([held.message for held in due])
+    settled = []
+    for held in due:
+        state = known[held.message]
+        if not state.exists:
+            logger.error("message %s is about order %s, which does not exist", *_names(held))
+            queue.dead_letter(held.received, "the order does not exist")
+            report.dead_letters += 1
+            del in_hand[held.received.id]
+        elif state.is_settled:
+            settled.append(held.received)
+            del in_hand[held.received.id]
+        else:
+            if state.answer is not None:
+                report.resumed += resume(client, state)
+            held.look_at = now + held.delay_seconds
+            held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
+    queue.delete(settled)
+    report.settled += len(settled)
+    queue.hide(
+        [held.received for held in due if held.received.id in in_hand],
+        seconds=settings().visibility_timeout_seconds,
+    )
+
+
+def resume(client: SyncPrefectClient, decided: Decided) -> bool:
+    """Wake the order's run with the decision that is recorded; say whether Prefect took it.
+
+    Prefect answers ABORT when the run is not paused, or not yet, and when another was faster.
+    None of this loses the decision, which the run finds in the database.
+    """
+    if decided.run_id is None or decided.answer is None:
+        return False
+    try:
+        answer = client.resume_flow_run(UUID(decided.run_id), run_input=decided.answer.model_dump())
+    except (ObjectNotFound, PrefectHTTPStatusError, httpx.TransportError) as error:
+        logger.warning("run %s could not be resumed: %r", decided.run_id, error)
+        return False
+    return answer.status.value == "ACCEPT"
+
+
+def _names(held: InHand) -> tuple[str, str]:
+    return held.received.id, held.message.order_id

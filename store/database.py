@@ -1,0 +1,100 @@
+"""The connection to the store's database: engine, transactions, migration.
+
+Every write happens inside :func:`transaction`. On SQLite it begins with ``BEGIN IMMEDIATE``,
+since a transaction that reads first and writes later fails there with "database is locked"
+whatever the busy timeout; on PostgreSQL rows are locked with ``SELECT … FOR UPDATE``, always
+orders first, then books, customers and couriers, each by id, so that no two can deadlock.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, SQLModel
+
+from store.settings import settings
+
+SQLITE_BUSY_MILLISECONDS = 60_000
+
+
+@lru_cache(maxsize=4)
+def engine(url: str) -> Engine:
+    """Return this process's engine for ``url``; nothing is connected before first use."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
+
+    sqlite = create_engine(url, connect_args={"check_same_thread": False})
+
+    @event.listens_for(sqlite, "connect")
+    def configure(connection: Any, _: object) -> None:
+        # SQLAlchemy's begin listener below opens transactions, not the driver.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MILLISECONDS}")
+
+    @event.listens_for(sqlite, "begin")
+    def begin(connection: Connection) -> None:
+        reading = connection.get_execution_options().get("store_reading", False)
+        connection.exec_driver_sql("BEGIN DEFERRED" if reading else "BEGIN IMMEDIATE")
+
+    return sqlite
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """Give a session whose changes are committed together, or not at all on an exception."""
+    with Session(engine(settings().database_url)) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """Give a session for reading only: it takes no lock that a writer waits for."""
+    url = settings().database_url
+    with Session(engine(url).execution_options(store_reading=True)) as session:
+        yield session
+
+
+def insert_missing(
+    session: Session, model: type[SQLModel], rows: Iterable[Mapping[str, Any]]
+) -> list[tuple[Any, ...]]:
+    """Insert the rows whose primary key is free, leave the others as they are.
+
+    Returns:
+        The primary keys of the rows that were inserted.
+    """
+    values = list(rows)
+    if not values:
+        return []
+    table = model.__table__  # type: ignore[attr-defined]
+    dialect = session.get_bind().dialect.name
+    insert = sqlite_insert if dialect == "sqlite" else postgresql_insert
+    statement = insert(model).on_conflict_do_nothing().returning(*table.primary_key.columns)
+    return [tuple(row) for row in session.execute(statement, values)]
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Say whether ``error`` means that the database was away or busy, not that it refused."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or type(error).__name__ == "OperationalError"
+
+
+def migrate(url: str) -> None:
+    """Bring the schema of the database at ``url`` to the newest version; safe to repeat."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")

@@ -1,0 +1,99 @@
+"""Every error of the checkout, in one tree.
+
+``OrderError`` is terminal: the order cannot go on, a retry of the step cannot help, and it is
+recorded as the order's outcome. ``RefusedOrder`` is raised before anything was recorded.
+``RetryableError`` says that the same call may succeed later.
+"""
+
+from typing import ClassVar
+
+
+class StoreError(Exception):
+    """Base of every error that the store raises on purpose."""
+
+
+class RefusedOrder(StoreError):
+    """The order was not accepted; nothing was recorded and nothing changed."""
+
+
+class UserNotFound(RefusedOrder):
+    """No customer has the order's userId."""
+
+
+class OrderIdConflict(RefusedOrder):
+    """The orderId is taken by an order with other content."""
+
+
+class OrderInProgress(RefusedOrder):
+    """The order is still in the hands of another run, or is being compensated."""
+
+
+class InvalidDecision(StoreError):
+    """A courier decision makes no sense; the order waits on for another one."""
+
+
+class OrderError(StoreError):
+    """An order cannot go on; recorded as the order's outcome, never retried by a task."""
+
+    by_name: ClassVar[dict[str, type["OrderError"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        OrderError.by_name[cls.__name__] = cls
+
+
+class BookNotFound(OrderError):
+    """No book has the bookId (the original's checkInventory)."""
+
+
+class BookOutOfStock(OrderError):
+    """Fewer copies are left than the order asks for (the original's checkInventory)."""
+
+
+class BookHasNoPrice(OrderError):
+    """The book has no price, so it cannot be sold."""
+
+
+class RedeemPointsError(OrderError):
+    """The customer's points cannot be redeemed (the original's RedeemPoints)."""
+
+
+class BillingError(OrderError):
+    """The payment was declined, or its outcome stayed unknown (the original's BillCustomer)."""
+
+
+class NoCourierAvailable(OrderError):
+    """No courier takes the order (the original's sqsWorker)."""
+
+
+class CourierWaitExpired(OrderError):
+    """No answer came in the time that an order waits for a courier."""
+
+
+class OrderCancelled(OrderError):
+    """The run was cancelled by a person before a courier had accepted."""
+
+
+class CheckoutFailed(OrderError):
+    """The run failed for a reason that is none of the order's own, such as a defect."""
+
+
+class RetryableError(StoreError):
+    """The same call may succeed later."""
+
+
+class PaymentGatewayUnavailable(RetryableError):
+    """The gateway did not answer for some charges, so their outcome is unknown for now."""
+
+
+class KeyReused(StoreError):
+    """An idempotency key came again with another amount, currency or payment method."""
+
+
+class CompensationFailed(StoreError):
+    """An undo failed for good; the order is ``compensation_failed`` until it is done."""
+
+
+def recorded_error(name: str | None, message: str | None) -> OrderError:
+    """Return the error that an order's record holds as ``name`` and ``message``."""
+    return OrderError.by_name.get(name or "", CheckoutFailed)(message or "")

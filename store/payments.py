@@ -1,0 +1,191 @@
+"""The payment gateway: what a step may ask of it, and the embedded one, a ledger.
+
+A gateway is a party of its own. Every call carries an idempotency key, so asking again is safe,
+and a call may time out after it took effect. Groups go in one call; each charge has its own
+answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sqlmodel import Session, col, select
+
+from store.database import insert_missing, transaction
+from store.errors import KeyReused
+from store.models import LedgerEntry
+from store.settings import settings
+
+DECLINED_METHOD = "pm_card_chargeDeclined"
+"""Test payment method that every gateway declines (Stripe's name for it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An amount to capture from a payment method, known by its idempotency key."""
+
+    key: str
+    order_id: str
+    amount_cents: int
+    currency: str
+    payment_method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The gateway's word on a charge.
+
+    ``void`` says that nothing was captured under the key and never will be. ``unknown`` says
+    that the gateway did not answer: the call is to be repeated as it is, never to be guessed.
+    """
+
+    status: Literal["captured", "declined", "refunded", "void", "unknown"]
+    reference: str
+    reason: str = ""
+
+
+class PaymentGateway(Protocol):
+    """What the steps ask of a payment provider."""
+
+    def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
+        """Capture each charge once; return an answer by key for every one of them.
+
+        Answers are ``captured``, ``declined``, ``void`` (it was refunded before it arrived) or
+        ``unknown``. The same key with the same data gets the same answer, without a second
+        charge.
+
+        Raises:
+            KeyReused: a key came again with other data.
+        """
+        ...
+
+    def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
+        """Give back whatever was captured for each charge, once; return answers by key.
+
+        Safe when the charge was captured (``refunded``), was declined or never arrived
+        (``void``), and when it was refunded already; ``unknown`` as for :meth:`capture`. A
+        capture that arrives after its refund takes no money.
+        """
+        ...
+
+
+class Ledger:
+    """The embedded gateway: a table of entries, one for each charge and each refund.
+
+    Payment methods make it behave badly on purpose, for demonstrations and tests:
+    ``pm_card_chargeDeclined`` is declined, ``pm_ledger_fail_N`` is unavailable for the first N
+    calls, ``pm_ledger_timeout_before`` and ``pm_ledger_timeout_after`` answer the first call
+    with a time-out, before or after the money was captured. All others are good.
+    """
+
+    def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
+        """See :meth:`PaymentGateway.capture`."""
+        answers: dict[str, Answer] = {}
+        first = {
+            charge.key: _entry(charge, "capture", _first_status(charge.payment_method))
+            for charge in charges
+        }
+        with transaction() as session:
+            inserted = {key for (key,) in insert_missing(session, LedgerEntry, first.values())}
+            known = _entries(session, [c.key for c in charges if c.key not in inserted])
+            for charge in charges:
+                entry = known.get(charge.key)
+                if entry is None:
+                    late = charge.payment_method == "pm_ledger_timeout_after"
+                    status = "unknown" if late else str(first[charge.key]["status"])
+                else:
+                    _require_same(entry, charge)
+                    if entry.status == "unknown":
+                        entry.tries += 1
+                        if entry.tries > _failures(charge.payment_method):
+                            entry.status = "captured"
+                    status = entry.status
+                answers[charge.key] = _answer(charge.key, status)
+        return answers
+
+    def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
+        """See :meth:`PaymentGateway.refund`."""
+        answers: dict[str, Answer] = {}
+        with transaction() as session:
+            # Tombstones first: a capture still on its way finds its key taken, and takes nothing.
+            insert_missing(session, LedgerEntry, [_entry(c, "capture", "void") for c in charges])
+            captures = _entries(session, [charge.key for charge in charges])
+            refunds = []
+            for charge in charges:
+                entry = captures[charge.key]
+                if entry.status == "unknown":
+                    entry.status = "void"
+                if entry.status == "captured":
+                    refunds.append(_entry(charge, "refund", "refunded"))
+                    answers[charge.key] = _answer(_refund_key(charge.key), "refunded")
+                else:
+                    answers[charge.key] = _answer(charge.key, "void")
+            insert_missing(session, LedgerEntry, refunds)
+        return answers
+
+
+def _entries(session: Session, keys: Sequence[str]) -> dict[str, LedgerEntry]:
+    found = select(LedgerEntry).where(col(LedgerEntry.key).in_(keys)).with_for_update()
+    return {entry.key: entry for entry in session.exec(found)}
+
+
+def _refund_key(key: str) -> str:
+    return f"{key}:refund"
+
+
+def _failures(payment_method: str) -> int:
+    """Return how many calls in a row the payment method makes fail."""
+    if payment_method == "pm_ledger_timeout_before":
+        return 1
+    prefix = "pm_ledger_fail_"
+    return int(payment_method.removeprefix(prefix)) if payment_method.startswith(prefix) else 0
+
+
+def _first_status(payment_method: str) -> str:
+    if payment_method == DECLINED_METHOD:
+        return "declined"
+    return "unknown" if _failures(payment_method) else "captured"
+
+
+def _entry(charge: Charge, kind: str, status: str) -> dict[str, object]:
+    return {
+        "key": charge.key if kind == "capture" else _refund_key(charge.key),
+        "order_id": charge.order_id,
+        "kind": kind,
+        "status": status,
+        "amount_cents": charge.amount_cents,
+        "currency": charge.currency,
+        "payment_method": charge.payment_method,
+    }
+
+
+def _answer(key: str, status: str) -> Answer:
+    match status:
+        case "captured" | "refunded" | "void":
+            return Answer(status=status, reference=key)
+        case "declined":
+            return Answer(status="declined", reference=key, reason="the card was declined")
+        case "unknown":
+            return Answer(status="unknown", reference=key, reason="the gateway did not answer")
+        case _:
+            raise AssertionError(f"ledger entry {key} has status {status}")
+
+
+def _require_same(entry: LedgerEntry, charge: Charge) -> None:
+    same = (entry.amount_cents, entry.currency, entry.payment_method) == (
+        charge.amount_cents,
+        charge.currency,
+        charge.payment_method,
+    )
+    if not same:
+        raise KeyReused(
+            f"key {charge.key} was used for {entry.amount_cents} {entry.currency} by "
+            f"{entry.payment_method}; it cannot be used for another charge"
+        )
+
+
+def payment_gateway() -> PaymentGateway:
+    """Return the gateway that the settings choose."""
+    match settings().payments:
+        case "ledger":
+            return Ledger()

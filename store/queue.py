@@ -1,0 +1,146 @@
+"""The order queue: what the dispatcher may ask of it, and the embedded one, a table.
+
+Delivery is at least once. A received message is hidden for its visibility timeout; it is deleted
+when it is settled, or comes again. After ``MAX_RECEIVES`` receives it is a dead letter.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+from uuid import uuid4
+
+from sqlalchemy import delete, insert, update
+from sqlmodel import col, select
+
+from store.database import transaction
+from store.models import QueuedMessage, utc_now
+from store.settings import settings
+
+MAX_RECEIVES = 5
+"""More than the redeliveries of an ordinary restart, few enough to see a poison message soon."""
+TABLE_POLL_SECONDS = 0.25
+"""How often an empty table is asked again; below what a person notices, and one cheap query."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """A message in the hands of one receiver, until its visibility timeout has passed."""
+
+    id: str
+    body: str
+    receive_count: int
+    receipt: str
+
+
+class OrderQueue(Protocol):
+    """What the checkout asks of a queue."""
+
+    def send(self, bodies: Sequence[str]) -> None:
+        """Send each body as a message, or raise if any was not taken."""
+        ...
+
+    def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
+        """Return up to ``limit`` messages, waiting up to ``wait_seconds`` for the first."""
+        ...
+
+    def delete(self, messages: Sequence[ReceivedMessage]) -> None:
+        """Delete settled messages."""
+        ...
+
+    def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
+        """Set the time from now until the messages are delivered again."""
+        ...
+
+    def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
+        """Put a message aside that can never be handled."""
+        ...
+
+
+def order_queue() -> OrderQueue:
+    """Return the queue that the settings choose."""
+    match settings().queue:
+        case "table":
+            return TableQueue()
+
+
+class TableQueue:
+    """The embedded queue: a table of the store's own database."""
+
+    def send(self, bodies: Sequence[str]) -> None:
+        """See :meth:`OrderQueue.send`."""
+        now = utc_now()
+        rows = [{"id": str(uuid4()), "body": body, "visible_at": now} for body in bodies]
+        if rows:
+            with transaction() as session:
+                session.execute(insert(QueuedMessage), rows)
+
+    def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
+        """See :meth:`OrderQueue.receive`."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            received = self._receive_visible(limit)
+            if received or time.monotonic() >= deadline:
+                return received
+            time.sleep(TABLE_POLL_SECONDS)
+
+    def _receive_visible(self, limit: int) -> list[ReceivedMessage]:
+        now = utc_now()
+        hidden_until = now + timedelta(seconds=settings().visibility_timeout_seconds)
+        received = []
+        with transaction() as session:
+            visible = session.scalars(
+                select(QueuedMessage)
+                .where(col(QueuedMessage.dead_at).is_(None), col(QueuedMessage.visible_at) <= now)
+                .order_by(col(QueuedMessage.visible_at))
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            for message in visible:
+                if message.receive_count >= MAX_RECEIVES:
+                    message.dead_at = now
+                    message.dead_reason = f"received {message.receive_count} times, never settled"
+                    continue
+                message.receive_count += 1
+                message.visible_at = hidden_until
+                received.append(
+                    ReceivedMessage(
+                        id=message.id,
+                        body=message.body,
+                        receive_count=message.receive_count,
+                        receipt=f"{message.id}:{message.receive_count}",
+                    )
+                )
+        return received
+
+    def delete(self, messages: Sequence[ReceivedMessage]) -> None:
+        """See :meth:`OrderQueue.delete`."""
+        if messages:
+            with transaction() as session:
+                session.execute(
+                    delete(QueuedMessage).where(col(QueuedMessage.id).in_([m.id for m in messages]))
+                )
+
+    def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
+        """See :meth:`OrderQueue.hide`. A message received again since is left alone."""
+        visible_at = utc_now() + timedelta(seconds=seconds)
+        with transaction() as session:
+            for message in messages:
+                session.execute(
+                    update(QueuedMessage)
+                    .where(
+                        col(QueuedMessage.id) == message.id,
+                        col(QueuedMessage.receive_count) == message.receive_count,
+                    )
+                    .values(visible_at=visible_at)
+                )
+
+    def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
+        """See :meth:`OrderQueue.dead_letter`."""
+        with transaction() as session:
+            session.execute(
+                update(QueuedMessage)
+                .where(col(QueuedMessage.id) == message.id)
+                .values(dead_at=utc_now(), dead_reason=reason)
+            )

@@ -1,0 +1,107 @@
+"""The money: ``bill_customer`` captures what is due, ``refund_customer`` gives it back.
+
+The gateway is outside the database, so a charge has an intent in the saga log before it and an
+idempotency key of its own for each attempt of the order.
+"""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from store.errors import BillingError, PaymentGatewayUnavailable
+from store.payments import Charge, payment_gateway
+from store.saga import SagaOrder, backward, forward
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def bill_customer(order_ids: list[str]) -> list[str]:
+    """Capture what each order still owes; an order paid wholly in points is not billed.
+
+    Undone by :func:`refund_customer`. A gateway that does not answer is asked again with the same
+    key; what stays unknown after the last try fails the order, and its refund settles it.
+
+    Returns:
+        The ids of the orders that go on.
+
+    Raises:
+        BillingError: no order goes on; the first one's charge was declined or stayed unknown.
+        PaymentGatewayUnavailable: some charges have no answer yet; the task is tried again.
+    """
+    with forward("bill_customer", order_ids) as intents:
+        charges = {o.id: _charge(o) for o in intents.todo if o.due_cents}
+        for order in intents.todo:
+            if order.id in charges:
+                intents.intend(order, {"amount_cents": order.due_cents})
+    answers = payment_gateway().capture(list(charges.values())) if charges else {}
+    unanswered = []
+    with forward("bill_customer", order_ids) as step:
+        for order in step.todo:
+            if order.id not in charges:
+                step.skip(order)
+                continue
+            answer = answers[charges[order.id].key]
+            if answer.status == "captured":
+                step.done(order, {"amount_cents": order.due_cents, "reference": answer.reference})
+            elif answer.status != "unknown":
+                step.fail(order, BillingError(f"payment declined: {answer.reason}"))
+            elif is_last_try():
+                step.fail(order, BillingError(f"the payment's outcome is unknown: {answer.reason}"))
+            else:
+                unanswered.append(order.id)
+    if unanswered:
+        raise PaymentGatewayUnavailable(f"no answer for {', '.join(unanswered)}")
+    return step.going_on()
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def refund_customer(order_ids: list[str]) -> list[str]:
+    """Give back what was captured for failed orders; the undo of bill_customer.
+
+    An order whose charge is in doubt is refunded as well: the gateway gives back what it took,
+    if it took anything, and takes nothing afterwards.
+
+    Returns:
+        The ids of the orders whose charge was settled now.
+
+    Raises:
+        PaymentGatewayUnavailable: some refunds have no answer yet; the task is tried again.
+    """
+    with backward("bill_customer", order_ids) as owed:
+        charges = {order.id: _charge(order) for order, _ in owed.todo}
+    answers = payment_gateway().refund(list(charges.values())) if charges else {}
+    settled, unanswered = [], []
+    with backward("bill_customer", order_ids) as undo:
+        for order, record in undo.todo:
+            answer = answers[charges[order.id].key] if order.id in charges else None
+            if answer is None or answer.status == "unknown":
+                unanswered.append(order.id)
+                continue
+            refunded = charges[order.id].amount_cents if answer.status == "refunded" else 0
+            undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
+            settled.append(order.id)
+    if unanswered:
+        raise PaymentGatewayUnavailable(f"no answer for the refund of {', '.join(unanswered)}")
+    return settled
+
+
+def _charge(order: SagaOrder) -> Charge:
+    """Return the charge of an order's present attempt, the same one each time."""
+    return Charge(
+        key=f"{order.id}:{order.attempt}",
+        order_id=order.id,
+        amount_cents=order.due_cents or 0,
+        currency=order.currency,
+        payment_method=order.payment_method,
+    )

@@ -1,0 +1,405 @@
+"""The courier: ``prepare_order`` asks for one, ``dispatch_order`` hands the parcel over.
+
+The accepted decision is the pivot: before it a failure compensates the order, after it the order
+only goes forward. Neither step has an undo: a message about an order that has moved on is
+ignored, and a parcel under way is not called back.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from sqlalchemy import bindparam, insert, update
+from sqlmodel import Session, col, select
+
+from store.database import reading, transaction
+from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
+from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
+from store.models import ENDED, Book, Courier, Decision, Order, OrderLine, OrderStatus, utc_now
+from store.notifications import Notice, topic
+from store.queue import order_queue
+from store.saga import SagaOrder, forward, give_up, lock_orders
+from store.settings import settings
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+
+logger = logging.getLogger("store.dispatch")
+
+DISPATCHER = "dispatch_orders"
+"""How the queue's worker signs its decisions."""
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def prepare_order(order_ids: list[str]) -> list[str]:
+    """Send a message for each order that it seeks a courier; from now on the order waits.
+
+    The wait's end is fixed here, so that a run which starts again does not wait longer.
+
+    Returns:
+        The ids of the orders that go on.
+    """
+    with forward("prepare_order", order_ids) as intents:
+        wait_until = utc_now() + timedelta(seconds=settings().courier_timeout_seconds)
+        bodies = []
+        for order in intents.todo:
+            message = OrderMessage(order_id=order.id, attempt=order.attempt, copies=order.copies)
+            bodies.append(message.model_dump_json())
+            # An answer may come as soon as the message is out, so the order waits before that.
+            intents.intend(order, {}, status=OrderStatus.WAITING, wait_until=wait_until)
+    order_queue().send(bodies)
+    with forward("prepare_order", order_ids) as step:
+        for order in step.todo:
+            step.done(order, {"sent_at": utc_now().isoformat()})
+    return step.going_on()
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def find_couriers(messages: list[OrderMessage]) -> list[str]:
+    """Decide on each order that waits: the courier with the most free capacity takes it.
+
+    An order that every courier is too small for gets no courier. One that only has to wait until
+    a courier is free is left undecided; its message comes again. An order that does not wait, or
+    not any more, is passed over.
+
+    Returns:
+        The ids of the orders that were decided now.
+    """
+    with transaction() as session:
+        orders = lock_orders(session, [message.order_id for message in messages])
+        couriers = _lock_couriers(session)
+        free = {id_: c.capacity_copies - c.assigned_copies for id_, c in couriers.items()}
+        largest = max((courier.capacity_copies for courier in couriers.values()), default=0)
+        decided: dict[str, tuple[SagaOrder, CourierAnswer]] = {}
+        for message in messages:
+            order = orders.get(message.order_id)
+            if order is None or order.id in decided or not _waits(order, message.attempt):
+                continue
+            if order.copies > largest:
+                answer = CourierAnswer(
+                    outcome=NO_COURIER,
+                    reason=f"no courier carries {order.copies} copies at once",
+                    answered_by=DISPATCHER,
+                )
+            else:
+                freest = max(free, key=lambda id_: free[id_])
+                if free[freest] < order.copies:
+                    continue
+                free[freest] -= order.copies
+                answer = CourierAnswer(outcome=ASSIGNED, courier=freest, answered_by=DISPATCHER)
+            decided[order.id] = (order, answer)
+        _decide(session, list(decided.values()))
+        return list(decided)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Where the order of a message stands, as its dispatcher needs to know it."""
+
+    exists: bool
+    is_open: bool = False
+    is_settled: bool = False
+    run_id: str | None = None
+    answer: CourierAnswer | None = None
+
+
+def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
+    """Return where the order of each message stands.
+
+    A message is settled when its order has ended, or has begun another attempt.
+    """
+    ids = {message.order_id for message in messages}
+    with reading() as session:
+        orders = {o.id: o for o in session.exec(select(Order).where(col(Order.id).in_(ids)))}
+        decisions = {
+            (decision.order_id, decision.attempt): decision
+            for decision in session.exec(
+                select(Decision).where(col(Decision.order_id).in_(ids), col(Decision.accepted))
+            )
+        }
+        return {
+            message: _decided(
+                message,
+                orders.get(message.order_id),
+                decisions.get((message.order_id, message.attempt)),
+            )
+            for message in messages
+        }
+
+
+def _decided(message: OrderMessage, order: Order | None, decision: Decision | None) -> Decided:
+    if order is None:
+        return Decided(exists=False)
+    this_attempt = order.attempt == message.attempt
+    return Decided(
+        exists=True,
+        is_open=this_attempt and order.status == OrderStatus.WAITING,
+        is_settled=not this_attempt or order.status in ENDED,
+        run_id=order.run_id,
+        answer=None
+        if decision is None
+        else CourierAnswer(
+            outcome=ASSIGNED if decision.courier_id else NO_COURIER,
+            courier=decision.courier_id or "",
+            reason=decision.reason,
+            answered_by=decision.decided_by,
+        ),
+    )
+
+
+def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
+    """Record a person's answer, unless the order has its decision already: the first one wins.
+
+    An answer that comes second, or after the order's end, is kept as not accepted and holds none
+    of its courier's capacity.
+
+    Returns:
+        The decision that counts; this late one if the order ended without any.
+
+    Raises:
+        InvalidDecision: the answer makes no sense; nothing was recorded, the order waits on.
+    """
+    with transaction() as session:
+        order = lock_orders(session, [order_id])[order_id]
+        if _waits(order, order.attempt):
+            _require_sense(order, answer, _lock_couriers(session))
+            _decide(session, [(order, answer)])
+            return _decisions(session, order)[0]
+        counting = _decisions(session, order)
+        if counting and _says(counting[0], answer):
+            return counting[0]
+        late = Decision(**_row(order, answer, accepted=False))
+        session.add(late)
+        session.flush()
+        logger.warning(
+            "late answer for order %s, which is %s: %s %s by %s; it changes nothing",
+            order.id,
+            order.status,
+            answer.outcome,
+            answer.courier,
+            answer.answered_by or "nobody named",
+        )
+        session.expunge(late)
+        return counting[0] if counting else late
+
+
+def expire_waits(order_ids: Sequence[str]) -> None:
+    """End the wait of those orders whose time for an answer is over; they are to be compensated."""
+    with transaction() as session:
+        waiting = [
+            order
+            for order in lock_orders(session, order_ids).values()
+            if order.status == OrderStatus.WAITING
+            and order.wait_until is not None
+            and order.wait_until <= utc_now()
+        ]
+        give_up(
+            session,
+            [
+                (
+                    o,
+                    CourierWaitExpired(
+                        f"no courier answered until {o.wait_until:%Y-%m-%d %H:%M:%S} UTC"
+                    ),
+                )
+                for o in waiting
+            ],
+        )
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def dispatch_order(order_ids: list[str]) -> list[str]:
+    """Publish that each order is on its way and hand it over to its courier.
+
+    It comes after the pivot: it is tried until it succeeds, and never leads to a refund. Handing
+    over frees the courier's capacity.
+
+    Returns:
+        The ids of the orders that are dispatched.
+    """
+    with forward("dispatch_order", order_ids) as intents:
+        going = [o for o in intents.todo if o.status == OrderStatus.DISPATCHING]
+        notices = _notices(intents.session, going)
+        for order in going:
+            intents.intend(order, {"courier": order.courier_id})
+    if notices:
+        topic().publish(notices)
+    with forward("dispatch_order", order_ids) as step:
+        handed_over: dict[str, int] = {}
+        for order in step.todo:
+            if order.id in step.intents and order.courier_id is not None:
+                handed_over[order.courier_id] = handed_over.get(order.courier_id, 0) + order.copies
+                step.done(order, {"courier": order.courier_id}, status=OrderStatus.DISPATCHED)
+        _lock_couriers(step.session)
+        _assign(step.session, {id_: -copies for id_, copies in handed_over.items()})
+    return step.going_on()
+
+
+def _waits(order: SagaOrder, attempt: int) -> bool:
+    return order.status == OrderStatus.WAITING and order.attempt == attempt
+
+
+def _lock_couriers(session: Session) -> dict[str, Courier]:
+    couriers = session.exec(select(Courier).order_by(Courier.id).with_for_update())
+    return {courier.id: courier for courier in couriers}
+
+
+def _require_sense(
+    order: SagaOrder, answer: CourierAnswer, couriers: Mapping[str, Courier]
+) -> None:
+    """Raise InvalidDecision, with the remedy, for an answer that cannot be carried out."""
+    if answer.outcome == NO_COURIER:
+        if answer.courier:
+            raise InvalidDecision(
+                f"courier: leave it empty for “{NO_COURIER}”, or choose “{ASSIGNED}”"
+            )
+        return
+    if not answer.courier:
+        raise InvalidDecision(f"courier: give the courier's id for “{ASSIGNED}”")
+    courier = couriers.get(answer.courier)
+    if courier is None:
+        raise InvalidDecision(
+            f"courier: nobody has the id “{answer.courier}”; there are {', '.join(couriers)}"
+        )
+    free = courier.capacity_copies - courier.assigned_copies
+    if free < order.copies:
+        raise InvalidDecision(
+            f"courier: {courier.id} has room for {free} copies, the order has {order.copies}; "
+            "choose another one"
+        )
+
+
+def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]) -> None:
+    """Make each answer its order's decision. Orders and couriers must be locked."""
+    if not decided:
+        return
+    session.execute(insert(Decision), [_row(o, answer, accepted=True) for o, answer in decided])
+    assigned = [(order, answer) for order, answer in decided if answer.outcome == ASSIGNED]
+    if assigned:
+        session.connection().execute(
+            update(Order)
+            .where(col(Order.id) == bindparam("of"))
+            .values(
+                status=OrderStatus.DISPATCHING,
+                courier_id=bindparam("courier"),
+                updated_at=utc_now(),
+            ),
+            [{"of": order.id, "courier": answer.courier} for order, answer in assigned],
+        )
+    copies: dict[str, int] = {}
+    for order, answer in assigned:
+        copies[answer.courier] = copies.get(answer.courier, 0) + order.copies
+    _assign(session, copies)
+    give_up(
+        session,
+        [
+            (order, NoCourierAvailable(answer.reason or "no courier takes the order"))
+            for order, answer in decided
+            if answer.outcome == NO_COURIER
+        ],
+    )
+
+
+def _assign(session: Session, copies: Mapping[str, int]) -> None:
+    if copies:
+        session.connection().execute(
+            update(Courier)
+            .where(col(Courier.id) == bindparam("courier"))
+            .values(assigned_copies=col(Courier.assigned_copies) + bindparam("added")),
+            [{"courier": id_, "added": added} for id_, added in copies.items()],
+        )
+
+
+def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str, Any]:
+    return {
+        "order_id": order.id,
+        "attempt": order.attempt,
+        "outcome": answer.outcome,
+        "courier_id": answer.courier or None,
+        "reason": answer.reason,
+        "decided_by": answer.answered_by,
+        "accepted": accepted,
+        "decided_at": utc_now(),
+    }
+
+
+def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
+    """Return the accepted decision of the order's present attempt: one, or none."""
+    found = session.exec(
+        select(Decision).where(
+            col(Decision.order_id) == order.id,
+            col(Decision.attempt) == order.attempt,
+            col(Decision.accepted),
+        )
+    ).all()
+    session.expunge_all()
+    return list(found)
+
+
+def _says(decision: Decision, answer: CourierAnswer) -> bool:
+    return (decision.outcome, decision.courier_id or "", decision.decided_by) == (
+        answer.outcome,
+        answer.courier,
+        answer.answered_by,
+    )
+
+
+def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
+    ids = [order.id for order in orders]
+    titles: dict[str, list[str]] = {id_: [] for id_ in ids}
+    for order_id, quantity, title in session.exec(
+        select(OrderLine.order_id, OrderLine.quantity, Book.title)
+        .join(Book, col(Book.id) == col(OrderLine.book_id))
+        .where(col(OrderLine.order_id).in_(ids))
+    ):
+        titles[order_id].append(f"{quantity} of “{title}”")
+    return [
+        Notice(
+            key=f"{order.id}:{order.attempt}:dispatched",
+            order_id=order.id,
+            subject=f"Order {order.id} is on its way",
+            body="\n".join(
+                [
+                    f"Order {order.id} was handed over to courier {order.courier_id}.",
+                    "",
+                    *titles[order.id],
+                    "",
+                    f"Total: {money(order.total_cents or 0, order.currency)}",
+                    f"Paid with points: {order.points_redeemed}",
+                    f"Charged: {money(order.due_cents or 0, order.currency)}",
+                ]
+            ),
+            data={
+                "event": "dispatched",
+                "orderId": order.id,
+                "attempt": order.attempt,
+                "courier": order.courier_id,
+                "copies": order.copies,
+                "totalCents": order.total_cents,
+                "pointsRedeemed": order.points_redeemed,
+                "chargedCents": order.due_cents,
+                "currency": order.currency,
+            },
+        )
+        for order in orders
+    ]

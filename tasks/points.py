@@ -1,0 +1,109 @@
+"""The customers' points: ``redeem_points`` spends them, ``restore_points`` gives them back.
+
+One point is worth one unit of the currency.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from sqlalchemy import bindparam, update
+from sqlmodel import Session, col, select
+
+from store.errors import RedeemPointsError
+from store.models import Customer
+from store.saga import backward, forward
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+
+CENTS_PER_POINT = 100
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def redeem_points(order_ids: list[str]) -> list[str]:
+    """Pay each order that asks for it with its customer's points, as far as they go.
+
+    At most the order's total is redeemed, in whole points; the rest stays with the customer.
+    Undone by :func:`restore_points`.
+
+    Returns:
+        The ids of the orders that go on, those that redeem nothing among them.
+
+    Raises:
+        RedeemPointsError: no order goes on; the customer is gone.
+    """
+    with forward("redeem_points", order_ids) as step:
+        customers = _lock_customers(step.session, {o.user_id for o in step.todo if o.redeem})
+        left = {id_: customer.points for id_, customer in customers.items()}
+        for order in step.todo:
+            if not order.redeem:
+                step.skip(order)
+            elif order.user_id not in left:
+                step.fail(order, RedeemPointsError(f"customer {order.user_id} is gone"))
+            else:
+                total_cents = order.total_cents or 0
+                points = min(left[order.user_id], total_cents // CENTS_PER_POINT)
+                left[order.user_id] -= points
+                step.done(
+                    order,
+                    {"points": points, "user_id": order.user_id},
+                    points_redeemed=points,
+                    due_cents=total_cents - points * CENTS_PER_POINT,
+                )
+        _add_points(step.session, {id_: left[id_] - customers[id_].points for id_ in left})
+    return step.going_on()
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def restore_points(order_ids: list[str]) -> list[str]:
+    """Give the redeemed points of failed orders back; the undo of redeem_points.
+
+    A customer who is gone is not created again: the record says that nobody was there.
+
+    Returns:
+        The ids of the orders whose points were given back now.
+    """
+    with backward("redeem_points", order_ids) as undo:
+        customers = _lock_customers(undo.session, {r.result["user_id"] for _, r in undo.todo})
+        returned: dict[str, int] = {}
+        for _, record in undo.todo:
+            user_id, points = record.result["user_id"], record.result["points"]
+            if user_id in customers:
+                returned[user_id] = returned.get(user_id, 0) + points
+                undo.undone(record, {"points": points})
+            else:
+                undo.undone(record, {"points": 0, "reason": f"customer {user_id} is gone"})
+        _add_points(undo.session, returned)
+        return [order.id for order, _ in undo.todo]
+
+
+def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, Customer]:
+    customers = session.exec(
+        select(Customer)
+        .where(col(Customer.id).in_(list(user_ids)))
+        .order_by(Customer.id)
+        .with_for_update()
+    )
+    return {customer.id: customer for customer in customers}
+
+
+def _add_points(session: Session, points: Mapping[str, int]) -> None:
+    changed = [{"customer": id_, "added": added} for id_, added in points.items() if added]
+    if changed:
+        session.connection().execute(
+            update(Customer)
+            .where(col(Customer.id) == bindparam("customer"))
+            .values(points=col(Customer.points) + bindparam("added")),
+            changed,
+        )

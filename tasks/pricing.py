@@ -1,0 +1,69 @@
+"""The price: ``calculate_total`` fixes what an order costs. There is nothing to undo."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from sqlalchemy import bindparam, update
+from sqlmodel import col, select
+
+from store.errors import BookHasNoPrice
+from store.models import Book, OrderLine
+from store.saga import forward
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=if_transient,
+    cache_policy=NO_CACHE,
+)
+def calculate_total(order_ids: list[str]) -> list[str]:
+    """Write each order's unit prices and total, in cents; prices that change later do not count.
+
+    Returns:
+        The ids of the orders that go on.
+
+    Raises:
+        BookHasNoPrice: no order goes on; a price was taken away since the copies were reserved.
+    """
+    with forward("calculate_total", order_ids) as step:
+        priced: dict[str, list[tuple[OrderLine, int | None]]] = {o.id: [] for o in step.todo}
+        for line, price_cents in step.session.exec(
+            select(OrderLine, Book.price_cents)
+            .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
+            .where(col(OrderLine.order_id).in_(list(priced)))
+        ):
+            priced[line.order_id].append((line, price_cents))
+        unit_prices = []
+        for order in step.todo:
+            total_cents = 0
+            unpriced = None
+            for line, price_cents in priced[order.id]:
+                if price_cents is None:
+                    unpriced = line.book_id
+                    break
+                total_cents += line.quantity * price_cents
+                unit_prices.append(
+                    {"of": order.id, "book": line.book_id, "unit_price_cents": price_cents}
+                )
+            if unpriced is not None:
+                step.fail(order, BookHasNoPrice(f"book {unpriced} has no price any more"))
+                continue
+            step.done(
+                order,
+                {"total_cents": total_cents},
+                total_cents=total_cents,
+                due_cents=total_cents,
+            )
+        if unit_prices:
+            step.session.connection().execute(
+                update(OrderLine)
+                .where(
+                    col(OrderLine.order_id) == bindparam("of"),
+                    col(OrderLine.book_id) == bindparam("book"),
+                )
+                .values(unit_price_cents=bindparam("unit_price_cents")),
+                unit_prices,
+            )
+    return step.going_on()

@@ -1,0 +1,34 @@
+"""Which failures a task tries again, and how long it waits in between."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.tasks import Task
+
+from store.database import is_connection_error
+from store.errors import RetryableError
+
+RETRIES = 3
+"""The original retries BillCustomer three times; the same patience serves every step."""
+RETRY_DELAYS_SECONDS = [1.0, 4.0, 10.0]
+"""Long enough for a restart of a database, short enough for a customer who waits."""
+RETRY_JITTER = 0.5
+"""Spreads the retries of many runs that were hit by the same outage."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether the same call may succeed later."""
+    return isinstance(error, RetryableError) or is_connection_error(error)
+
+
+def if_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether to retry a failed task: never for an order's own error."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_transient(error)
+
+
+def is_last_try() -> bool:
+    """Say whether the task that is running will not be tried again if it fails now."""
+    run = TaskRunContext.get()
+    return run is None or run.task_run.run_count > run.task.retries
