@@ -10,7 +10,9 @@ import time
 from prefect import flow, runtime
 
 from flows.compensation import compensate_run
-from flows.courier_wait import await_courier
+from flows.continuation import continue_crashed_run
+from flows.courier_wait import Wait, await_courier
+from flows.order_events import tell
 from store.errors import OrderError, OrderInProgress
 from store.messages import CheckoutOrder, Receipt
 from store.models import ENDED, OrderStatus
@@ -36,8 +38,9 @@ def order_name() -> str:
     retries=0,
     on_failure=[compensate_run],
     on_cancellation=[compensate_run],
+    on_crashed=[continue_crashed_run],
 )
-def store_checkout(order: CheckoutOrder) -> Receipt:
+def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
     """Check one order out: reserve, price, redeem, bill, find a courier, dispatch.
 
     A failure before a courier has accepted gives back all that was taken (see `compensate`).
@@ -46,6 +49,7 @@ def store_checkout(order: CheckoutOrder) -> Receipt:
         order: The order, as the original took it: `{"userId": …, "bookId": …, "quantity": 1,
             "redeem": false}`, or with `items` for a cart of several titles. `orderId` is your
             idempotency key.
+        wait: `pause` keeps the run's process while a courier is sought; `suspend` keeps none.
 
     Returns:
         The receipt of the dispatched order.
@@ -54,9 +58,10 @@ def store_checkout(order: CheckoutOrder) -> Receipt:
         RefusedOrder: the order was not accepted; nothing changed.
         OrderError: the order cannot be carried out; the message says what is given back.
     """
-    accepted = accept_order(order, str(runtime.flow_run.id))
-    if not accepted.owned:
-        return join(accepted.id)
+    run_id = str(runtime.flow_run.id)
+    accepted = accept_order(order, run_id)
+    if not accepted.owned and not await_other_run(accepted.id, run_id):
+        return receipt(accepted.id)
     group = [accepted.id]
     try:
         check_inventory(group)
@@ -65,27 +70,31 @@ def store_checkout(order: CheckoutOrder) -> Receipt:
             redeem_points(group)
         bill_customer(group)
         prepare_order(group)
-        await_courier(accepted.id)
+        await_courier(accepted.id, wait, accepted.started_over)
         dispatch_order(group)
     except OrderError as error:
+        tell(group)
         raise explain(accepted.id, error) from error
+    tell(group)
     return receipt(accepted.id)
 
 
-def join(order_id: str) -> Receipt:
-    """Wait for the end of an order that another run carries out, and return its receipt.
+def await_other_run(order_id: str, run_id: str) -> bool:
+    """Wait while another run carries the order out.
+
+    Returns:
+        Whether the order was handed over to this run; false when it has ended.
 
     Raises:
-        OrderError: the order ended otherwise; its reason.
-        OrderInProgress: it has not ended in the time that an order waits for a courier at most.
+        OrderInProgress: neither happened in the time that an order waits for a courier at most.
     """
     deadline = time.monotonic() + settings().courier_timeout_seconds
-    while True:
-        order = read_order(order_id)
-        if order.status in ENDED:
-            return receipt(order_id)
+    while (order := read_order(order_id)).status not in ENDED:
+        if order.run_id == run_id:
+            return True
         if time.monotonic() >= deadline or order.status == OrderStatus.COMPENSATION_FAILED:
             raise OrderInProgress(
                 f"order {order_id} is {order.status} in flow run {order.run_id}; look there"
             )
         time.sleep(settings().pause_poll_seconds)
+    return False

@@ -8,11 +8,13 @@ import logging
 from typing import Any
 
 import httpx
-from prefect import flow, tags
+from prefect import flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import Flow
 
+from flows.continuation import continue_run
+from flows.order_events import tell
 from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
 from store.models import OrderStatus
 from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
@@ -58,6 +60,7 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
             logger.exception("undo %s failed", undo.name)
             record_undo_failure(step, order_ids, f"{type(error).__name__}: {error}")
     statuses = conclude_compensation(order_ids)
+    tell(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
     )
@@ -69,18 +72,23 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
     return {id_: str(status) for id_, status in statuses.items()}
 
 
-def compensate_run(_flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def compensate_run(
+    flow: Flow[..., Any],  # noqa: ARG001  (the name by which Prefect gives it)
+    flow_run: FlowRun,
+    state: State[Any],
+) -> None:
     """Prefect's hook: compensate what the ended run owns and no courier has accepted.
 
     Orders of other runs are never touched. An interruption (Prefect's server or the database was
-    away) is no failure of an order; such orders are left as they are, to be continued.
+    away) is no failure of an order: the run is started again.
     """
     order_ids = orders_of_run(str(flow_run.id))
     if not order_ids:
         return
     error = _reason(state)
     if error is None:
-        logger.warning("run %s was interrupted; its orders go on later", flow_run.name)
+        with get_client(sync_client=True) as client:
+            continue_run(client, str(flow_run.id), order_ids)
         return
     to_undo = abandon(order_ids, error)
     if to_undo:

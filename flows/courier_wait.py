@@ -8,15 +8,17 @@ and the time-out gives way to a decision of the last moment.
 import logging
 import math
 import time
-from typing import cast
-from uuid import uuid4
+from typing import Literal
+from uuid import UUID, uuid4
 
 import httpx
-from prefect import get_client, pause_flow_run, runtime
+from prefect import get_client, pause_flow_run, runtime, suspend_flow_run
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
-from prefect.input import RunInput, keyset_from_paused_state
-from prefect.states import Paused, Running
+from prefect.input import RunInput
+from prefect.states import Running
 
+from flows.order_events import tell_of_wait
 from store.errors import InvalidDecision
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus, utc_now
@@ -28,56 +30,107 @@ logger = logging.getLogger("store.courier_wait")
 
 SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect's client raises, its own retries spent, while the server is away or starting."""
+Wait = Literal["pause", "suspend"]
+"""``pause`` keeps the run's process while it waits and goes on within seconds of the answer;
+``suspend`` keeps none, for waits of hours, and needs a deployment and a worker to go on."""
+ANSWERS_AT_MOST = 50
+"""Answers of one attempt that are looked at: a person's refused tries, and the one that counts."""
 
 
 class DispatchDecision(RunInput, CourierAnswer):
     """The form with which a person, or the dispatcher, resumes a waiting run."""
 
 
-def await_courier(order_id: str) -> None:
+def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
     """Return when a courier has accepted the order.
+
+    With ``suspend`` the process ends here, and the run starts over from its top when it is
+    resumed; its answer is then found among the run's inputs.
+
+    Args:
+        order_id: The order, which waits or is decided already.
+        wait: How to wait.
+        started_over: Whether an earlier execution of the run may have waited already.
 
     Raises:
         NoCourierAvailable, CourierWaitExpired: it was decided, or time has decided, otherwise.
         OrderError: the order was ended in another way meanwhile, for example cancelled.
     """
     refused = ""
-    while True:
-        order = read_order(order_id)
-        if order.status != OrderStatus.WAITING:
-            break
-        answer = _ask(order, refused)
+    if started_over:
+        with get_client(sync_client=True) as client:
+            refused = record_answers_left(client, read_order(order_id))
+    tell_of_wait(read_order(order_id))
+    while (order := read_order(order_id)).status == OrderStatus.WAITING:
+        answer = _ask(order, refused, wait)
         if answer is None:
             expire_waits([order_id])
-            continue
-        try:
-            record_answer(order_id, answer)
-        except InvalidDecision as problem:
-            refused = str(problem)
-            logger.warning("answer for order %s refused: %s", order_id, problem)
+        else:
+            refused = _record(order, answer)
     if order.status not in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
         raise outcome_error(order)
 
 
-def _ask(order: Order, refused: str) -> CourierAnswer | None:
-    """Pause the run until it is resumed; return the answer, or none if there was not any."""
-    # A key is used once: Prefect answers a known key with its old answer, without a pause.
-    key = f"courier-{uuid4().hex[:12]}"
-    form = DispatchDecision.with_initial_data(description=describe(order, refused))
+def record_answers_left(client: SyncPrefectClient, order: Order) -> str:
+    """Record what was answered to the order's run while no process listened.
+
+    Prefect accepts a resume for a run whose process is dead; the answer then lies among the run's
+    inputs and nowhere else.
+
+    Returns:
+        Why the last answer was refused, if it was.
+    """
+    refused = ""
+    if order.run_id is None or order.status != OrderStatus.WAITING:
+        return refused
+    for prefix in (f"paused-{_key(order)}", f"suspended-{_key(order)}"):
+        inputs = client.filter_flow_run_input(
+            UUID(order.run_id), key_prefix=prefix, limit=ANSWERS_AT_MOST, exclude_keys=set()
+        )
+        for answer in sorted(inputs, key=lambda given: given.created or utc_now()):
+            if answer.key.endswith("-response"):
+                refused = _record(order, CourierAnswer.model_validate_json(answer.value))
+    return refused
+
+
+def _key(order: Order) -> str:
+    """Return the beginning of the keys of all pauses of the order's present attempt."""
+    return f"courier-{order.attempt}-"
+
+
+def _record(order: Order, answer: CourierAnswer) -> str:
+    """Record an answer; return why it was refused, if it was."""
     try:
+        record_answer(order.id, answer)
+    except InvalidDecision as problem:
+        logger.warning("answer for order %s refused: %s", order.id, problem)
+        return str(problem)
+    return ""
+
+
+def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
+    """Pause the run until it is resumed; return the answer, or none if there was not any."""
+    form = DispatchDecision.with_initial_data(description=describe(order, refused))
+    # A key is used once: Prefect answers a known one with its old answer, unpaused.
+    key = f"{_key(order)}{uuid4().hex[:12]}"
+    timeout = _seconds_left(order)
+    try:
+        if wait == "suspend":
+            return suspend_flow_run(wait_for_input=form, timeout=timeout, key=key)
         return pause_flow_run(
             wait_for_input=form,
-            timeout=_seconds_left(order),
+            timeout=timeout,
             poll_interval=settings().pause_poll_seconds,
             key=key,
         )
     except FlowPauseTimeout:
         # The server may have failed the run already, but a decision of the last moment counts.
-        _end_pause()
-        return None
+        with get_client(sync_client=True) as client:
+            _end_pause(client)
     except SERVER_AWAY as error:
         logger.warning("order %s waits on while Prefect's server is away: %r", order.id, error)
-        return _answer_after_outage(order, key)
+        _sit_out_outage(order)
+    return None
 
 
 def _seconds_left(order: Order) -> int:
@@ -86,34 +139,30 @@ def _seconds_left(order: Order) -> int:
     return max(1, math.ceil((order.wait_until - utc_now()).total_seconds()))
 
 
-def _answer_after_outage(order: Order, key: str) -> CourierAnswer | None:
-    """Wait for the server, end the interrupted pause, and return an answer given to it, if any.
+def _sit_out_outage(order: Order) -> None:
+    """Wait for Prefect's server, end the interrupted pause, record an answer given to it.
 
-    The pause is ended before the answer is looked for: a resume that the server accepted in
+    The pause is ended before the answers are looked at: a resume that the server accepted in
     between has then left its answer, and a later one finds the next pause.
     """
     while _seconds_left(order) > 1:
         try:
-            _end_pause()
-            keyset = keyset_from_paused_state(Paused(pause_key=key))
-            return cast(CourierAnswer, DispatchDecision.load(keyset))
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code == httpx.codes.NOT_FOUND:
-                return None
-            logger.warning("Prefect's server is not ready: %s", error)
-        except httpx.TransportError as error:
+            with get_client(sync_client=True) as client:
+                _end_pause(client)
+                record_answers_left(client, order)
+        except SERVER_AWAY as error:
             logger.warning("Prefect's server is still away: %r", error)
-        time.sleep(settings().pause_poll_seconds)
-    return None
+            time.sleep(settings().pause_poll_seconds)
+        else:
+            return
 
 
-def _end_pause() -> None:
+def _end_pause(client: SyncPrefectClient) -> None:
     """Tell Prefect that this run goes on, where it still shows the pause, or failed it with it.
 
     A cancellation or a crash that was set meanwhile stays.
     """
-    with get_client(sync_client=True) as client:
-        run_id = runtime.flow_run.id
-        state = client.read_flow_run(run_id).state
-        if state is not None and (state.is_paused() or state.is_failed()):
-            client.set_flow_run_state(run_id, Running(), force=True)
+    run_id = runtime.flow_run.id
+    state = client.read_flow_run(run_id).state
+    if state is not None and (state.is_paused() or state.is_failed()):
+        client.set_flow_run_state(run_id, Running(), force=True)

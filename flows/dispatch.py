@@ -8,7 +8,9 @@ store's own database.
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 import httpx
@@ -26,6 +28,8 @@ logger = logging.getLogger("store.dispatch")
 
 GROUP = 500
 """Messages that are decided in one transaction."""
+RESUMERS = 8
+"""Runs that are resumed at the same time: each is one request that waits on Prefect's server."""
 FIRST_LOOK_SECONDS = 0.5
 LAST_LOOK_SECONDS = 20.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
@@ -67,12 +71,12 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
     deadline = time.monotonic() + listen_seconds
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client, ThreadPoolExecutor(RESUMERS) as resumers:
         while time.monotonic() < deadline:
             take_in(queue, in_hand, report)
-            look_after(queue, in_hand, client, report)
+            look_after(queue, in_hand, client, resumers, report)
     # Whatever is still in hand is handed back at once, for the next dispatcher.
-    queue.hide([held.received for held in in_hand.values()], seconds=0)
+    queue.hand_back([held.received for held in in_hand.values()])
     report.handed_back = len(in_hand)
     return report
 
@@ -93,7 +97,11 @@ def take_in(queue: OrderQueue, in_hand: dict[str, InHand], report: DispatchRepor
 
 
 def look_after(
-    queue: OrderQueue, in_hand: dict[str, InHand], client: SyncPrefectClient, report: DispatchReport
+    queue: OrderQueue,
+    in_hand: dict[str, InHand],
+    client: SyncPrefectClient,
+    resumers: ThreadPoolExecutor,
+    report: DispatchReport,
 ) -> None:
     """Decide what is open, resume what is decided, delete the messages that are settled."""
     now = time.monotonic()
@@ -105,6 +113,7 @@ def look_after(
     if undecided:
         report.decided += len(find_couriers(undecided))
         known = decisions_of([held.message for held in due])
+    to_resume = []
     settled = []
     for held in due:
         state = known[held.message]
@@ -118,9 +127,10 @@ def look_after(
             del in_hand[held.received.id]
         else:
             if state.answer is not None:
-                report.resumed += resume(client, state)
+                to_resume.append(state)
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
+    report.resumed += sum(resumers.map(partial(resume, client), to_resume))
     queue.delete(settled)
     report.settled += len(settled)
     queue.hide(

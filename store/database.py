@@ -8,7 +8,7 @@ orders first, then books, customers and couriers, each by id, so that no two can
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from store.settings import settings
 SQLITE_BUSY_MILLISECONDS = 60_000
 
 
-@lru_cache(maxsize=4)
+@cache
 def engine(url: str) -> Engine:
-    """Return this process's engine for ``url``; nothing is connected before first use."""
+    """Return this process's one engine for ``url``; nothing is connected before first use."""
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
 
@@ -72,10 +72,12 @@ def insert_missing(
     Returns:
         The primary keys of the rows that were inserted.
     """
-    values = list(rows)
+    table = model.__table__  # type: ignore[attr-defined]
+    key = [column.name for column in table.primary_key.columns]
+    # Whoever inserts a key that another transaction has inserted waits for it, so all go by key.
+    values = sorted(rows, key=lambda row: [row[name] for name in key])
     if not values:
         return []
-    table = model.__table__  # type: ignore[attr-defined]
     dialect = session.get_bind().dialect.name
     insert = sqlite_insert if dialect == "sqlite" else postgresql_insert
     statement = insert(model).on_conflict_do_nothing().returning(*table.primary_key.columns)

@@ -86,6 +86,22 @@ class PaymentGatewayUnavailable(RetryableError):
     """The gateway did not answer for some charges, so their outcome is unknown for now."""
 
 
+class QueueUnavailable(RetryableError):
+    """The order queue did not answer, or did not take everything; it names what it did not take."""
+
+
+class TopicUnavailable(RetryableError):
+    """The topic did not answer, or did not take everything; it names what it did not take."""
+
+
+class QueueRefused(StoreError):
+    """The order queue refused a call and would refuse it again: its address, rights or content."""
+
+
+class TopicRefused(StoreError):
+    """The topic refused a call and would refuse it again: its address, rights or content."""
+
+
 class KeyReused(StoreError):
     """An idempotency key came again with another amount, currency or payment method."""
 

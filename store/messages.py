@@ -30,21 +30,31 @@ def _accept_both_spellings(schema: dict[str, Any]) -> None:
     ``if``/``then`` are used because the UI's form ignores them.
     """
     properties: dict[str, Any] = schema["properties"]
-    snake = {
-        name: "".join(f"_{c.lower()}" if c.isupper() else c for c in name) for name in properties
-    }
-    schema["patternProperties"] = {
-        f"^{snake[name]}$": {k: v for k, v in definition.items() if k not in ("title", "position")}
-        for name, definition in properties.items()
-        if snake[name] != name
-    }
     for definition in properties.values():
         if definition.get("default", ...) is None:
             del definition["default"]
+    snake = {
+        name: "".join(f"_{c.lower()}" if c.isupper() else c for c in name) for name in properties
+    }
     required = schema.pop("required", [])
+    schema["patternProperties"] = {
+        f"^{snake[name]}$": {
+            "type": definition["type"] if name in required else [definition["type"], "null"],
+            "pattern": definition["pattern"],
+        }
+        for name, definition in properties.items()
+        if snake[name] != name
+    }
     schema["required"] = [name for name in required if snake[name] == name]
+    # The type is said again: Prefect lets null pass for a property that is not in "required".
     schema["allOf"] = [
-        {"if": {"not": {"required": [snake[name]]}}, "then": {"required": [name]}}
+        {
+            "if": {"not": {"required": [snake[name]]}},
+            "then": {
+                "required": [name],
+                "properties": {name: {"type": properties[name]["type"]}},
+            },
+        }
         for name in required
         if snake[name] != name
     ]
@@ -155,7 +165,9 @@ class CourierAnswer(BaseModel):
         default="", max_length=ID_LENGTH, description="The courier's id, if one takes the order."
     )
     reason: str = Field(
-        default="", max_length=500, description="Why no courier takes it, or any remark."
+        default="",
+        max_length=500,
+        description="Why no courier takes it. Shown with the order: no personal data.",
     )
     answered_by: str = Field(
         default="", max_length=ID_LENGTH, description="Who answers: your name or initials."

@@ -68,11 +68,16 @@ ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 
 
 class StepState(StrEnum):
-    """State of a step in the saga log."""
+    """State of a step in the saga log; ``void`` is an intent that was refused, with no effect."""
 
     INTENDED = "intended"
     DONE = "done"
+    VOID = "void"
     UNDONE = "undone"
+
+
+HOLDING = (StepState.INTENDED, StepState.DONE)
+"""A step in these has, or may have, an effect that is not undone."""
 
 
 class Book(SQLModel, table=True):
@@ -119,7 +124,11 @@ class Courier(SQLModel, table=True):
 
 
 class Order(SQLModel, table=True):
-    """One order: its input, its owner (a flow run), its attempt and where it stands."""
+    """One order: its input, its owner (a flow run), its attempt and where it stands.
+
+    ``continuing`` tells the store's own restart of a crashed run, which must never begin a new
+    attempt, from a person's Retry, which does.
+    """
 
     __tablename__ = "orders"
     __table_args__ = (
@@ -151,6 +160,9 @@ class Order(SQLModel, table=True):
     error: str | None = Field(default=None, max_length=ID_LENGTH)
     message: str | None = None
     continuations: int = 0
+    continuing: bool = False
+    announced_attempt: int = 0
+    reminded_attempt: int = 0
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 

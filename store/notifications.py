@@ -27,7 +27,11 @@ class Topic(Protocol):
     """What the checkout asks of a topic."""
 
     def publish(self, notices: Sequence[Notice]) -> None:
-        """Publish each notice at least once, or raise if any was not taken."""
+        """Publish each notice at least once, or raise if any was not taken.
+
+        Raises:
+            TopicUnavailable: the topic is out of reach or overloaded; publishing again is safe.
+        """
         ...
 
 
@@ -36,6 +40,11 @@ def topic() -> Topic:
     match settings().topic:
         case "table":
             return TableTopic()
+        case "sns":
+            # boto3 takes a good part of a second to import; only who uses it pays for it.
+            from store.sns import SnsTopic
+
+            return SnsTopic.from_settings()
 
 
 class TableTopic:

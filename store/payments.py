@@ -6,7 +6,7 @@ answer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from sqlmodel import Session, col, select
@@ -116,7 +116,8 @@ class Ledger:
                 if entry.status == "unknown":
                     entry.status = "void"
                 if entry.status == "captured":
-                    refunds.append(_entry(charge, "refund", "refunded"))
+                    taken = replace(charge, amount_cents=entry.amount_cents)
+                    refunds.append(_entry(taken, "refund", "refunded"))
                     answers[charge.key] = _answer(_refund_key(charge.key), "refunded")
                 else:
                     answers[charge.key] = _answer(charge.key, "void")
@@ -125,8 +126,13 @@ class Ledger:
 
 
 def _entries(session: Session, keys: Sequence[str]) -> dict[str, LedgerEntry]:
-    found = select(LedgerEntry).where(col(LedgerEntry.key).in_(keys)).with_for_update()
-    return {entry.key: entry for entry in session.exec(found)}
+    found = session.exec(
+        select(LedgerEntry)
+        .where(col(LedgerEntry.key).in_(keys))
+        .order_by(LedgerEntry.key)
+        .with_for_update()
+    )
+    return {entry.key: entry for entry in found}
 
 
 def _refund_key(key: str) -> str:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import delete, insert, update
+from sqlalchemy import bindparam, delete, insert, update
 from sqlmodel import col, select
 
 from store.database import transaction
@@ -35,26 +35,47 @@ class ReceivedMessage:
 
 
 class OrderQueue(Protocol):
-    """What the checkout asks of a queue."""
+    """What the checkout asks of a queue.
+
+    Every call may raise :class:`store.errors.QueueUnavailable`, and may then be made again: what
+    it did already does no harm twice.
+    """
 
     def send(self, bodies: Sequence[str]) -> None:
         """Send each body as a message, or raise if any was not taken."""
         ...
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
-        """Return up to ``limit`` messages, waiting up to ``wait_seconds`` for the first."""
+        """Return up to ``limit`` messages, waiting up to ``wait_seconds`` for the first.
+
+        A queue may round the wait up to whole seconds.
+        """
         ...
 
     def delete(self, messages: Sequence[ReceivedMessage]) -> None:
-        """Delete settled messages."""
+        """Delete settled messages; those that are gone already are passed over."""
         ...
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
-        """Set the time from now until the messages are delivered again."""
+        """Set the time from now until the messages are delivered again.
+
+        A message that is not in this receiver's hands any more is left alone.
+        """
+        ...
+
+    def hand_back(self, messages: Sequence[ReceivedMessage]) -> None:
+        """Give sound messages to the next receiver at once, their receives forgotten.
+
+        An order may wait for hours and be in many hands; that must not make it a dead letter.
+        """
         ...
 
     def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
         """Put a message aside that can never be handled."""
+        ...
+
+    def redrive(self) -> int:
+        """Put the dead letters into the queue again; return how many there were."""
         ...
 
 
@@ -63,6 +84,11 @@ def order_queue() -> OrderQueue:
     match settings().queue:
         case "table":
             return TableQueue()
+        case "sqs":
+            # boto3 takes a good part of a second to import; only who uses it pays for it.
+            from store.sqs import SqsQueue
+
+            return SqsQueue.from_settings()
 
 
 class TableQueue:
@@ -124,16 +150,23 @@ class TableQueue:
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
         """See :meth:`OrderQueue.hide`. A message received again since is left alone."""
-        visible_at = utc_now() + timedelta(seconds=seconds)
-        with transaction() as session:
-            for message in messages:
-                session.execute(
+        self._set(messages, visible_at=utc_now() + timedelta(seconds=seconds))
+
+    def hand_back(self, messages: Sequence[ReceivedMessage]) -> None:
+        """See :meth:`OrderQueue.hand_back`. A message received again since is left alone."""
+        self._set(messages, visible_at=utc_now(), receive_count=0)
+
+    def _set(self, messages: Sequence[ReceivedMessage], **columns: Any) -> None:
+        if messages:
+            with transaction() as session:
+                session.connection().execute(
                     update(QueuedMessage)
                     .where(
-                        col(QueuedMessage.id) == message.id,
-                        col(QueuedMessage.receive_count) == message.receive_count,
+                        col(QueuedMessage.id) == bindparam("of"),
+                        col(QueuedMessage.receive_count) == bindparam("received"),
                     )
-                    .values(visible_at=visible_at)
+                    .values(**columns),
+                    [{"of": m.id, "received": m.receive_count} for m in messages],
                 )
 
     def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
@@ -144,3 +177,14 @@ class TableQueue:
                 .where(col(QueuedMessage.id) == message.id)
                 .values(dead_at=utc_now(), dead_reason=reason)
             )
+
+    def redrive(self) -> int:
+        """See :meth:`OrderQueue.redrive`."""
+        with transaction() as session:
+            redriven = session.scalars(
+                update(QueuedMessage)
+                .where(col(QueuedMessage.dead_at).is_not(None))
+                .values(dead_at=None, dead_reason=None, receive_count=0, visible_at=utc_now())
+                .returning(col(QueuedMessage.id))
+            ).all()
+        return len(redriven)

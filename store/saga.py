@@ -20,6 +20,7 @@ from store.models import (
     BEFORE_PIVOT,
     GIVING_BACK,
     GOING_FORWARD,
+    HOLDING,
     Order,
     OrderStatus,
     SagaRecord,
@@ -72,9 +73,10 @@ def _records(
     """Return the records of the orders' present attempts for ``steps``."""
     attempt = {order.id: order.attempt for order in orders}
     found = session.scalars(
-        select(SagaRecord).where(
-            col(SagaRecord.order_id).in_(attempt), col(SagaRecord.step).in_(steps)
-        )
+        select(SagaRecord)
+        .where(col(SagaRecord.order_id).in_(attempt), col(SagaRecord.step).in_(steps))
+        # The session may hold them from before an update that it did not see.
+        .execution_options(populate_existing=True)
     )
     return [record for record in found if record.attempt == attempt[record.order_id]]
 
@@ -106,9 +108,7 @@ class Forward:
         self._done.append(order.id)
         self._change(order, columns)
         if order.id in self.intents:
-            self._finished.append(
-                {"of": order.id, "in_attempt": order.attempt, "now": result, "done_at": utc_now()}
-            )
+            self._finish(order, StepState.DONE, result)
         else:
             self._new.append(self._record(order, StepState.DONE, result))
 
@@ -121,6 +121,10 @@ class Forward:
             self._new.append(self._record(order, StepState.INTENDED, result))
             self._change(order, columns)
 
+    def void(self, order: SagaOrder, result: dict[str, Any]) -> None:
+        """Record that an intent was refused: it had no effect, and there is nothing to undo."""
+        self._finish(order, StepState.VOID, result)
+
     def skip(self, order: SagaOrder) -> None:
         """Let the order go on: the step is none of its own."""
         self._done.append(order.id)
@@ -132,6 +136,17 @@ class Forward:
     def _change(self, order: SagaOrder, columns: dict[str, Any]) -> None:
         if columns:
             self._changed.append({"of": order.id, **columns})
+
+    def _finish(self, order: SagaOrder, state: StepState, result: dict[str, Any]) -> None:
+        self._finished.append(
+            {
+                "of": order.id,
+                "in_attempt": order.attempt,
+                "to_state": state,
+                "with_result": result,
+                "finished_at": utc_now(),
+            }
+        )
 
     def _record(self, order: SagaOrder, state: str, result: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -154,7 +169,11 @@ class Forward:
                     col(SagaRecord.attempt) == bindparam("in_attempt"),
                     col(SagaRecord.step) == self.step,
                 )
-                .values(state=StepState.DONE, result=bindparam("now"), at=bindparam("done_at")),
+                .values(
+                    state=bindparam("to_state"),
+                    result=bindparam("with_result"),
+                    at=bindparam("finished_at"),
+                ),
                 self._finished,
             )
         if self._changed:
@@ -224,7 +243,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
     taken = {
         r.order_id
         for r in _records(session, [order for order, _ in failed], COMPENSABLE)
-        if r.state != StepState.UNDONE
+        if r.state in HOLDING
     }
     session.connection().execute(
         update(Order)
@@ -285,9 +304,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
     with transaction() as session:
         orders = lock_orders(session, order_ids)
         failing = [orders[i] for i in order_ids if i in orders and orders[i].status in GIVING_BACK]
-        records = {
-            r.order_id: r for r in _records(session, failing, [step]) if r.state != StepState.UNDONE
-        }
+        records = {r.order_id: r for r in _records(session, failing, [step]) if r.state in HOLDING}
         yield Backward(
             session=session,
             todo=[(order, records[order.id]) for order in failing if order.id in records],
@@ -310,11 +327,7 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
     """
     with transaction() as session:
         orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        held = {
-            r.order_id
-            for r in _records(session, orders, COMPENSABLE)
-            if r.state != StepState.UNDONE
-        }
+        held = {r.order_id for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
         concluded = {
             order.id: (
                 OrderStatus.COMPENSATION_FAILED if order.id in held else OrderStatus.COMPENSATED
@@ -334,15 +347,13 @@ def held_steps(order_ids: Sequence[str]) -> set[str]:
     """Return the steps that at least one of these compensating orders has still to undo."""
     with transaction() as session:
         orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        return {
-            r.step for r in _records(session, orders, COMPENSABLE) if r.state != StepState.UNDONE
-        }
+        return {r.step for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
 
 
-def held_by(session: Session, order: SagaOrder) -> dict[str, dict[str, Any]]:
-    """Return what an order's present attempt has taken and not given back, by step."""
+def taken_by(session: Session, order: SagaOrder) -> dict[str, dict[str, Any]]:
+    """Return what an order's present attempt has taken, by step; what was given back counts too."""
     return {
-        r.step: r.result
+        r.step: r.result if r.undo_result is None else r.undo_result
         for r in _records(session, [order], COMPENSABLE)
-        if r.state != StepState.UNDONE
+        if r.state != StepState.VOID
     }

@@ -1,10 +1,13 @@
 """Every setting of the store, read from the environment (prefix ``STORE_``)."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+URL_OR_EMPTY = r"^(https?://\S+)?$"
+"""An empty variable counts as not set."""
 
 
 class Settings(BaseSettings):
@@ -36,23 +39,89 @@ class Settings(BaseSettings):
         description="How often a paused run asks Prefect whether it was resumed. Each waiting "
         "order costs one request in this time.",
     )
+    reminder_seconds: int = Field(
+        default=1800,
+        ge=0,
+        description="How long before the end of an order's wait the shop is reminded of it.",
+    )
+    ask_again_seconds: int = Field(
+        default=600,
+        ge=1,
+        description="After how long without an answer a waiting order's message is sent again.",
+    )
+    stalled_seconds: int = Field(
+        default=120,
+        ge=1,
+        description="After how long without any move a running order counts as left alone by its "
+        "process, and recovery takes it up. Well above the slowest step with its retries.",
+    )
+    max_continuations: int = Field(
+        default=10,
+        ge=0,
+        description="How often an order's run is started again after crashes before the order is "
+        "compensated.",
+    )
+    checkout_deployment: str = Field(
+        default="store-checkout/local",
+        description="The deployment in which an order goes on when its own run cannot.",
+    )
     visibility_timeout_seconds: int = Field(
         default=30,
         ge=1,
+        le=12 * 3600,  # the longest that SQS allows
         description="How long a received message stays hidden from other dispatchers.",
     )
-    queue: Literal["table"] = Field(
+    queue: Literal["table", "sqs"] = Field(
         default="table",
-        description="Order queue: `table`, in the store's own database.",
+        description="Order queue: `table`, in the store's own database, or `sqs`.",
     )
-    topic: Literal["table"] = Field(
+    queue_url: str | None = Field(
+        default=None,
+        pattern=URL_OR_EMPTY,
+        description="URL of the SQS queue; needed for `STORE_QUEUE=sqs`.",
+    )
+    dead_letter_url: str | None = Field(
+        default=None,
+        pattern=URL_OR_EMPTY,
+        description="URL of the SQS dead-letter queue; needed for `STORE_QUEUE=sqs`.",
+    )
+    topic: Literal["table", "sns"] = Field(
         default="table",
-        description="Notifications: `table`, in the store's own database.",
+        description="Notifications: `table`, in the store's own database, or `sns`.",
+    )
+    topic_arn: str | None = Field(
+        default=None,
+        pattern=r"^(arn:[^:]+:sns:[^:]+:\d{12}:[A-Za-z0-9_.-]+)?$",
+        description="ARN of the SNS topic; needed for `STORE_TOPIC=sns`.",
+    )
+    aws_endpoint_url: str | None = Field(
+        default=None,
+        pattern=URL_OR_EMPTY,
+        description="Where SQS and SNS are called, for a local stand-in; left out, AWS itself. "
+        "Region and credentials come from boto3's own chain, never from here.",
     )
     payments: Literal["ledger"] = Field(
         default="ledger",
         description="Payment gateway: `ledger`, in the store's own database.",
     )
+
+    @model_validator(mode="after")
+    def _name_what_aws_needs(self) -> Self:
+        needs = [
+            f"STORE_{by} needs STORE_{name.upper()}"
+            for name, by, chosen in (
+                ("queue_url", "QUEUE=sqs", self.queue == "sqs"),
+                ("dead_letter_url", "QUEUE=sqs", self.queue == "sqs"),
+                ("topic_arn", "TOPIC=sns", self.topic == "sns"),
+            )
+            if chosen and not getattr(self, name)
+        ]
+        if needs:
+            raise ValueError(
+                f"{', '.join(needs)}; `python -m deployments.provision` creates what is not "
+                "there and prints the settings to export"
+            )
+        return self
 
 
 @lru_cache(maxsize=1)

@@ -42,13 +42,17 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     unanswered = []
     with forward("bill_customer", order_ids) as step:
         for order in step.todo:
-            if order.id not in charges:
+            if not order.due_cents:
                 step.skip(order)
+                continue
+            if charges.get(order.id) != _charge(order):
+                # Given back and begun again meanwhile: the answer is about the old attempt.
                 continue
             answer = answers[charges[order.id].key]
             if answer.status == "captured":
                 step.done(order, {"amount_cents": order.due_cents, "reference": answer.reference})
             elif answer.status != "unknown":
+                step.void(order, {"amount_cents": order.due_cents, "reason": answer.reason})
                 step.fail(order, BillingError(f"payment declined: {answer.reason}"))
             elif is_last_try():
                 step.fail(order, BillingError(f"the payment's outcome is unknown: {answer.reason}"))

@@ -13,13 +13,24 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import bindparam, insert, tuple_, update
 from sqlmodel import Session, col, select
 
 from store.database import reading, transaction
 from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
-from store.models import ENDED, Book, Courier, Decision, Order, OrderLine, OrderStatus, utc_now
+from store.models import (
+    ENDED,
+    Book,
+    Courier,
+    Decision,
+    Order,
+    OrderLine,
+    OrderStatus,
+    SagaRecord,
+    StepState,
+    utc_now,
+)
 from store.notifications import Notice, topic
 from store.queue import order_queue
 from store.saga import SagaOrder, forward, give_up, lock_orders
@@ -49,13 +60,10 @@ def prepare_order(order_ids: list[str]) -> list[str]:
     """
     with forward("prepare_order", order_ids) as intents:
         wait_until = utc_now() + timedelta(seconds=settings().courier_timeout_seconds)
-        bodies = []
         for order in intents.todo:
-            message = OrderMessage(order_id=order.id, attempt=order.attempt, copies=order.copies)
-            bodies.append(message.model_dump_json())
             # An answer may come as soon as the message is out, so the order waits before that.
             intents.intend(order, {}, status=OrderStatus.WAITING, wait_until=wait_until)
-    order_queue().send(bodies)
+    order_queue().send([_body(order) for order in intents.todo])
     with forward("prepare_order", order_ids) as step:
         for order in step.todo:
             step.done(order, {"sent_at": utc_now().isoformat()})
@@ -186,15 +194,45 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         session.add(late)
         session.flush()
         logger.warning(
-            "late answer for order %s, which is %s: %s %s by %s; it changes nothing",
+            "late answer for order %s, which is %s: %s %s; it changes nothing",
             order.id,
             order.status,
             answer.outcome,
             answer.courier,
-            answer.answered_by or "nobody named",
         )
         session.expunge(late)
         return counting[0] if counting else late
+
+
+def send_again(order_ids: Sequence[str]) -> None:
+    """Send the messages of those orders that still wait once more; one may have been lost.
+
+    A message too many is harmless: the order it is about has moved on.
+    """
+    with transaction() as session:
+        waiting = [
+            order
+            for order in lock_orders(session, order_ids).values()
+            if order.status == OrderStatus.WAITING
+        ]
+    order_queue().send([_body(order) for order in waiting])
+    with transaction() as session:
+        session.execute(
+            update(SagaRecord)
+            .where(
+                tuple_(col(SagaRecord.order_id), col(SagaRecord.attempt)).in_(
+                    [(order.id, order.attempt) for order in waiting]
+                ),
+                col(SagaRecord.step) == "prepare_order",
+            )
+            .values(state=StepState.DONE, at=utc_now())
+        )
+
+
+def _body(order: SagaOrder) -> str:
+    return OrderMessage(
+        order_id=order.id, attempt=order.attempt, copies=order.copies
+    ).model_dump_json()
 
 
 def expire_waits(order_ids: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """The orders themselves: taking one in, owning it, and telling what became of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import update
@@ -21,16 +23,21 @@ from store.models import (
     SagaRecord,
     utc_now,
 )
-from store.saga import held_by, lock_orders
+from store.saga import lock_orders, taken_by
 from store.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedOrder:
-    """An order that is recorded; ``owned`` says whether the asking run carries it out."""
+    """An order that is recorded.
+
+    ``owned`` says whether the asking run carries it out, ``started_over`` whether some of it may
+    be done already.
+    """
 
     id: str
     owned: bool
+    started_over: bool
 
 
 def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
@@ -38,12 +45,14 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
 
     The run that brings a new order owns it. The run that owns an order finds its own again when
     it starts over. A run that brings the orderId of another run's order joins it while it goes
-    on, or begins a new attempt, with new keys, when it was rejected or compensated.
+    on, or begins a new attempt, with new keys, when it was rejected or compensated. So does a
+    person's Retry of the owning run.
 
     Raises:
         UserNotFound: no customer has the order's userId.
         OrderIdConflict: the orderId is taken by an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
+        OrderError: the run was started again after a crash, and its order has failed meanwhile.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -56,7 +65,7 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
                 OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
                 for line in order.lines()
             )
-            return AcceptedOrder(id=order_id, owned=True)
+            return AcceptedOrder(id=order_id, owned=True, started_over=False)
 
         found = session.get_one(Order, order_id, with_for_update=True)
         if found.request != order.content():
@@ -64,17 +73,22 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
                 f"orderId: {order_id} belongs to an order with other content; "
                 "use another orderId for another order"
             )
+        restarted, found.continuing = found.continuing, False
         if found.status in GIVING_BACK:
+            if restarted:
+                raise outcome_error(found)
             raise OrderInProgress(
                 f"order {order_id} is {found.status}; try again when it is compensated"
             )
         if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+            if restarted:
+                # The order ended before its crashed run could start again; nobody asked for more.
+                return AcceptedOrder(id=order_id, owned=False, started_over=True)
             _begin_attempt(session, new, found.attempt + 1)
-        elif found.status == OrderStatus.SUBMITTED:
+            return AcceptedOrder(id=order_id, owned=True, started_over=False)
+        if found.status == OrderStatus.SUBMITTED:
             found.status, found.run_id = OrderStatus.STARTED, run_id
-        elif found.run_id != run_id:
-            return AcceptedOrder(id=order_id, owned=False)
-        return AcceptedOrder(id=order_id, owned=True)
+        return AcceptedOrder(id=order_id, owned=found.run_id == run_id, started_over=True)
 
 
 def _new_order(
@@ -94,6 +108,9 @@ def _new_order(
         "copies": sum(line.quantity for line in order.lines()),
         "points_redeemed": 0,
         "continuations": 0,
+        "continuing": False,
+        "announced_attempt": 0,
+        "reminded_attempt": 0,
         "created_at": utc_now(),
         "updated_at": utc_now(),
     }
@@ -120,6 +137,90 @@ def orders_of_run(run_id: str) -> list[str]:
                 .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
                 .order_by(Order.id)
             )
+        )
+
+
+def finished_orders_of_run(run_id: str) -> list[Order]:
+    """Return the orders that the flow run owns if all of them have ended, else none."""
+    with reading() as session:
+        orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
+        session.expunge_all()
+        return orders if all(order.status in ENDED for order in orders) else []
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedOrder:
+    """What recovery sees of an order that has not ended.
+
+    ``moved_at`` is its last change or step, ``asked_at`` when a courier was last asked for it.
+    """
+
+    id: str
+    status: str
+    run_id: str | None
+    wait_until: datetime | None
+    moved_at: datetime
+    asked_at: datetime | None
+    undo_tries: int
+    reminded: bool
+
+
+def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
+    """Return a page of the orders that some run has begun and that have not ended, by id."""
+    with reading() as session:
+        orders = session.exec(
+            select(Order)
+            .where(col(Order.status).not_in([*ENDED, OrderStatus.SUBMITTED]), col(Order.id) > after)
+            .order_by(Order.id)
+            .limit(limit)
+        ).all()
+        records: dict[str, list[SagaRecord]] = {order.id: [] for order in orders}
+        attempts = {order.id: order.attempt for order in orders}
+        for record in session.exec(select(SagaRecord).where(col(SagaRecord.order_id).in_(records))):
+            if record.attempt == attempts[record.order_id]:
+                records[record.order_id].append(record)
+        return [_unfinished(order, records[order.id]) for order in orders]
+
+
+def _unfinished(order: Order, records: Sequence[SagaRecord]) -> UnfinishedOrder:
+    return UnfinishedOrder(
+        id=order.id,
+        status=order.status,
+        run_id=order.run_id,
+        wait_until=order.wait_until if order.status == OrderStatus.WAITING else None,
+        moved_at=max([order.updated_at, *(record.at for record in records)]),
+        asked_at=next((r.at for r in records if r.step == "prepare_order"), None),
+        undo_tries=max((record.undo_tries for record in records), default=0),
+        reminded=order.reminded_attempt == order.attempt,
+    )
+
+
+def count_continuation(order_ids: Sequence[str], seen: int) -> bool:
+    """Count one more continuation of the orders; say whether nobody else was faster.
+
+    Args:
+        order_ids: Orders of one run.
+        seen: The highest number of continuations among them when the caller looked.
+    """
+    with transaction() as session:
+        orders = session.exec(
+            select(Order).where(col(Order.id).in_(order_ids)).order_by(Order.id).with_for_update()
+        ).all()
+        if max(order.continuations for order in orders) != seen:
+            return False
+        for order in orders:
+            order.continuations, order.continuing = seen + 1, True
+            order.updated_at = utc_now()
+        return True
+
+
+def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
+    """Make another run the owner of an order, if it still belongs to ``from_run``."""
+    with transaction() as session:
+        session.execute(
+            update(Order)
+            .where(col(Order.id) == order_id, col(Order.run_id) == from_run)
+            .values(run_id=to_run, updated_at=utc_now())
         )
 
 
@@ -180,16 +281,16 @@ def explain(order_id: str, error: OrderError) -> OrderError:
     """Return ``error`` with one more sentence: what its compensation gives back."""
     with transaction() as session:
         order = lock_orders(session, [order_id])[order_id]
-        held = held_by(session, order)
+        taken = taken_by(session, order)
     parts = []
-    if "bill_customer" in held:
-        amount = money(held["bill_customer"]["amount_cents"], order.currency)
-        in_doubt = "reference" not in held["bill_customer"]
+    if cents := taken.get("bill_customer", {}).get("amount_cents"):
+        in_doubt = "reference" not in taken["bill_customer"]
+        amount = money(cents, order.currency)
         parts.append(f"{amount}, if it was captured" if in_doubt else amount)
-    if "check_inventory" in held:
-        parts.append(f"{sum(held['check_inventory']['copies'].values())} copies")
-    if "redeem_points" in held:
-        parts.append(f"{held['redeem_points']['points']} points")
+    if copies := taken.get("check_inventory", {}).get("copies"):
+        parts.append(f"{sum(copies.values())} copies")
+    if points := taken.get("redeem_points", {}).get("points"):
+        parts.append(f"{points} points")
     given_back = f"Given back: {', '.join(parts)}." if parts else "Nothing was taken."
     return type(error)(f"{str(error).rstrip('.')}. {given_back}")
 

@@ -1,0 +1,67 @@
+# `make help` lists what there is. Everything runs in .venv, which `install` makes once and renews
+# when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up recover test browser screenshots lint check format constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make the virtual environment with every pinned package
+
+demo: $(INSTALLED) ## start everything in a throw-away folder, show the four endings of an order
+	@$(BIN)/python -m deployments.demo
+
+up: $(INSTALLED) ## start everything and keep it until Ctrl-C; orders are kept in .local
+	@$(BIN)/python -m deployments.local up
+
+recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
+	@. ./.local/env && $(BIN)/python -m flows.recovery
+
+test: $(INSTALLED) browser ## run all tests
+	@$(BIN)/python -m pytest
+
+browser: ## install Chromium for the tests of the Prefect UI, where it is missing
+	@.ci/browser
+
+screenshots: $(INSTALLED) browser ## make the README's pictures in docs/pictures anew
+	@$(BIN)/python -m tests.e2e.screenshots
+
+lint: $(INSTALLED) ## ruff (rules and format) and mypy (strict)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+check: lint test ## lint and test
+
+format: $(INSTALLED) ## put the code in its format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+constraints: $(INSTALLED) ## pin again what pyproject.toml asks for
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate \
+		--all-extras pyproject.toml -o constraints.txt
+
+clean: ## remove the environment and all caches, not the orders in .local
+	@rm -rf $(VENV) *.egg-info build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+		"The store needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
+	@echo "Installing into $(VENV) (about a minute the first time) …"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	@$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt \
+		--build-constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "Installed."

@@ -1,0 +1,311 @@
+"""The four endings of an order on a real system, each checked against what must come out.
+
+    python -m deployments.demo [--keep]
+
+Starts the local system in a throw-away folder, sends four orders through the deployment, shows
+what became of each, and exits with 0 only if every outcome and every book is as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlmodel import Session
+
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    EXAMPLE_ORDER,
+    LocalSystem,
+    LocalSystemError,
+    Progress,
+    exit_on_signals,
+)
+from deployments.orders import Holdings, console, open_store, read_holdings, saga_table
+from deployments.prefect_api import FlowRun, PrefectApi
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
+from store.messages import money
+from store.models import ENDED, Order, OrderStatus
+from store.payments import DECLINED_METHOD
+
+# Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
+_ENDING_SECONDS = 240.0
+_POLL_SECONDS = 0.3
+# Long enough not to chatter, short enough that nobody thinks it hangs.
+_SILENCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """An order to send, and the ending that it must have."""
+
+    title: str
+    order: dict[str, Any]
+    status: OrderStatus
+    error: str | None
+
+    def order_id(self, run: FlowRun) -> str:
+        """The order's id: the caller's, else the run's."""
+        return str(self.order.get("orderId", run.id))
+
+
+CASES = (
+    Case(
+        "the original's example",
+        json.loads(EXAMPLE_ORDER),
+        OrderStatus.DISPATCHED,
+        None,
+    ),
+    Case(
+        "more copies than a courier takes",
+        {"orderId": "no-courier", "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 300},
+        OrderStatus.COMPENSATED,
+        "NoCourierAvailable",
+    ),
+    Case(
+        "more copies than there are",
+        {"orderId": "out-of-stock", "userId": JOHN_DOE, "bookId": TEN_X_RULE, "quantity": 501},
+        OrderStatus.REJECTED,
+        "BookOutOfStock",
+    ),
+    Case(
+        "a payment that is declined",
+        {
+            "orderId": "declined",
+            "userId": JOHN_DOE,
+            "bookId": STRIPED_PAJAMAS,
+            "quantity": 2,
+            "redeem": True,
+            "paymentMethod": DECLINED_METHOD,
+        },
+        OrderStatus.COMPENSATED,
+        "BillingError",
+    ),
+)
+
+# What the first case takes, and nothing else: 50 copies, 300 points, 700.00.
+_COPIES_SOLD = {"The 10X Rule": 50}
+_POINTS_SPENT = {"Eduardo Santana": 300}
+_KEPT_CENTS = 70_000
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A case with the run and the order it became; the order is None if none was recorded."""
+
+    case: Case
+    run: FlowRun
+    order: Order | None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether neither the run nor the order will change any more."""
+        return self.run.is_finished and self.order is not None and self.order.status in ENDED
+
+    @property
+    def asks_for_courier(self) -> bool:
+        """Whether the order comes as far as the wait for a courier."""
+        return self.case.error in (None, "NoCourierAvailable")
+
+    @property
+    def is_as_expected(self) -> bool:
+        """Whether the order ended as its case says."""
+        order = self.order
+        return order is not None and (order.status, order.error) == (
+            self.case.status,
+            self.case.error,
+        )
+
+    @property
+    def actual(self) -> str:
+        """The ending in words."""
+        if self.order is None:
+            return "no order recorded"
+        return _ending(self.order.status, self.order.error)
+
+
+def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
+    """Sends the orders and prints what became of them; returns what was not as expected."""
+    with PrefectApi(system.api_url) as api, open_store(system.store_url) as session:
+        before = read_holdings(session)
+        runs = []
+        for case in CASES:
+            run = api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order})
+            progress(f"Started: {case.title}  {system.run_url(run.id)}")
+            runs.append(run)
+        endings = _wait_for_endings(api, session, runs, progress)
+        after = read_holdings(session)
+        output = progress.console
+        output.print()
+        output.print(_endings_table(endings))
+        for ending in endings:
+            _print_details(output, system, session, ending)
+        table, wrong = compare(before, after)
+        output.print(table)
+    return [
+        *(
+            f"{ending.case.title}: {ending.actual}, not "
+            f"{_ending(ending.case.status, ending.case.error)}"
+            for ending in endings
+            if not ending.is_as_expected
+        ),
+        *(f"{ending.case.title}: not ended" for ending in endings if not ending.is_reached),
+        *wrong,
+    ]
+
+
+def _wait_for_endings(
+    api: PrefectApi, session: Session, runs: Sequence[FlowRun], progress: Progress
+) -> list[Ending]:
+    """The endings, or how far each order came until the deadline."""
+    shown: dict[str, str] = {}
+    dispatching = False
+    deadline = time.monotonic() + _ENDING_SECONDS
+    silent_since = time.monotonic()
+    while True:
+        session.rollback()
+        session.expire_all()
+        endings = [
+            Ending(case, api.read_run(run.id), session.get(Order, case.order_id(run)))
+            for case, run in zip(CASES, runs, strict=True)
+        ]
+        for ending in endings:
+            status = ending.order.status if ending.order else ending.run.state_name.lower()
+            if ending.run.state_name == "Paused" and status == OrderStatus.WAITING:
+                status = "waiting for a courier, its run is paused"
+            if shown.get(ending.run.id) != status:
+                shown[ending.run.id] = status
+                progress(f"{ending.case.title}: {status}")
+                silent_since = time.monotonic()
+        # Only now, so that the pauses can be seen: a courier is found within a second.
+        asking = [ending for ending in endings if ending.asks_for_courier]
+        if not dispatching and all(ending.run.state_name == "Paused" for ending in asking):
+            dispatching = True
+            api.start_run(DISPATCH_DEPLOYMENT, {})
+            progress("Started: dispatch_orders, which finds couriers and resumes the runs")
+        if all(ending.is_reached for ending in endings) or time.monotonic() > deadline:
+            return endings
+        if time.monotonic() - silent_since > _SILENCE_SECONDS:
+            progress("… the runs' processes are starting or at work")
+            silent_since = time.monotonic()
+        time.sleep(_POLL_SECONDS)
+
+
+def _endings_table(endings: Sequence[Ending]) -> Table:
+    table = Table("order", "expected", "actual", "", "its run", title="Endings")
+    for ending in endings:
+        table.add_row(
+            ending.case.title,
+            _ending(ending.case.status, ending.case.error),
+            ending.actual,
+            _verdict(ending.is_as_expected),
+            ending.run.state_name,
+        )
+    return table
+
+
+def _print_details(output: Console, system: LocalSystem, session: Session, ending: Ending) -> None:
+    output.print(Text(f"\n{ending.case.title}: {json.dumps(ending.case.order)}", style="bold"))
+    if ending.run.message:
+        output.print(Text(ending.run.message))
+    # No wrapping: a broken link cannot be clicked.
+    output.print(Text(system.run_url(ending.run.id), style="cyan"), soft_wrap=True)
+    order = ending.order
+    if order is not None:
+        if order.total_cents is not None:
+            total, due = order.total_cents, order.due_cents or 0
+            output.print(
+                f"total {money(total, order.currency)}, {order.points_redeemed} points redeemed, "
+                f"bill {money(due, order.currency)}"
+            )
+        output.print(saga_table(session, order, "Saga log"))
+
+
+def compare(before: Holdings, after: Holdings) -> tuple[Table, list[str]]:
+    """The table of before and after, and the lines that are not as they must be."""
+    rows = [
+        *(
+            (f"copies of {title}", count, after.stock[title], count - _COPIES_SOLD.get(title, 0))
+            for title, count in sorted(before.stock.items())
+        ),
+        *(
+            (f"points of {name}", count, after.points[name], count - _POINTS_SPENT.get(name, 0))
+            for name, count in sorted(before.points.items())
+        ),
+    ]
+    table = Table("", "before", "after", "expected", "", title="Stock, points and money")
+    wrong = []
+    for what, was, now, expected in rows:
+        table.add_row(what, str(was), str(now), str(expected), _verdict(now == expected))
+        if now != expected:
+            wrong.append(f"{what}: {now}, not {expected}")
+    kept, expected_cents = after.kept_cents, before.kept_cents + _KEPT_CENTS
+    cents = (before.kept_cents, kept, expected_cents)
+    table.add_row(
+        "captured minus refunded", *(_amount(each) for each in cents), _verdict(kept == cents[2])
+    )
+    captured, refunded = _amount(after.captured_cents), _amount(after.refunded_cents)
+    table.caption = f"captured {captured}, refunded {refunded}"
+    if kept != expected_cents:
+        wrong.append(f"captured minus refunded: {_amount(kept)}, not {_amount(expected_cents)}")
+    return table, wrong
+
+
+def _amount(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02d}"
+
+
+def _ending(status: str, error: str | None) -> str:
+    return f"{status} ({error})" if error else status
+
+
+def _verdict(is_right: bool) -> Text:
+    return Text("ok", style="green") if is_right else Text("WRONG", style="bold red")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.demo")
+    parser.add_argument("--keep", action="store_true", help="keep databases and logs at the end")
+    options = parser.parse_args(arguments)
+    progress = Progress(console())
+    data_dir = Path(mkdtemp(prefix="store-demo-"))
+    keep = options.keep
+    try:
+        with (
+            exit_on_signals(),
+            LocalSystem(data_dir, report=progress, durable=keep) as system,
+        ):
+            wrong = demonstrate(system, progress)
+            keep = keep or bool(wrong)
+    except LocalSystemError as error:
+        progress.console.print(Text(str(error), style="red"))
+        return 1
+    finally:
+        if keep:
+            progress(f"Kept: {data_dir} (python -m deployments.local up --data {data_dir})")
+        else:
+            shutil.rmtree(data_dir, ignore_errors=True)
+    for line in wrong:
+        progress.console.print(Text(line, style="bold red"))
+    if not wrong:
+        progress.console.print(
+            Text("All four orders ended as they must, and the books balance.", style="bold green")
+        )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

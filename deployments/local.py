@@ -1,0 +1,493 @@
+"""The whole system on this machine: database, Prefect server, worker, deployments, seed.
+
+Owns every process it starts (each on a leash, see `deployments.leash`) and the folder with their
+data and logs. Refuses to start twice on one folder.
+
+    python -m deployments.local up      start it and keep it until Ctrl-C
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self
+from uuid import uuid4
+
+from rich.console import Console
+from rich.text import Text
+
+from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from deployments.leash import Leashed
+from deployments.prefect_api import PrefectApi
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+PREFERRED_PORT = 4200
+WORK_POOL = "local"
+DISPATCH_DEPLOYMENT = "dispatch-orders/local"
+CHECKOUT_DEPLOYMENT = "store-checkout/local"
+EXAMPLE_ORDER = (
+    '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
+    '"quantity": 50, "redeem": true}'
+)
+
+# The server migrates its empty database first: 10 to 25 s were seen, on a loaded machine more.
+_SERVER_SECONDS = 180.0
+_WORKER_SECONDS = 120.0
+_COMMAND_SECONDS = 180.0
+# Prefect's runner gives a flow run 30 s of its own to end; a stop of the whole system is no time
+# to wait that long, and an order survives its process.
+_WORKER_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.2
+# The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
+# cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
+_UI_PAGES = "/v2"
+# Somebody else may take the port between our choice and the server's bind.
+_PORT_TRIES = 3
+
+
+class LocalSystemError(Exception):
+    """The local system cannot be started; the message says why, with the log's tail."""
+
+
+class Progress:
+    """Lines on the terminal, each with the seconds since the start."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._started = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Prints one line."""
+        stamp = f"{time.monotonic() - self._started:6.1f} s  "
+        self.console.print(Text.assemble((stamp, "dim"), line), soft_wrap=True)
+
+
+class LocalSystem:
+    """The running system, from `start` (or `with`) to `stop`.
+
+    Args:
+        data_dir: databases, logs and Prefect's files; made if missing, kept at the end.
+        report: called with a line for each phase of starting and stopping.
+        project_dir: the folder with prefect.yaml and the packages.
+        durable: False trades safety against a power cut for speed; for throw-away data.
+        preferred_port: taken for the server if it is free.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        report: Callable[[str], None] = lambda _line: None,
+        project_dir: Path = PROJECT_DIR,
+        durable: bool = True,
+        preferred_port: int = PREFERRED_PORT,
+    ) -> None:
+        self.data_dir = data_dir.resolve()
+        self.logs_dir = self.data_dir / "logs"
+        self.project_dir = project_dir.resolve()
+        self._report = report
+        self._preferred_port = preferred_port
+        self._postgres = EmbeddedPostgres(self.data_dir / "postgres", durable=durable)
+        self._port: int | None = None
+        self._server: Leashed | None = None
+        self._children = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def ui_url(self) -> str:
+        """Where the browser finds the Prefect UI."""
+        if self._port is None:
+            raise LocalSystemError("The local system is not running.")
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def api_url(self) -> str:
+        """The value of PREFECT_API_URL."""
+        return f"{self.ui_url}/api"
+
+    @property
+    def store_url(self) -> str:
+        """The SQLAlchemy address of the store's database."""
+        return self._postgres.sqlalchemy_url("store")
+
+    def run_url(self, run_id: str) -> str:
+        """The page of a flow run in the UI."""
+        return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
+
+    def settings(self) -> dict[str, str]:
+        """The environment variables of every process that works for the store."""
+        chosen = {name: value for name, value in os.environ.items() if name.startswith("STORE_")}
+        return {
+            **chosen,
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_UI_URL": f"{self.ui_url}{_UI_PAGES}",
+            **self._prefect_settings(),
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "store",
+            # What hooks log outside of a run goes to the worker's log alone.
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+            # With the default of 5 an outage of the server over 68 s fails every waiting order.
+            "PREFECT_CLIENT_MAX_RETRIES": "10",
+            "PREFECT_CLI_PROMPT": "false",
+            # The default of 10 s would be most of an order's time here.
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "STORE_HOME": str(self.project_dir),
+            "STORE_DATABASE_URL": self.store_url,
+            "STORE_WORK_POOL": WORK_POOL,
+            "STORE_PAUSE_POLL_SECONDS": "1",
+        }
+
+    def start(self) -> None:
+        """Starts everything and returns when a worker waits for runs.
+
+        Raises:
+            LocalSystemError: a part did not start, or the folder is in use by another system.
+        """
+        try:
+            self._children.enter_context(lock(self.data_dir))
+            self.logs_dir.mkdir(parents=True, exist_ok=True)
+            self._start_postgres()
+            self._port = free_port(self._preferred_port)
+            server = self._start_server()
+            self._prepare_store()
+            self._wait_for_server(server)
+            self._report_dead_runs()
+            self._deploy()
+            self.start_worker()
+        except EmbeddedPostgresError as error:
+            self.stop()
+            raise LocalSystemError(str(error)) from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stops all in order: worker and its flow runs, server, database. Idempotent."""
+        self._children.close()
+        self._port = None
+
+    def run_module(self, module: str, *arguments: str) -> None:
+        """Runs `python -m module` in the system's environment.
+
+        Raises:
+            LocalSystemError: it ended with another status than 0.
+        """
+        self._run([sys.executable, "-m", module, *arguments], f"{module}.log")
+
+    def _prefect_settings(self) -> dict[str, str]:
+        return {
+            "PREFECT_HOME": str(self.data_dir / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+
+    def _start_postgres(self) -> None:
+        self._report("Starting PostgreSQL …")
+        self._children.enter_context(self._stopping("PostgreSQL", self._postgres.stop))
+        self._postgres.start()
+        for name in ("store", "prefect"):
+            self._postgres.create_database(name)
+
+    def restart_server(self, while_down: Callable[[], None]) -> None:
+        """Kills the Prefect server, calls `while_down`, and starts it again on the same port."""
+        if self._server is None:
+            raise LocalSystemError("The local system is not running.")
+        self._server.stop()
+        while_down()
+        self._wait_for_server(self._start_server())
+
+    def _start_server(self) -> Leashed:
+        self._report(f"Starting the Prefect server on port {self._port} …")
+        server = Leashed(
+            _prefect("server", "start", "--host", HOST, "--port", str(self._port)),
+            log=self.logs_dir / "server.log",
+            env={
+                **inherited_environment(),
+                **self._prefect_settings(),
+                "PREFECT_API_DATABASE_CONNECTION_URL": self._postgres.prefect_url("prefect"),
+                # The browser calls this address; without it the UI is empty on other ports.
+                "PREFECT_UI_API_URL": self.api_url,
+                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+                # Leases in memory are lost with the server, and a slot they held for ever taken.
+                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+                    "prefect.server.concurrency.lease_storage.filesystem"
+                ),
+            },
+            cwd=self.data_dir,
+        )
+        self._children.enter_context(self._stopping("Prefect server", server.stop))
+        self._server = server
+        return server
+
+    def _prepare_store(self) -> None:
+        self._report("Migrating and seeding the store's database …")
+        from store.database import migrate
+
+        migrate(self.store_url)
+        self.run_module("seed")
+
+    def _wait_for_server(self, server: Leashed) -> None:
+        self._report("Waiting for the Prefect server (it migrates its own database) …")
+        tries = 1
+        while not self._server_answers(server):
+            if tries == _PORT_TRIES:
+                raise LocalSystemError(f"The Prefect server got no port:\n{server.log_tail()}")
+            tries += 1
+            self._report(f"Port {self._port} was taken meanwhile; trying another one.")
+            self._port = free_port(0)
+            server = self._start_server()
+        self._report(f"The Prefect server answers at {self.ui_url}")
+
+    def _server_answers(self, server: Leashed) -> bool:
+        """True when it does; False when its port was taken by somebody else."""
+        port = self._port
+        if port is None:
+            raise LocalSystemError("The local system is not running.")
+        deadline = time.monotonic() + _SERVER_SECONDS
+        with PrefectApi(self.api_url) as api:
+            while time.monotonic() < deadline:
+                if server.exit_status() is not None:
+                    if "already in use" in server.printed():
+                        return False
+                    raise LocalSystemError(
+                        f"The Prefect server ended at its start:\n{server.log_tail()}"
+                    )
+                # A server of somebody else on our port would answer as well.
+                if api.is_healthy() and server.listens_on(port):
+                    return True
+                time.sleep(_POLL_SECONDS)
+        raise LocalSystemError(
+            f"The Prefect server gave no answer in {_SERVER_SECONDS:.0f} s:\n{server.log_tail()}"
+        )
+
+    def _report_dead_runs(self) -> None:
+        """Tells Prefect that the runs which the last stop interrupted are dead.
+
+        No process of an earlier start lives, we hold the lock. But Prefect does not know it: those
+        runs would stay Paused or Running for ever, and a dispatcher among them would keep the
+        only slot of its deployment. `recover_orders` then lets their orders go on.
+        """
+        with PrefectApi(self.api_url) as api:
+            interrupted = api.runs_under_way()
+            for run in interrupted:
+                api.set_state(run.id, "CRASHED", "Crashed", "The system was stopped.")
+        if interrupted:
+            self._report(f"{len(interrupted)} runs that the last stop interrupted will go on")
+
+    def _deploy(self) -> None:
+        self._report("Applying prefect.yaml …")
+        with PrefectApi(self.api_url) as api:
+            # First of all: a deployment to a missing pool is accepted, and its runs never start.
+            api.create_work_pool(WORK_POOL, "process")
+        self._run(_prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+
+    def start_worker(self) -> Leashed:
+        """Starts a process worker, one more where there is one, and returns when it is online."""
+        name = f"local-{uuid4().hex[:8]}"
+        self._report("Starting a worker …")
+        worker = Leashed(
+            _prefect("worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name),
+            log=self.logs_dir / f"worker-{name}.log",
+            env={**inherited_environment(), **self.settings()},
+            cwd=self.data_dir,
+            grace_seconds=_WORKER_STOP_SECONDS,
+        )
+        self._children.enter_context(self._stopping("worker and its flow runs", worker.stop))
+        with PrefectApi(self.api_url) as api:
+            self._wait_for_worker(api, worker, name)
+        self._report("The worker is online")
+        return worker
+
+    def _wait_for_worker(self, api: PrefectApi, worker: Leashed, name: str) -> None:
+        deadline = time.monotonic() + _WORKER_SECONDS
+        while not api.worker_is_online(WORK_POOL, name):
+            if worker.exit_status() is not None:
+                raise LocalSystemError(f"The worker ended at its start:\n{worker.log_tail()}")
+            if time.monotonic() > deadline:
+                raise LocalSystemError(
+                    f"The worker was not online in {_WORKER_SECONDS:.0f} s:\n{worker.log_tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _run(self, command: Sequence[str], log_name: str) -> None:
+        """Runs a command to its end, on a leash too: an interrupted start leaves nothing."""
+        process = Leashed(
+            command,
+            log=self.logs_dir / log_name,
+            env={**inherited_environment(), **self.settings()},
+            cwd=self.project_dir,
+        )
+        try:
+            status = process.wait(_COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise LocalSystemError(
+                f"{shlex.join(command)} did not end in {_COMMAND_SECONDS:.0f} s:\n"
+                f"{process.log_tail()}"
+            ) from None
+        finally:
+            process.stop()
+        if status != 0:
+            raise LocalSystemError(
+                f"{shlex.join(command)} ended with status {status}:\n{process.log_tail()}"
+            )
+
+    @contextmanager
+    def _stopping(self, what: str, stop: Callable[[], None]) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._report(f"Stopping: {what} …")
+            stop()
+
+
+def free_port(preferred: int) -> int:
+    """The preferred TCP port on this host if it can be bound, else any free one; 0 for any."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            # As the server does; else a port is taken for a minute after its server has ended.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise LocalSystemError(f"There is no free TCP port on {HOST}.")
+
+
+def environment_file(settings: dict[str, str]) -> str:
+    """The text of a file to source in a shell: the settings, and the tools on the PATH."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
+    tools = shlex.quote(str(Path(sys.executable).parent))
+    return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
+
+
+def _prefect(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", *arguments]
+
+
+def inherited_environment() -> dict[str, str]:
+    """The caller's environment, without the address and profile of another Prefect server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
+@contextmanager
+def lock(data_dir: Path) -> Iterator[None]:
+    """Holds the data folder for this process; gone with it, however it ends.
+
+    Raises:
+        LocalSystemError: another process holds it.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    path = data_dir / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalSystemError(_already_running(data_dir, file)) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _already_running(data_dir: Path, file: IO[str]) -> str:
+    file.seek(0)
+    holder = file.read().strip() or "unknown"
+    return (
+        f"A local system runs on {data_dir} already (process {holder}). Use that one, or end it "
+        "with Ctrl-C where it was started."
+    )
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Lets SIGINT, SIGTERM and SIGHUP leave every `with` block inside in order: status 128 + n."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        # Once: the stop takes seconds, and a second Ctrl-C must not leave it half done.
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def up(data_dir: Path, progress: Progress) -> None:
+    """Starts the system, says how to use it, and waits for a signal."""
+    env_file = data_dir / "env"
+    with LocalSystem(data_dir, report=progress) as system:
+        env_file.write_text(environment_file(system.settings()))
+        try:
+            with PrefectApi(system.api_url) as api:
+                # Now, not at the schedule's next time: an order that waits is answered at once.
+                api.start_run(DISPATCH_DEPLOYMENT, {})
+            _print_invitation(progress.console, system, env_file)
+            # A signal is the regular end of a system that is up, and no failure.
+            with contextlib.suppress(SystemExit):
+                while True:
+                    signal.pause()
+        finally:
+            # It would lead to a server that is gone.
+            env_file.unlink(missing_ok=True)
+
+
+def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> None:
+    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
+    console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
+    console.print("In another terminal:")
+    for line in (
+        f"  source {shlex.quote(str(env_file))}",
+        f"  {checkout}",
+        "  prefect flow-run ls",
+        "  python -m deployments.orders",
+    ):
+        console.print(Text(line, style="bold"), soft_wrap=True)
+    console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up", help="start the system and keep it until Ctrl-C")
+    start.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
+    options = parser.parse_args(arguments)
+    progress = Progress(Console())
+    try:
+        with exit_on_signals():
+            up(options.data.resolve(), progress)
+    except LocalSystemError as error:
+        progress.console.print(Text(str(error), style="red"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The few calls to a Prefect server that putting the store up needs, over plain HTTP.
+
+Prefect's own client takes seconds to import and reads its settings from this process; here the
+address is given, and nothing else is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+# A loaded two-core machine was seen to take more than 10 s for an answer right after the start.
+_REQUEST_SECONDS = 30.0
+# Whoever does not answer this fast is asked again soon.
+_HEALTH_SECONDS = 3.0
+
+TERMINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """A flow run as the server sees it now."""
+
+    id: str
+    name: str
+    deployment_id: str | None
+    state_type: str
+    state_name: str
+    message: str
+    state_id: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is in a terminal state."""
+        return self.state_type in TERMINAL_STATES
+
+
+class PrefectApi:
+    """A Prefect server at `url` (which ends in /api)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=_REQUEST_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def is_healthy(self) -> bool:
+        """Whether the server answers and reaches its database."""
+        try:
+            answer = self._http.get("/health", timeout=_HEALTH_SECONDS)
+            return answer.status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def create_work_pool(self, name: str, kind: str) -> None:
+        """Makes the work pool; does nothing if one of that name is there."""
+        answer = self._http.post("/work_pools/", json={"name": name, "type": kind})
+        if answer.status_code != httpx.codes.CONFLICT:
+            answer.raise_for_status()
+
+    def worker_is_online(self, work_pool: str, worker: str) -> bool:
+        """Whether the worker of that name has sent its heartbeat to the pool."""
+        answer = self._http.post(
+            f"/work_pools/{work_pool}/workers/filter",
+            json={"workers": {"status": {"any_": ["ONLINE"]}}},
+        )
+        answer.raise_for_status()
+        return any(found["name"] == worker for found in answer.json())
+
+    def start_run(self, deployment: str, parameters: dict[str, Any]) -> FlowRun:
+        """Starts a run of the deployment `flow/name`.
+
+        Raises:
+            LookupError: there is no such deployment.
+            httpx.HTTPStatusError: its parameter check refused.
+        """
+        deployment_id = self.deployment_id(deployment)
+        if deployment_id is None:
+            raise LookupError(f"there is no deployment {deployment}")
+        answer = self._http.post(
+            f"/deployments/{deployment_id}/create_flow_run",
+            json={"parameters": parameters, "state": {"type": "SCHEDULED"}},
+        )
+        answer.raise_for_status()
+        return _flow_run(answer.json())
+
+    def deployment_id(self, deployment: str) -> str | None:
+        """The id of the deployment `flow/name`; None if there is none."""
+        answer = self._http.get(f"/deployments/name/{deployment}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def runs_under_way(self) -> list[FlowRun]:
+        """The runs that a process has, or had, in hand: pending, running or paused."""
+        states = {"type": {"any_": ["PENDING", "RUNNING", "PAUSED"]}}
+        found: list[FlowRun] = []
+        while True:
+            answer = self._http.post(
+                "/flow_runs/filter",
+                json={"flow_runs": {"state": states}, "sort": "ID_DESC", "offset": len(found)},
+            )
+            answer.raise_for_status()
+            page = [_flow_run(run) for run in answer.json()]
+            if not page:
+                return found
+            found.extend(page)
+
+    def set_state(self, run_id: str, state_type: str, name: str, message: str) -> None:
+        """Asks the server to put the run into a state; a run that has ended meanwhile stays so."""
+        answer = self._http.post(
+            f"/flow_runs/{run_id}/set_state",
+            json={"state": {"type": state_type, "name": name, "message": message}},
+        )
+        answer.raise_for_status()
+
+    def resume(self, run_id: str, answer: dict[str, Any]) -> str:
+        """Resumes a paused run with the answer; returns ACCEPT, or REJECT or ABORT if refused."""
+        response = self._http.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer})
+        response.raise_for_status()
+        return str(response.json()["status"])
+
+    def pause_deployment(self, deployment: str) -> None:
+        """Stops the deployment's schedules from making runs; runs can still be started."""
+        self._http.post(
+            f"/deployments/{self.deployment_id(deployment)}/pause_deployment"
+        ).raise_for_status()
+
+    def read_run(self, run_id: str) -> FlowRun:
+        """The run as it stands."""
+        answer = self._http.get(f"/flow_runs/{run_id}")
+        answer.raise_for_status()
+        return _flow_run(answer.json())
+
+
+def _flow_run(answer: dict[str, Any]) -> FlowRun:
+    state = answer.get("state") or {}
+    return FlowRun(
+        id=answer["id"],
+        name=answer["name"],
+        deployment_id=answer["deployment_id"],
+        state_type=state.get("type") or "",
+        state_name=state.get("name") or "",
+        message=state.get("message") or "",
+        state_id=state.get("id") or "",
+    )

@@ -1,0 +1,177 @@
+"""What may stand in prefect.yaml, and in the flows that it deploys.
+
+Prefect ignores keys that it does not know, and takes settings with which a waiting order crashes
+or is charged twice. Here both are named before they are deployed; reads files only, imports no
+flow.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_TOP_KEYS = {"name", "prefect-version", "build", "push", "pull", "deployments"}
+_DEPLOYMENT_KEYS = {
+    *("name", "version", "description", "tags", "entrypoint", "parameters", "paused"),
+    *("schedules", "concurrency_limit", "enforce_parameter_schema", "work_pool", "triggers"),
+    *("build", "push", "pull"),
+}
+_WORK_POOL_KEYS = {"name", "work_queue_name", "job_variables"}
+_SCHEDULE_KINDS = {"cron", "interval", "rrule"}
+_SCHEDULE_KEYS = {
+    *_SCHEDULE_KINDS,
+    *("slug", "timezone", "anchor_date", "day_or", "active", "parameters", "replaces"),
+}
+_LIMIT_KEYS = {"limit", "collision_strategy", "grace_period_seconds"}
+_WORKING_DIRECTORY_STEP = "prefect.deployments.steps.set_working_directory"
+_FROM_ENVIRONMENT = re.compile(r"^\{\{ *\$\w+ *\}\}")
+_PAUSING_CALLS = {"pause_flow_run", "apause_flow_run", "suspend_flow_run", "asuspend_flow_run"}
+_RETRY_ARGUMENTS = {"retries"}
+
+
+def problems(document: Any, project_dir: Path) -> list[str]:
+    """What is unknown or unsafe in a prefect.yaml; empty if nothing is.
+
+    Args:
+        document: the file, as YAML gives it.
+        project_dir: the folder that its entrypoints are relative to.
+    """
+    if not isinstance(document, Mapping):
+        return ["prefect.yaml: not a mapping"]
+    found = [*_unknown("prefect.yaml", document, _TOP_KEYS), *_pull_problems(document)]
+    deployments = document.get("deployments")
+    if not isinstance(deployments, list) or not deployments:
+        return [*found, "deployments: there are none"]
+    names = set()
+    for deployment in deployments:
+        name = f"{deployment.get('entrypoint')} as {deployment.get('name')}"
+        if name in names:
+            found.append(f"{name}: deployed twice")
+        names.add(name)
+        found.extend(f"{name}: {problem}" for problem in _deployment_problems(deployment))
+        found.extend(f"{name}: {problem}" for problem in _flow_problems(deployment, project_dir))
+    return found
+
+
+def _unknown(where: str, mapping: Mapping[str, Any], known: set[str]) -> Iterator[str]:
+    for key in sorted(set(mapping) - known):
+        yield f"{where}: Prefect would ignore the key {key!r}"
+
+
+def _pull_problems(document: Mapping[str, Any]) -> Iterator[str]:
+    steps = document.get("pull") or []
+    for step in steps if isinstance(steps, list) else [steps]:
+        directory = (step.get(_WORKING_DIRECTORY_STEP) or {}).get("directory")
+        if directory is not None and not _FROM_ENVIRONMENT.match(directory):
+            yield f"pull: {directory!r} is a folder of one machine; take it from the environment"
+    if not steps:
+        yield "pull: without a step, runs start in an empty temporary folder"
+
+
+def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unknown("deployment", deployment, _DEPLOYMENT_KEYS)
+    for required in ("name", "entrypoint", "description"):
+        if not deployment.get(required):
+            yield f"{required} is missing"
+    if deployment.get("enforce_parameter_schema") is False:
+        yield "enforce_parameter_schema: false lets bad input into a run"
+    pool = deployment.get("work_pool") or {}
+    yield from _unknown("work_pool", pool, _WORK_POOL_KEYS)
+    if not _FROM_ENVIRONMENT.match(pool.get("name") or ""):
+        yield "work_pool: its name must come from the environment"
+    limit = deployment.get("concurrency_limit")
+    if isinstance(limit, Mapping):
+        yield from _unknown("concurrency_limit", limit, _LIMIT_KEYS)
+        if limit.get("collision_strategy") not in ("ENQUEUE", "CANCEL_NEW"):
+            yield "concurrency_limit: collision_strategy must be ENQUEUE or CANCEL_NEW"
+    yield from _schedule_problems(deployment.get("schedules") or [])
+
+
+def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
+    slugs = [schedule.get("slug") for schedule in schedules]
+    if len(set(slugs)) < len(slugs):
+        yield "schedules: two have the same slug"
+    for schedule in schedules:
+        yield from _unknown("schedule", schedule, _SCHEDULE_KEYS)
+        if not schedule.get("slug"):
+            yield "schedule: without a slug, each deploy makes it anew"
+        if len(_SCHEDULE_KINDS & set(schedule)) != 1:
+            yield "schedule: exactly one of cron, interval and rrule must be given"
+
+
+def _flow_problems(deployment: Mapping[str, Any], project_dir: Path) -> Iterator[str]:
+    file, _, function_name = str(deployment.get("entrypoint")).partition(":")
+    path = project_dir / file
+    function = _function(path, function_name) if path.is_file() else None
+    if function is None:
+        yield "entrypoint: there is no such flow"
+        return
+    for argument in _flow_arguments(function):
+        if argument.arg in _RETRY_ARGUMENTS and not _is_zero(argument.value):
+            yield "flow-level retries run after the compensation, and a resumed pause spends them"
+    signature = function.args
+    arguments = {each.arg for each in (*signature.args, *signature.kwonlyargs)}
+    for name in sorted(set(deployment.get("parameters") or {}) - arguments):
+        yield f"parameters: the flow has no parameter {name!r}"
+    if deployment.get("concurrency_limit") is not None and _pauses(
+        path, function_name, project_dir, set()
+    ):
+        yield "concurrency_limit: its lease is lost in a pause, and the waiting run crashes"
+
+
+def _function(path: Path, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            return node
+    return None
+
+
+def _flow_arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.keyword]:
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call):
+            yield from decorator.keywords
+
+
+def _is_zero(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value == 0
+
+
+def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, str]]) -> bool:
+    """Whether the function, or one of the project's that it uses, can pause its run."""
+    if (path, function) in seen or not path.is_file():
+        return False
+    seen.add((path, function))
+    node = _function(path, function)
+    if node is None:
+        return False
+    imported = _imported(path)
+    # The body only: a hook named in a decorator runs when the flow has ended.
+    for used in (each for statement in node.body for each in ast.walk(statement)):
+        if isinstance(used, ast.Name):
+            if used.id in _PAUSING_CALLS:
+                return True
+            module, name = imported.get(used.id, (None, used.id))
+        elif isinstance(used, ast.Attribute) and isinstance(used.value, ast.Name):
+            if used.attr in _PAUSING_CALLS:
+                return True
+            package, folder = imported.get(used.value.id, (None, used.value.id))
+            module, name = f"{package}.{folder}" if package else folder, used.attr
+        else:
+            continue
+        target = path if module is None else project_dir / f"{module.replace('.', '/')}.py"
+        if _pauses(target, name, project_dir, seen):
+            return True
+    return False
+
+
+def _imported(path: Path) -> dict[str, tuple[str, str]]:
+    """By the name in this module: the module that it is imported from, and its name there."""
+    return {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }

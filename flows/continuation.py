@@ -1,0 +1,105 @@
+"""A crash is not a failure of the order: its run is started again, and finds its own order.
+
+The same run goes on under its own id where Prefect still has it and a worker can take it;
+otherwise a new run of the checkout's deployment takes the order over. Each order is continued a
+bounded number of times, so that one which kills its process every time is compensated in the end.
+"""
+
+import logging
+import threading
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.states import AwaitingRetry, Crashed
+
+from store.models import Order
+from store.settings import settings
+from tasks.orders import count_continuation, hand_over, orders_of_run, read_order
+
+logger = logging.getLogger("store.continuation")
+
+
+def continue_crashed_run(
+    flow: Flow[..., Any],  # noqa: ARG001  (the name by which Prefect gives it)
+    flow_run: FlowRun,
+    state: State[Any],  # noqa: ARG001
+) -> None:
+    """Start a run that was told to stop again at once, as Prefect's hook.
+
+    A run whose process was killed is left to `recover_orders`: its worker runs this hook in a
+    thread of another process and reports the crash once more afterwards, which would end the run
+    that was just started again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    order_ids = orders_of_run(str(flow_run.id))
+    if order_ids:
+        with get_client(sync_client=True) as client:
+            continue_run(client, str(flow_run.id), order_ids)
+
+
+def continue_run(client: SyncPrefectClient, run_id: str, order_ids: list[str]) -> bool:
+    """Start the run of these orders again, unless they were continued too often.
+
+    Args:
+        client: Prefect's client.
+        run_id: The run that owns the orders and is dead.
+        order_ids: The orders, unfinished.
+
+    Returns:
+        Whether the orders go on, by this call or another one's; if not, they have had their
+        number of continuations.
+    """
+    orders = [read_order(id_) for id_ in order_ids]
+    continuations = max(order.continuations for order in orders)
+    if continuations >= settings().max_continuations:
+        return False
+    # Whoever counts it first does it: a hook and any number of recoveries may be here at once.
+    if not count_continuation(order_ids, continuations):
+        return True
+    if not _restart(client, run_id):
+        for order in orders:
+            _start_anew(order, continuations + 1)
+    return True
+
+
+def _restart(client: SyncPrefectClient, run_id: str) -> bool:
+    """Have a worker execute the run again from its top; say whether Prefect has taken it."""
+    try:
+        run = client.read_flow_run(UUID(run_id))
+    except ObjectNotFound:
+        return False
+    if run.deployment_id is None or run.state is None:
+        return False
+    if not run.state.is_final():
+        client.set_flow_run_state(run.id, Crashed(message="the run's process is gone"))
+    answer: OrchestrationResult[Any] = client.set_flow_run_state(
+        run.id, AwaitingRetry(message="a crash is not a failure of the order; it goes on")
+    )
+    logger.warning("run %s goes on after a crash: %s", run.name, answer.status.value)
+    return answer.status == SetStateStatus.ACCEPT
+
+
+def _start_anew(order: Order, continuation: int) -> None:
+    """Give the order to a new run; the idempotency key makes it one, however often it is asked."""
+    parameters = {"order": {**order.request, "orderId": order.id}}
+    if order.request["paymentMethod"] is None:
+        del parameters["order"]["paymentMethod"]
+    run = run_deployment(
+        settings().checkout_deployment,
+        parameters=parameters,
+        idempotency_key=f"{order.id}:{order.attempt}:{continuation}",
+        timeout=0,
+        as_subflow=False,
+    )
+    if not isinstance(run, FlowRun):
+        raise TypeError(f"run_deployment gave {run!r}")
+    hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
+    logger.warning("order %s goes on in a new run, %s", order.id, run.id)

@@ -1,0 +1,94 @@
+"""What a run tells Prefect about its orders: events of an order's life, and its timeline.
+
+Both are for people and automations. Neither may ever fail an order, so whatever goes wrong here
+is logged and left.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.events import emit_event
+from prefect.utilities.urls import url_for
+
+from store.models import Order, OrderStatus
+from tasks.orders import read_order
+from tasks.reports import announce_wait, timeline
+
+logger = logging.getLogger("store.order_events")
+
+TIMELINES_AT_MOST = 20
+"""A group larger than this is a batch, which has a report of its own."""
+
+
+def tell(order_ids: Iterable[str]) -> None:
+    """Emit an event with each order's status and renew the timeline at its run."""
+    for number, order_id in enumerate(order_ids):
+        try:
+            order = read_order(order_id)
+            _emit(order)
+            if number < TIMELINES_AT_MOST:
+                _publish_timeline(order)
+        except Exception:
+            logger.exception("order %s could not be told of; it is not affected", order_id)
+
+
+def tell_of_wait(order: Order) -> None:
+    """Emit that the order waits, and send the shop a notice with the link to the form."""
+    try:
+        _emit(order)
+        announce_wait(order, form_url(order))
+    except Exception:
+        logger.exception("the wait of order %s could not be told of", order.id)
+
+
+def form_url(order: Order) -> str:
+    """Return the address of the order's run in the Prefect UI, where it can be resumed."""
+    return url_for("flow-run", obj_id=UUID(order.run_id)) or "" if order.run_id else ""
+
+
+def _emit(order: Order) -> None:
+    """Emit `store.order.<status>`; the order is the resource, its run is related."""
+    emit_event(
+        event=f"store.order.{OrderStatus(order.status).value.replace('_', '-')}",
+        resource={
+            "prefect.resource.id": f"store.order.{order.id}",
+            "prefect.resource.name": order.id,
+        },
+        related=(
+            [
+                {
+                    "prefect.resource.id": f"prefect.flow-run.{order.run_id}",
+                    "prefect.resource.role": "flow-run",
+                }
+            ]
+            if order.run_id
+            else []
+        ),
+        payload={
+            "attempt": order.attempt,
+            "status": order.status,
+            "error": order.error,
+            "message": order.message,
+            "total_cents": order.total_cents,
+            "due_cents": order.due_cents,
+            "currency": order.currency,
+        },
+    )
+
+
+def _publish_timeline(order: Order) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_artifact(
+            ArtifactCreate(
+                type="markdown",
+                # Prefect takes lower-case letters, digits and dashes in a key, nothing else.
+                key=f"order-{re.sub('[^a-z0-9]+', '-', order.id.lower())}",
+                description=f"Timeline of order {order.id}",
+                data=timeline(order.id),
+                flow_run_id=UUID(order.run_id) if order.run_id else None,
+            )
+        )

@@ -1,0 +1,220 @@
+"""The flow ``recover_orders``: the guarantee behind the hooks.
+
+It goes through all unfinished orders and finishes those whose run has ended or has stopped moving,
+forwards or backwards, from the saga log alone. Running it twice, or two at once, does no harm:
+whatever it does is guarded by the order's own status.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from prefect import flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import BaseModel
+
+from flows.compensation import compensate
+from flows.continuation import continue_run
+from flows.courier_wait import record_answers_left
+from flows.order_events import form_url
+from store.errors import CheckoutFailed, OrderCancelled
+from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
+from store.saga import abandon
+from store.settings import settings
+from tasks.dispatch import dispatch_order, expire_waits, send_again
+from tasks.orders import (
+    UnfinishedOrder,
+    finished_orders_of_run,
+    read_order,
+    unfinished_orders,
+)
+from tasks.reports import remind
+
+logger = logging.getLogger("store.recovery")
+
+PAGE = 200
+"""Orders looked at together; also the most runs that Prefect's API returns at once."""
+HOOK_TIME = timedelta(seconds=5)
+"""How long the hooks of an ended run have for their own work before recovery steps in."""
+RETRY_UNDO_FIRST = timedelta(minutes=1)
+RETRY_UNDO_LAST = timedelta(hours=1)
+"""A failed undo is tried again after a time that doubles between these."""
+
+
+class Move(StrEnum):
+    """What recovery does with an order."""
+
+    LEAVE = "leave"
+    DISPATCH = "dispatch"
+    COMPENSATE = "compensate"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    CONTINUE = "continue"
+    SEND_AGAIN = "send again"
+    REMIND = "remind"
+
+
+class RecoveryReport(BaseModel):
+    """What one round of recovery found and did; the lists hold order ids."""
+
+    unfinished: int = 0
+    moves: dict[str, list[str]] = {}
+    failed: dict[str, str] = {}
+
+
+@flow(name="recover-orders", retries=0)
+def recover_orders(limit: int = 500) -> RecoveryReport:
+    """Finish the orders that nobody else will finish.
+
+    Args:
+        limit: How many orders at most are acted on in this round; the rest is for the next one.
+
+    Returns:
+        What was done, by order, and what failed; a failure is tried again in the next round.
+    """
+    report = RecoveryReport()
+    moves: dict[Move, list[UnfinishedOrder]] = defaultdict(list)
+    with get_client(sync_client=True) as client:
+        last = ""
+        while page := unfinished_orders(after=last, limit=PAGE):
+            last = page[-1].id
+            report.unfinished += len(page)
+            runs = _states(client, {order.run_id for order in page})
+            for order in page:
+                run = runs.get(order.run_id or "")
+                move = next_move(order, run, utc_now())
+                if move != Move.LEAVE and sum(map(len, moves.values())) < limit:
+                    moves[move].append(order)
+        for move, orders in moves.items():
+            _make(move, orders, client, report)
+        _close(client, {order.run_id for orders in moves.values() for order in orders})
+    if report.moves:
+        logger.warning("recovered: %s", report.model_dump())
+    return report
+
+
+def next_move(order: UnfinishedOrder, run: State | None, now: datetime) -> Move:
+    """Return what is to be done with an order, given the state of its run (none: it is gone)."""
+    moved_at = max(order.moved_at, run.timestamp) if run is not None else order.moved_at
+    idle = now - moved_at
+    ended = run is None or run.is_final()
+    stalled = idle > timedelta(seconds=settings().stalled_seconds)
+    match OrderStatus(order.status):
+        case OrderStatus.COMPENSATION_FAILED:
+            delay = min(RETRY_UNDO_FIRST * 2 ** min(order.undo_tries, 10), RETRY_UNDO_LAST)
+            return Move.COMPENSATE if now - order.moved_at > delay else Move.LEAVE
+        case OrderStatus.COMPENSATING:
+            return Move.COMPENSATE if stalled or (ended and idle > HOOK_TIME) else Move.LEAVE
+        case OrderStatus.DISPATCHING:
+            return Move.DISPATCH if stalled or (ended and idle > HOOK_TIME) else Move.LEAVE
+    # A run that lives ends the wait by itself, within two of its polls.
+    own_time = HOOK_TIME + 2 * timedelta(seconds=settings().pause_poll_seconds)
+    if order.wait_until is not None and now > order.wait_until + own_time:
+        return Move.EXPIRE
+    if run is not None and run.is_cancelled():
+        return Move.CANCEL if idle > HOOK_TIME else Move.LEAVE
+    if ended:
+        return Move.CONTINUE if idle > HOOK_TIME else Move.LEAVE
+    if run is not None and (run.is_running() or run.is_pending()) and stalled:
+        return Move.CONTINUE
+    if order.status == OrderStatus.WAITING and order.asked_at is not None:
+        if now - order.asked_at > timedelta(seconds=settings().ask_again_seconds):
+            return Move.SEND_AGAIN
+        left = order.wait_until - now if order.wait_until is not None else None
+        if left is not None and left < timedelta(seconds=settings().reminder_seconds):
+            return Move.LEAVE if order.reminded else Move.REMIND
+    return Move.LEAVE
+
+
+def _make(
+    move: Move,
+    orders: Sequence[UnfinishedOrder],
+    client: SyncPrefectClient,
+    report: RecoveryReport,
+) -> None:
+    """Make a move for its orders; a failure is reported and keeps no other move from its turn."""
+    ids = [order.id for order in orders]
+    acts: dict[Move, Callable[[], object]] = {
+        Move.DISPATCH: lambda: dispatch_order(ids),
+        Move.COMPENSATE: lambda: compensate(ids),
+        Move.CANCEL: lambda: _undo(ids, OrderCancelled("the run was cancelled in Prefect")),
+        Move.EXPIRE: lambda: _expire(ids),
+        Move.SEND_AGAIN: lambda: send_again(ids),
+        Move.CONTINUE: lambda: _continue(client, orders),
+        Move.REMIND: lambda: remind(ids, {id_: form_url(read_order(id_)) for id_ in ids}),
+    }
+    try:
+        acts[move]()
+    except Exception as error:
+        logger.exception("move “%s” failed", move)
+        report.failed[move] = f"{type(error).__name__}: {error}"
+    report.moves[move] = ids
+
+
+def _undo(order_ids: list[str], error: OrderCancelled | CheckoutFailed) -> None:
+    to_undo = abandon(order_ids, error)
+    if to_undo:
+        compensate(to_undo)
+
+
+def _expire(order_ids: list[str]) -> None:
+    expire_waits(order_ids)
+    to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
+    if to_undo:
+        compensate(to_undo)
+
+
+def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
+    """Start the orders' runs again; an answer that waits in a dead run is recorded first."""
+    of_run: dict[str, list[str]] = defaultdict(list)
+    for order in orders:
+        record_answers_left(client, read_order(order.id))
+        if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
+            of_run[order.run_id].append(order.id)
+    exhausted = [
+        id_
+        for run_id, order_ids in of_run.items()
+        if not continue_run(client, run_id, order_ids)
+        for id_ in order_ids
+    ]
+    if exhausted:
+        _undo(
+            exhausted,
+            CheckoutFailed(f"its run ended {settings().max_continuations + 1} times unfinished"),
+        )
+
+
+def _close(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
+    """Give runs whose orders were finished here the ending that their dead processes cannot."""
+    for run_id, state in _states(client, run_ids).items():
+        orders = finished_orders_of_run(run_id)
+        if state.is_final() or not orders:
+            continue
+        message = "; ".join(f"order {o.id} is {o.status}" for o in orders[:3])
+        all_well = all(order.status == OrderStatus.DISPATCHED for order in orders)
+        ending = Completed if all_well else Failed
+        client.set_flow_run_state(
+            UUID(run_id), ending(message=f"finished by recover_orders: {message}")
+        )
+
+
+def _states(client: SyncPrefectClient, run_ids: set[str | None]) -> dict[str, State]:
+    """Return the states of the runs that Prefect still has."""
+    known = [UUID(id_) for id_ in run_ids if id_ is not None]
+    if not known:
+        return {}
+    runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=known)),
+        limit=PAGE,
+    )
+    return {str(run.id): run.state for run in runs if run.state is not None}
+
+
+if __name__ == "__main__":
+    recover_orders()

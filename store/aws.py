@@ -1,0 +1,271 @@
+"""Calls to AWS: one client a service and process, batches of ten, and whose fault a failure is.
+
+Only what the settings choose imports this module, since it imports boto3. Credentials and region
+come from boto3's own chain; nothing here knows or logs them.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoRegionError,
+)
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.parsers import ResponseParserError
+
+from store.errors import RetryableError, StoreError
+
+if TYPE_CHECKING:
+    from mypy_boto3_sns.client import SNSClient
+    from mypy_boto3_sqs.client import SQSClient
+
+LONGEST_POLL_SECONDS = 20
+"""The longest that SQS lets a receiver wait."""
+BATCH_ENTRIES = 10
+"""SQS and SNS take so many entries in one call."""
+BATCH_BYTES = 256 * 1024
+"""SNS takes so much in one call, and so did SQS until it took more."""
+ENTRY_RETRY_DELAYS_SECONDS = (0.2, 1.0, 3.0)
+"""For entries that AWS did not take of a call that succeeded, which botocore does not see. The
+task that sends tries again after longer delays."""
+
+_CONFIG = Config(
+    # "standard" backs off at random on throttling, 5xx and lost connections, and stops retrying
+    # when most calls fail. "adaptive" would also hold calls back for a time without a bound. Three
+    # attempts pass over a hiccup; an outage is left to the task's own, longer delays.
+    retries={"mode": "standard", "total_max_attempts": 3},
+    connect_timeout=5,
+    # A long poll is silent until it ends.
+    read_timeout=LONGEST_POLL_SECONDS + 10,
+    # Balancers drop a connection that was idle between two sends without a word.
+    tcp_keepalive=True,
+)
+_OUTAGES = (
+    NoConnection,
+    HTTPClientError,
+    IncompleteReadError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    # A proxy's page instead of an answer.
+    ResponseParserError,
+)
+_OVERLOADED = {"OverLimit", "RequestLimitExceeded", "SlowDown", "TooManyRequestsException"}
+_NAMED = 10
+
+_creating = threading.Lock()
+_clients: dict[tuple[str, str | None], Any] = {}
+
+Entry = TypeVar("Entry", bound=Mapping[str, object])
+Failure: TypeAlias = BotoCoreError | ClientError | ResponseParserError
+FAILURES = (BotoCoreError, ClientError, ResponseParserError)
+"""All that boto3 raises when a call fails."""
+
+
+def sqs(endpoint_url: str | None) -> "SQSClient":
+    """Return this process's SQS client; it may be shared by threads."""
+    client: SQSClient = _client("sqs", endpoint_url)
+    return client
+
+
+def sns(endpoint_url: str | None) -> "SNSClient":
+    """Return this process's SNS client; it may be shared by threads."""
+    client: SNSClient = _client("sns", endpoint_url)
+    return client
+
+
+def sts(endpoint_url: str | None) -> Any:
+    """Return this process's STS client; it may be shared by threads."""
+    return _client("sts", endpoint_url)
+
+
+def _client(service: str, endpoint_url: str | None) -> Any:
+    # Two threads that miss the same client would create one each.
+    with _creating:
+        client = _clients.get((service, endpoint_url))
+        if client is None:
+            # boto3.client() would use a session that all threads of the process share.
+            create: Callable[..., Any] = boto3.session.Session().client
+            client = create(service, endpoint_url=endpoint_url or None, config=_CONFIG)
+            _clients[service, endpoint_url] = client
+        return client
+
+
+def forget_clients() -> None:
+    """Close this process's clients; the next call creates new ones, with new credentials."""
+    with _creating:
+        while _clients:
+            _clients.popitem()[1].close()
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How a service's failures are raised: a pair of our own errors."""
+
+    unavailable: type[RetryableError]
+    refused: type[StoreError]
+
+    def of(self, *, retryable: bool) -> type[StoreError]:
+        """Return the error for a failure that may, or cannot, pass by itself."""
+        return self.unavailable if retryable else self.refused
+
+
+@contextmanager
+def calling(what: str, errors: Errors) -> Iterator[None]:
+    """Raise what boto3 raises as one of ``errors``, with ``what`` was being done."""
+    try:
+        yield
+    except FAILURES as error:
+        raise errors.of(retryable=is_retryable(error))(f"{what}: {describe(error)}") from error
+
+
+def is_retryable(error: Failure) -> bool:
+    """Say whether the same call may succeed later: an outage or overload, no fault of ours."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = error.response.get("Error", {}).get("Code", "")
+        return status >= 500 or status in (408, 429) or _is_overload(code)
+    return isinstance(error, _OUTAGES)
+
+
+def _is_overload(code: str) -> bool:
+    # Throttling, ThrottlingException, RequestThrottled, KmsThrottled, …
+    return "throttl" in code.lower() or code in _OVERLOADED
+
+
+def describe(error: Failure) -> str:
+    """Return what AWS, or the way to it, said is wrong."""
+    if isinstance(error, ClientError):
+        details = error.response.get("Error", {})
+        return f"{details.get('Code', 'Unknown')}: {details.get('Message', '')}"
+    if isinstance(error, NoRegionError):
+        return "no region is known: set AWS_DEFAULT_REGION, or a profile that has one"
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """An entry of a batch that AWS did not take, or of which we do not know."""
+
+    id: str
+    reason: str
+    retryable: bool
+    cause: Exception | None = None
+
+
+def call_in_batches(
+    entries: Sequence[Entry], call: Callable[[Sequence[Entry]], Mapping[str, Any]]
+) -> list[NotTaken]:
+    """Make a batch call for all entries, ten at a time, and again for those that AWS did not take.
+
+    An entry that AWS calls the sender's fault is not tried again. When a whole call fails, after
+    botocore's own retries, the entries after it are not tried either.
+
+    Args:
+        entries: Entries of the batch call, each with its own ``Id``.
+        call: Makes the call for up to ten of them and returns AWS's response.
+
+    Returns:
+        The entries that were not taken, and why.
+    """
+    not_taken: list[NotTaken] = []
+    cause: Failure | None = None
+    for batch in _batches(entries):
+        if cause is None:
+            failures, cause = _call(batch, call)
+            not_taken += failures
+        else:
+            not_taken += [_lost(entry, cause) for entry in batch]
+    return not_taken
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    batch: list[Entry] = []
+    batch_bytes = 0
+    for entry in entries:
+        # A little more than AWS counts: the names and quotes are no part of its sum.
+        entry_bytes = len(json.dumps(entry, ensure_ascii=False).encode())
+        if batch and (len(batch) == BATCH_ENTRIES or batch_bytes + entry_bytes > BATCH_BYTES):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(entry)
+        batch_bytes += entry_bytes
+    if batch:
+        yield batch
+
+
+def _call(
+    batch: Sequence[Entry], call: Callable[[Sequence[Entry]], Mapping[str, Any]]
+) -> tuple[list[NotTaken], Failure | None]:
+    """Call until each entry is taken, or is the sender's fault, or the delays are used up.
+
+    Returns:
+        The entries that were not taken, and the error if the last call failed as a whole.
+    """
+    todo = {str(entry["Id"]): entry for entry in batch}
+    at_fault: list[NotTaken] = []
+    failures: dict[str, NotTaken] = {}
+    for delay_seconds in (0.0, *ENTRY_RETRY_DELAYS_SECONDS):
+        if delay_seconds:
+            time.sleep(delay_seconds)
+        try:
+            response = call(list(todo.values()))
+        except FAILURES as error:
+            return [*at_fault, *(_lost(entry, error) for entry in todo.values())], error
+        taken = {entry["Id"] for entry in response.get("Successful", ())}
+        said = {entry["Id"]: entry for entry in response.get("Failed", ())}
+        failures = {id_: _not_taken(id_, said.get(id_, {})) for id_ in todo if id_ not in taken}
+        at_fault += [failure for failure in failures.values() if not failure.retryable]
+        failures = {id_: failure for id_, failure in failures.items() if failure.retryable}
+        todo = {id_: entry for id_, entry in todo.items() if id_ in failures}
+        if not todo:
+            break
+    return [*at_fault, *failures.values()], None
+
+
+def _lost(entry: Mapping[str, object], error: Failure) -> NotTaken:
+    return NotTaken(str(entry["Id"]), describe(error), is_retryable(error), error)
+
+
+def _not_taken(id_: str, said: Mapping[str, Any]) -> NotTaken:
+    code = said.get("Code", "not mentioned in the answer")
+    return NotTaken(
+        id=id_,
+        reason=f"{code}: {said['Message']}" if said.get("Message") else code,
+        # Throttling is sometimes put down to the sender, but passes.
+        retryable=not said.get("SenderFault", False) or _is_overload(code),
+    )
+
+
+def raise_if_any(
+    not_taken: Sequence[NotTaken], what: str, names: Mapping[str, str], errors: Errors
+) -> None:
+    """Raise, naming each entry that was not taken, unless all of them were.
+
+    Args:
+        not_taken: What :func:`call_in_batches` returned.
+        what: What was to be done with the entries, as in "sent to …".
+        names: By its id, what a person knows each entry by.
+        errors: The errors of the service; one entry that is refused for good decides.
+    """
+    if not not_taken:
+        return
+    reasons = "; ".join(dict.fromkeys(failure.reason for failure in not_taken))
+    named = ", ".join(names[failure.id] for failure in not_taken[:_NAMED])
+    more = f" and {len(not_taken) - _NAMED} more" if len(not_taken) > _NAMED else ""
+    error = errors.of(retryable=all(failure.retryable for failure in not_taken))
+    raise error(
+        f"{len(not_taken)} of {len(names)} {what}: {reasons}. Not taken: {named}{more}"
+    ) from not_taken[0].cause

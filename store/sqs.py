@@ -1,0 +1,250 @@
+"""The order queue on SQS.
+
+Standard or FIFO: on a FIFO queue each message is a group of its own, so that no order waits for
+another, and is deduplicated only over the retries of one send, so that a message which is sent
+again on purpose is delivered again.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+from uuid import uuid4
+
+from store import aws
+from store.errors import QueueRefused, QueueUnavailable
+from store.queue import ReceivedMessage
+from store.settings import settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+    from mypy_boto3_sqs.type_defs import (
+        ChangeMessageVisibilityBatchRequestEntryTypeDef,
+        DeleteMessageBatchRequestEntryTypeDef,
+        SendMessageBatchRequestEntryTypeDef,
+        SendMessageRequestTypeDef,
+    )
+
+logger = logging.getLogger("store.queue")
+
+ERRORS = aws.Errors(unavailable=QueueUnavailable, refused=QueueRefused)
+FIFO = ".fifo"
+"""How the name of each FIFO queue ends."""
+REASON_LENGTH = 500
+"""A dead letter's reason is for people to read; the queue's size limit leaves room for it."""
+REDRIVE_HIDES_SECONDS = 600
+"""How long dead letters are hidden while they are moved: enough for some ten thousand. Those of a
+redrive that was killed come back after it."""
+_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class SqsQueue:
+    """See :class:`store.queue.OrderQueue`.
+
+    Messages that were received more often than the redrive policy allows are put aside by SQS
+    itself. A whole call that fails is retried by botocore first; see :mod:`store.aws`.
+    """
+
+    queue_url: str
+    dead_letter_url: str
+    visibility_timeout_seconds: int
+    endpoint_url: str | None = None
+
+    @classmethod
+    def from_settings(cls) -> Self:
+        """Return the queue of the settings."""
+        chosen = settings()
+        return cls(
+            queue_url=chosen.queue_url or "",
+            dead_letter_url=chosen.dead_letter_url or "",
+            visibility_timeout_seconds=chosen.visibility_timeout_seconds,
+            endpoint_url=chosen.aws_endpoint_url,
+        )
+
+    def send(self, bodies: Sequence[str]) -> None:
+        """See :meth:`OrderQueue.send`.
+
+        Raises:
+            QueueUnavailable: some were not sent, by no fault of theirs; it names them.
+            QueueRefused: some were not sent, and never will be; it names them.
+        """
+        entries = [self._entry(id_, body) for id_, body in enumerate(bodies)]
+        if not entries:
+            return
+        with aws.calling(f"sending to {self.queue_url}", ERRORS):
+            client = self._client
+            not_sent = aws.call_in_batches(
+                entries,
+                lambda batch: client.send_message_batch(QueueUrl=self.queue_url, Entries=batch),
+            )
+        aws.raise_if_any(
+            not_sent,
+            f"messages were not sent to {self.queue_url}",
+            {entry["Id"]: entry["MessageBody"][:_NAME_LENGTH] for entry in entries},
+            ERRORS,
+        )
+
+    def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
+        """See :meth:`OrderQueue.receive`. The wait is rounded up to whole seconds.
+
+        Rounded down, half a second would be a short poll, which asks only some of SQS's servers
+        and returns at once, so that an idle dispatcher would call without a pause.
+        """
+        return self._receive(
+            self.queue_url, limit, math.ceil(wait_seconds), self.visibility_timeout_seconds
+        )
+
+    def _receive(
+        self, url: str, limit: int, wait_seconds: int, hide_seconds: int
+    ) -> list[ReceivedMessage]:
+        deadline = time.monotonic() + wait_seconds
+        received: list[ReceivedMessage] = []
+        while len(received) < limit:
+            left_seconds = 0 if received else max(0, round(deadline - time.monotonic()))
+            try:
+                with aws.calling(f"receiving from {url}", ERRORS):
+                    response = self._client.receive_message(
+                        QueueUrl=url,
+                        MaxNumberOfMessages=min(aws.BATCH_ENTRIES, limit - len(received)),
+                        WaitTimeSeconds=min(aws.LONGEST_POLL_SECONDS, left_seconds),
+                        VisibilityTimeout=hide_seconds,
+                        MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                    )
+            except QueueUnavailable:
+                if not received:
+                    raise
+                # Those that came are in our hands already; nobody else would get them for a while.
+                logger.warning("receiving ends after %d messages", len(received), exc_info=True)
+                break
+            came = response.get("Messages", [])
+            received += [
+                ReceivedMessage(
+                    id=message["MessageId"],
+                    body=message["Body"],
+                    receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
+                    receipt=message["ReceiptHandle"],
+                )
+                for message in came
+            ]
+            # A poll may end a moment early; that moment is not worth another one.
+            if not came and (received or round(deadline - time.monotonic()) <= 0):
+                break
+        return received
+
+    def delete(self, messages: Sequence[ReceivedMessage]) -> None:
+        """See :meth:`OrderQueue.delete`."""
+        self._delete(self.queue_url, messages)
+
+    def _delete(self, url: str, messages: Sequence[ReceivedMessage]) -> None:
+        entries: list[DeleteMessageBatchRequestEntryTypeDef] = [
+            {"Id": str(id_), "ReceiptHandle": message.receipt}
+            for id_, message in enumerate(messages)
+        ]
+        if not entries:
+            return
+        with aws.calling(f"deleting from {url}", ERRORS):
+            client = self._client
+            failures = aws.call_in_batches(
+                entries, lambda batch: client.delete_message_batch(QueueUrl=url, Entries=batch)
+            )
+        self._raise_or_pass_over(failures, messages, f"messages were not deleted from {url}")
+
+    def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
+        """See :meth:`OrderQueue.hide`."""
+        entries: list[ChangeMessageVisibilityBatchRequestEntryTypeDef] = [
+            {"Id": str(id_), "ReceiptHandle": message.receipt, "VisibilityTimeout": seconds}
+            for id_, message in enumerate(messages)
+        ]
+        if not entries:
+            return
+        with aws.calling(f"hiding messages of {self.queue_url}", ERRORS):
+            client = self._client
+            failures = aws.call_in_batches(
+                entries,
+                lambda batch: client.change_message_visibility_batch(
+                    QueueUrl=self.queue_url, Entries=batch
+                ),
+            )
+        self._raise_or_pass_over(
+            failures, messages, f"messages of {self.queue_url} were not hidden"
+        )
+
+    def _raise_or_pass_over(
+        self, failures: Sequence[aws.NotTaken], messages: Sequence[ReceivedMessage], what: str
+    ) -> None:
+        """Raise for what may succeed later, and for a call that was refused as a whole.
+
+        An entry that is refused by itself has a receipt that is used up: its message is gone, or
+        in other hands, or too long in ours.
+        """
+        passed_over = [failure for failure in failures if not (failure.retryable or failure.cause)]
+        if passed_over:
+            logger.warning(
+                "%d %s: %s",
+                len(passed_over),
+                what,
+                sorted({failure.reason for failure in failures}),
+            )
+        aws.raise_if_any(
+            [failure for failure in failures if failure.retryable or failure.cause],
+            what,
+            {str(id_): message.id for id_, message in enumerate(messages)},
+            ERRORS,
+        )
+
+    def hand_back(self, messages: Sequence[ReceivedMessage]) -> None:
+        """See :meth:`OrderQueue.hand_back`. Only a new message begins to count anew on SQS."""
+        self.send([message.body for message in messages])
+        self.delete(messages)
+
+    def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
+        """See :meth:`OrderQueue.dead_letter`. The reason is an attribute of the dead letter."""
+        with aws.calling(
+            f"moving message {message.id} to the dead letters {self.dead_letter_url}", ERRORS
+        ):
+            letter: SendMessageRequestTypeDef = {
+                "QueueUrl": self.dead_letter_url,
+                "MessageBody": message.body,
+                "MessageAttributes": {
+                    "reason": {
+                        "DataType": "String",
+                        "StringValue": reason[:REASON_LENGTH] or "not given",
+                    }
+                },
+            }
+            if self.dead_letter_url.endswith(FIFO):
+                letter["MessageGroupId"] = letter["MessageDeduplicationId"] = str(uuid4())
+            self._client.send_message(**letter)
+        self.delete([message])
+
+    def redrive(self) -> int:
+        """See :meth:`OrderQueue.redrive`.
+
+        All are received before the first is sent, or a letter that dies again at once would come
+        round for ever. SQS's own StartMessageMoveTask knows no way back for the letters that
+        :meth:`dead_letter` sent, since they came from no queue, and does not say how many there
+        were.
+        """
+        letters: list[ReceivedMessage] = []
+        while came := self._receive(
+            self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS
+        ):
+            letters += came
+        for start in range(0, len(letters), aws.BATCH_ENTRIES):
+            moving = letters[start : start + aws.BATCH_ENTRIES]
+            self.send([letter.body for letter in moving])
+            self._delete(self.dead_letter_url, moving)
+        return len(letters)
+
+    @property
+    def _client(self) -> "SQSClient":
+        return aws.sqs(self.endpoint_url)
+
+    def _entry(self, id_: int, body: str) -> "SendMessageBatchRequestEntryTypeDef":
+        entry: SendMessageBatchRequestEntryTypeDef = {"Id": str(id_), "MessageBody": body}
+        if self.queue_url.endswith(FIFO):
+            entry["MessageGroupId"] = entry["MessageDeduplicationId"] = str(uuid4())
+        return entry

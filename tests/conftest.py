@@ -1,0 +1,109 @@
+"""What the tests stand on: a real database of each kind, and one Prefect server for the flows.
+
+Prefect reads its settings when it is first imported, so they are put in place before that.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_PREFECT_HOME = Path(tempfile.mkdtemp(prefix="store-tests-prefect-"))
+os.environ["PREFECT_HOME"] = str(_PREFECT_HOME)
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+# What asks for a server without the fixture for it is a mistake, and would cost half a minute.
+os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+# A server of this machine must never see the tests.
+for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.startswith("STORE_")]:
+    del os.environ[_name]
+
+from deployments.embedded import EmbeddedPostgres  # noqa: E402
+from seed.catalogue import empty, put_shop  # noqa: E402
+from store.database import engine, migrate  # noqa: E402
+from store.settings import settings  # noqa: E402
+from tests.books_balance import assert_books_balance  # noqa: E402
+
+KINDS = ("sqlite", "postgresql")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_PREFECT_HOME, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Whichever test comes first has the server's start in its time.
+    for item in items:
+        if "prefect_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A real PostgreSQL, for the whole session."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with EmbeddedPostgres(folder / "data", durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A migrated SQLite database, used again by each test."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'store.db'}"
+    migrate(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A migrated PostgreSQL database, used again by each test."""
+    postgres.create_database("store_tests")
+    url = postgres.sqlalchemy_url("store_tests")
+    migrate(url)
+    yield url
+    engine(url).dispose()
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> Iterator[None]:
+    """No test sees the settings of another one."""
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, object], None]:
+    """Changes a setting for the test: ``setting("pause_poll_seconds", 1)``."""
+
+    def change(name: str, value: object) -> None:
+        monkeypatch.setenv(f"STORE_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    return change
+
+
+@pytest.fixture(params=KINDS)
+def database(
+    request: pytest.FixtureRequest, setting: Callable[[str, object], None]
+) -> Iterator[str]:
+    """The kind of a database with nothing but the shop's first data; its books balance after."""
+    kind: str = request.param
+    setting("database_url", request.getfixturevalue(f"{kind}_url"))
+    empty()
+    put_shop()
+    yield kind
+    assert_books_balance()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Prefect's own test server, one for the session; its start may take a minute here."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -1,0 +1,123 @@
+"""The demo says so, and fails, when an ending or the books are not as they must be."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from deployments import demo
+from deployments.demo import CASES, Ending, compare
+from deployments.orders import Holdings
+from deployments.prefect_api import FlowRun
+from seed.catalogue import BOOKS, COURIERS
+from store.models import Order, OrderStatus
+
+BEFORE = Holdings(
+    stock={"The 10X Rule": 500, "The Boy in the Striped Pajamas": 400},
+    points={"Eduardo Santana": 300, "John Doe": 100},
+    captured_cents=0,
+    refunded_cents=0,
+)
+AFTER = Holdings(
+    stock={"The 10X Rule": 450, "The Boy in the Striped Pajamas": 400},
+    points={"Eduardo Santana": 0, "John Doe": 100},
+    captured_cents=23_200_00,
+    refunded_cents=22_500_00,
+)
+
+
+class NoSystem:
+    """Stands in for the local system: starts nothing."""
+
+    def __init__(self, data_dir: Path, **_: object) -> None:
+        self.data_dir = data_dir
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+def ending(case_number: int, status: str, error: str | None) -> Ending:
+    run = FlowRun("run", "run", None, "COMPLETED", "Completed", "", "")
+    order = Order(
+        id="order",
+        status=status,
+        error=error,
+        user_id="user",
+        redeem=False,
+        payment_method="card",
+        currency="USD",
+        request={},
+        copies=1,
+    )
+    return Ending(CASES[case_number], run, order)
+
+
+def test_books_that_balance_are_as_expected() -> None:
+    assert compare(BEFORE, AFTER)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (replace(AFTER, refunded_cents=0), "captured minus refunded: 23200.00, not 700.00"),
+        (
+            replace(AFTER, points={"Eduardo Santana": 0, "John Doe": 0}),
+            "points of John Doe: 0, not 100",
+        ),
+        (
+            replace(AFTER, stock=AFTER.stock | {"The 10X Rule": 500}),
+            "copies of The 10X Rule: 500, not 450",
+        ),
+    ],
+)
+def test_books_that_do_not_balance_are_named(after: Holdings, expected: str) -> None:
+    assert compare(BEFORE, after)[1] == [expected]
+
+
+def test_an_ending_is_as_expected_only_with_its_status_and_its_error() -> None:
+    assert ending(0, OrderStatus.DISPATCHED, None).is_as_expected
+    assert ending(1, OrderStatus.COMPENSATED, "NoCourierAvailable").is_as_expected
+    assert not ending(1, OrderStatus.COMPENSATED, "CourierWaitExpired").is_as_expected
+    assert not ending(1, OrderStatus.DISPATCHED, None).is_as_expected
+    assert not replace(ending(0, OrderStatus.DISPATCHED, None), order=None).is_as_expected
+
+
+def test_no_courier_takes_the_order_that_must_find_none_and_the_stock_has_it() -> None:
+    order = CASES[1].order
+    (stock,) = [book["quantity"] for book in BOOKS if book["id"] == order["bookId"]]
+    assert max(int(str(each["capacity_copies"])) for each in COURIERS) < order["quantity"] <= stock
+
+
+@pytest.mark.parametrize(("wrong", "status"), [([], 0), (["an order: not ended"], 1)])
+def test_the_exit_status_tells_whether_all_was_as_expected(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    status: int,
+) -> None:
+    data_dir = tmp_path / "data"
+
+    def make_folder(**_: object) -> str:
+        data_dir.mkdir()
+        return str(data_dir)
+
+    monkeypatch.setattr(demo, "LocalSystem", NoSystem)
+    monkeypatch.setattr(demo, "demonstrate", lambda *_: wrong)
+    monkeypatch.setattr(demo, "mkdtemp", make_folder)
+    assert demo.main([]) == status
+    printed = capsys.readouterr().out
+    for line in wrong:
+        assert line in printed
+    # What went wrong can be looked at; what went well leaves nothing.
+    assert data_dir.exists() == bool(wrong)

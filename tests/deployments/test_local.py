@@ -1,0 +1,97 @@
+"""The local system's own rules: its port, its environment, one at a time on a folder."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.local import (
+    HOST,
+    PROJECT_DIR,
+    LocalSystem,
+    LocalSystemError,
+    environment_file,
+    free_port,
+    inherited_environment,
+    main,
+)
+
+
+def test_the_preferred_port_is_taken_when_it_is_free() -> None:
+    with socket.create_server((HOST, 0)) as probe:
+        port = probe.getsockname()[1]
+    assert free_port(port) == port
+
+
+def test_another_port_is_taken_when_the_preferred_one_is_in_use() -> None:
+    with socket.create_server((HOST, 0)) as server:
+        taken = server.getsockname()[1]
+        assert free_port(taken) != taken
+
+
+def test_a_sourced_environment_file_gives_the_settings_and_the_tools(tmp_path: Path) -> None:
+    settings = {
+        "STORE_DATABASE_URL": "postgresql+psycopg://postgres@/store?host=/tmp/a b",
+        "STORE_HOME": "/srv/it's here",
+    }
+    path = tmp_path / "env"
+    path.write_text(environment_file(settings))
+    show = f"import os; print([os.environ[n] for n in {sorted(settings)!r}])"
+    printed = subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            f". {shlex.quote(str(path))} && command -v prefect && python -c {shlex.quote(show)}",
+        ],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert printed == [
+        str(Path(sys.executable).parent / "prefect"),
+        repr([settings[name] for name in sorted(settings)]),
+    ]
+
+
+def test_another_prefects_settings_do_not_reach_the_systems_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_API_KEY", "a key of Prefect Cloud")
+    monkeypatch.setenv("STORE_CURRENCY", "EUR")
+    seen = inherited_environment()
+    assert not [name for name in seen if name.startswith("PREFECT_")]
+    assert seen["STORE_CURRENCY"] == "EUR"
+
+
+def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = (
+        "import sys; from pathlib import Path; from deployments.local import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_DIR)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(LocalSystemError, match=f"process {process.pid}"):
+            LocalSystem(tmp_path).start()
+        assert main(["up", "--data", str(tmp_path)]) == 1
+        assert f"process {process.pid}" in " ".join(capsys.readouterr().out.split())
+        process.stdin.close()
+
+
+def test_asking_a_system_that_is_not_running_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LocalSystemError, match="not running"):
+        _ = LocalSystem(tmp_path).api_url

@@ -1,0 +1,163 @@
+"""prefect.yaml holds nothing that Prefect would ignore, or that would cost a waiting order."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR
+from deployments.prefect_yaml import problems
+
+FLOWS = {
+    "flows/waiting.py": "from flows import wait\n@flow(retries=0)\ndef waiting(): wait.ask()\n",
+    "flows/wait.py": "from prefect import pause_flow_run\ndef ask(): pause_flow_run()\n"
+    "def note(): pass\n",
+    "flows/asking.py": "from flows.wait import ask\n@flow\ndef asking(): helper()\n"
+    "def helper(): [ask() for _ in range(2)]\n",
+    "flows/hooked.py": "from flows.wait import ask, note\n@flow(on_failure=[ask])\n"
+    "def hooked(): note()\n",
+    "flows/plain.py": "@flow(name='plain')\ndef plain(seconds): pass\n",
+    "flows/retried.py": "@flow(retries=2)\ndef retried(): pass\n",
+}
+
+
+@pytest.fixture
+def project_dir(tmp_path: Path) -> Path:
+    for name, text in FLOWS.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A good prefect.yaml of one deployment, with changes to that deployment."""
+    deployment = {
+        "name": "local",
+        "entrypoint": "flows/plain.py:plain",
+        "description": "Plain.",
+        "parameters": {"seconds": 1},
+        "schedules": [{"slug": "often", "interval": 300}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": "{{ $STORE_WORK_POOL }}"},
+    }
+    return {
+        "pull": [
+            {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $STORE_HOME }}"}}
+        ],
+        "deployments": [deployment | changes],
+    }
+
+
+def read_project_file() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    return found
+
+
+def test_the_projects_file_has_no_problem() -> None:
+    assert problems(read_project_file(), PROJECT_DIR) == []
+
+
+def test_the_projects_file_has_the_deployments_that_the_local_system_starts() -> None:
+    names = {
+        f"{deployment['entrypoint'].partition(':')[2].replace('_', '-')}/{deployment['name']}"
+        for deployment in read_project_file()["deployments"]
+    }
+    assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT} <= names
+
+
+def test_a_limit_on_the_projects_own_checkout_is_refused() -> None:
+    changed = read_project_file()
+    for deployment in changed["deployments"]:
+        if deployment["entrypoint"].endswith(":store_checkout"):
+            deployment["concurrency_limit"] = 10
+    assert [problem.partition(": ")[2] for problem in problems(changed, PROJECT_DIR)] == [
+        "concurrency_limit: its lease is lost in a pause, and the waiting run crashes"
+    ]
+
+
+def test_a_good_document_has_no_problem(project_dir: Path) -> None:
+    assert problems(document(), project_dir) == []
+
+
+def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path) -> None:
+    changed = document(entrypoint="flows/hooked.py:hooked", parameters={}, concurrency_limit=1)
+    assert problems(changed, project_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"triger": []}, "Prefect would ignore the key 'triger'"),
+        ({"schedule": {"cron": "0 2 * * *"}}, "Prefect would ignore the key 'schedule'"),
+        ({"parameter_openapi_schema": {}}, "ignore the key 'parameter_openapi_schema'"),
+        ({"work_pool": {"name": "{{ $STORE_WORK_POOL }}", "queue": "q"}}, "ignore the key 'queue'"),
+        ({"work_pool": {"name": "local"}}, "its name must come from the environment"),
+        ({"work_pool": None}, "its name must come from the environment"),
+        ({"schedules": [{"interval": 300}]}, "without a slug"),
+        ({"schedules": [{"slug": "a"}]}, "exactly one of cron, interval and rrule"),
+        ({"schedules": [{"slug": "a", "interval": 1, "cron": "* * * * *"}]}, "exactly one of"),
+        (
+            {"schedules": [{"slug": "a", "interval": 1}, {"slug": "a", "interval": 2}]},
+            "two have the same slug",
+        ),
+        ({"schedules": [{"slug": "a", "interval": 1, "catchup": True}]}, "the key 'catchup'"),
+        ({"enforce_parameter_schema": False}, "lets bad input into a run"),
+        ({"concurrency_limit": {"limit": 1}}, "must be ENQUEUE or CANCEL_NEW"),
+        (
+            {"concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE", "max": 2}},
+            "the key 'max'",
+        ),
+        ({"entrypoint": "flows/gone.py:gone"}, "there is no such flow"),
+        ({"entrypoint": "flows/plain.py:gone"}, "there is no such flow"),
+        ({"parameters": {"minutes": 1}}, "the flow has no parameter 'minutes'"),
+        ({"description": ""}, "description is missing"),
+        (
+            {"entrypoint": "flows/waiting.py:waiting", "parameters": {}, "concurrency_limit": 5},
+            "its lease is lost in a pause",
+        ),
+        (
+            {"entrypoint": "flows/asking.py:asking", "parameters": {}, "concurrency_limit": 5},
+            "its lease is lost in a pause",
+        ),
+        ({"entrypoint": "flows/retried.py:retried", "parameters": {}}, "flow-level retries"),
+    ],
+)
+def test_an_unsafe_deployment_is_refused(
+    project_dir: Path, changes: dict[str, Any], expected: str
+) -> None:
+    (problem,) = problems(document(**changes), project_dir)
+    assert expected in problem
+
+
+def test_a_key_that_prefect_does_not_know_is_refused(project_dir: Path) -> None:
+    (problem,) = problems(document() | {"deploments": []}, project_dir)
+    assert "'deploments'" in problem
+
+
+def test_a_folder_of_one_machine_is_refused(project_dir: Path) -> None:
+    changed = copy.deepcopy(document())
+    changed["pull"] = [
+        {"prefect.deployments.steps.set_working_directory": {"directory": "/srv/store"}}
+    ]
+    (problem,) = problems(changed, project_dir)
+    assert "/srv/store" in problem
+
+
+def test_a_document_without_a_pull_step_is_refused(project_dir: Path) -> None:
+    (problem,) = problems(document() | {"pull": []}, project_dir)
+    assert "temporary folder" in problem
+
+
+def test_the_same_deployment_twice_is_refused(project_dir: Path) -> None:
+    changed = document()
+    changed["deployments"] *= 2
+    (problem,) = problems(changed, project_dir)
+    assert "deployed twice" in problem
+
+
+@pytest.mark.parametrize("empty", [None, [], "deployments", {"deployments": []}])
+def test_a_document_that_deploys_nothing_is_refused(project_dir: Path, empty: object) -> None:
+    assert problems(empty, project_dir)

@@ -1,0 +1,325 @@
+"""What the README and the other documents name exists, and what exists is named there."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from prefect import Flow, Task
+from pydantic_core import PydanticUndefined
+
+import store.errors
+import tasks
+from deployments.demo import CASES
+from deployments.local import EXAMPLE_ORDER
+from flows.checkout import store_checkout
+from flows.compensation import UNDO
+from store.messages import CheckoutOrder, CourierAnswer
+from store.models import ENDED, OrderStatus
+from store.settings import Settings
+from tasks.retries import RETRIES
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+README = (PROJECT_DIR / "README.md").read_text()
+ADR_SECTIONS = ["Context", "Decision", "Consequences", "Rejected"]
+NOT_OF_THE_CHECKOUT = {"find_couriers"}
+"""Tasks of other flows, which are no steps of an order."""
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+_FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_MAKE = re.compile(r"\bmake ([a-z]+)\b")
+
+
+def documents() -> list[Path]:
+    return sorted(
+        [*PROJECT_DIR.glob("*.md"), *(PROJECT_DIR / "docs").rglob("*.md")],
+        key=lambda path: path.relative_to(PROJECT_DIR).parts,
+    )
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(PROJECT_DIR))
+
+
+def section(heading: str) -> str:
+    """The README's text under a heading, up to the next heading of its level or above."""
+    level = heading.partition(" ")[0]
+    _, found, rest = README.partition(f"\n{heading}\n")
+    assert found, f"the README has no heading {heading!r}"
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(heading: str, first_column: str) -> dict[str, list[str]]:
+    """The cells of each row under a heading, by the code in its first cell.
+
+    `first_column` tells the section's tables apart; all of that name are read.
+    """
+    rows: dict[str, list[str]] = {}
+    is_wanted = False
+    for line in section(heading).splitlines():
+        if not line.startswith("|"):
+            is_wanted = False
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == first_column:
+            is_wanted = True
+        elif is_wanted and not cells[0].startswith("---"):
+            for name in _CODE.findall(cells[0]):
+                assert name not in rows, f"{name} has two rows under {heading!r}"
+                rows[name] = cells[1:]
+    assert rows, f"no table of {first_column!r} under {heading!r}"
+    return rows
+
+
+def code_of(text: str) -> str:
+    """Everything in a document that is set as code."""
+    return "\n".join([*_FENCED.findall(text), *_CODE.findall(_FENCED.sub("", text))])
+
+
+def errors_below(base: type[Exception]) -> set[str]:
+    """The names of the store's errors below `base`, without those that are only a base."""
+    found = set()
+    for error in base.__subclasses__():
+        if error.__module__ != store.errors.__name__:
+            continue
+        below = errors_below(error)
+        found |= below or {error.__name__}
+    return found
+
+
+@cache
+def task_names() -> frozenset[str]:
+    return frozenset(
+        member.name
+        for module in pkgutil.iter_modules(tasks.__path__, "tasks.")
+        for _, member in inspect.getmembers(importlib.import_module(module.name))
+        if isinstance(member, Task)
+    )
+
+
+@cache
+def deployments() -> frozenset[str]:
+    """The deployments of prefect.yaml, each as `flow/name`."""
+    document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    found = set()
+    for deployment in document["deployments"]:
+        file, _, function = deployment["entrypoint"].partition(":")
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        flow = getattr(module, function)
+        assert isinstance(flow, Flow)
+        found.add(f"{flow.name}/{deployment['name']}")
+    return frozenset(found)
+
+
+def make_targets() -> set[str]:
+    makefile = (PROJECT_DIR / "Makefile").read_text()
+    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+def default_as_written(default: Any) -> str:
+    """How the settings table writes a default."""
+    if default is PydanticUndefined:
+        return "required"
+    return "not set" if default is None else f"`{default}`"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a renderer makes of the document's headings."""
+    headings = re.findall(r"^#+ (.+)$", _FENCED.sub("", path.read_text()), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+def checkout_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each `prefect deployment run` of the README: the deployment, and its further arguments."""
+    for line in code_of(README).splitlines():
+        if line.startswith("prefect deployment run "):
+            deployment, *arguments = shlex.split(line)[3:]
+            yield deployment, arguments
+
+
+def test_the_settings_table_has_every_setting_and_no_other() -> None:
+    settings = {f"STORE_{name.upper()}" for name in Settings.model_fields}
+    assert set(table("### The store", "Setting")) == settings
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_settings_table_gives_a_settings_default_and_its_choices(name: str) -> None:
+    field = Settings.model_fields[name]
+    default, meaning = table("### The store", "Setting")[f"STORE_{name.upper()}"]
+    assert default == default_as_written(field.get_default(call_default_factory=True))
+    assert meaning
+    if get_origin(field.annotation) is Literal:
+        assert set(get_args(field.annotation)) <= set(_CODE.findall(meaning))
+
+
+def test_every_setting_that_a_document_names_exists() -> None:
+    known = {
+        *table("### The store", "Setting"),
+        *table("### The deployments", "Variable"),
+    }
+    for document in documents():
+        named = set(re.findall(r"\bSTORE_[A-Z_]+\b", document.read_text()))
+        assert named <= known, name_of(document)
+
+
+def test_the_deployments_table_has_every_variable_of_prefect_yaml() -> None:
+    variables = re.findall(r"\{\{ *\$(\w+) *\}\}", (PROJECT_DIR / "prefect.yaml").read_text())
+    assert set(table("### The deployments", "Variable")) == set(variables)
+
+
+def test_the_prefect_table_has_every_variable_that_the_local_system_sets() -> None:
+    source = (PROJECT_DIR / "deployments" / "local.py").read_text()
+    assert set(table("### Prefect", "Variable")) == set(re.findall(r'"(PREFECT_\w+)":', source))
+
+
+@pytest.mark.parametrize("name", ["PREFECT_CLIENT_MAX_RETRIES", "PREFECT_WORKER_QUERY_SECONDS"])
+def test_the_prefect_table_gives_the_value_that_the_local_system_sets(name: str) -> None:
+    source = (PROJECT_DIR / "deployments" / "local.py").read_text()
+    value = re.search(rf'"{name}": "(\w+)"', source)
+    assert value is not None
+    assert table("### Prefect", "Variable")[name][0] == f"`{value[1]}`"
+
+
+def test_the_status_table_has_every_status_and_says_which_is_an_end() -> None:
+    rows = table("## Statuses of an order", "Status")
+    assert set(rows) == set(OrderStatus)
+    assert {status for status, (ended, _) in rows.items() if ended == "yes"} == set(ENDED)
+
+
+def test_the_error_tables_have_every_error_under_its_kind() -> None:
+    text = section("## Errors")
+    refused, ends, other = re.split(r"^(?:The order ends|Not an ending)", text, flags=re.MULTILINE)
+    named = {
+        "refused": set(re.findall(r"^\| `(\w+)` \|", refused, re.MULTILINE)),
+        "ends": set(re.findall(r"^\| `(\w+)` \|", ends, re.MULTILINE)),
+        "other": set(re.findall(r"^\| `(\w+)` \|", other, re.MULTILINE)),
+    }
+    order_errors = errors_below(store.errors.OrderError)
+    refusals = errors_below(store.errors.RefusedOrder)
+    assert named == {
+        "refused": refusals,
+        "ends": order_errors,
+        "other": errors_below(store.errors.StoreError) - order_errors - refusals,
+    }
+
+
+def test_the_readme_names_every_task() -> None:
+    assert task_names() <= set(_CODE.findall(section("## Steps and undos")))
+
+
+def test_the_steps_table_pairs_each_step_with_its_undo_in_the_code() -> None:
+    rows = table("## Steps and undos", "Step")
+    undos = {step: undo for step, (_, undo) in rows.items() if not undo.startswith("none: ")}
+    assert undos == {step: f"`{undo.name}`" for step, undo in UNDO.items()}
+    assert set(rows) == task_names() - {undo.name for undo in UNDO.values()} - NOT_OF_THE_CHECKOUT
+
+
+def test_the_readme_gives_the_order_of_undoing() -> None:
+    undos = ", ".join(f"`{undo.name}`" for undo in UNDO.values())
+    assert f"The undos run in the order {undos}." in " ".join(README.split())
+    assert [f"{undo.name}" for undo in UNDO.values()] == re.findall(
+        r"\w+\[\"((?:refund|restore)_\w+)\"\]", README
+    )
+
+
+def test_the_readme_gives_the_number_of_retries() -> None:
+    assert f"task `bill_customer`, {RETRIES} retries" in README
+
+
+def test_the_deployments_table_has_every_deployment_and_no_other() -> None:
+    assert set(table("## Steps and undos", "Deployment")) == deployments()
+
+
+def test_the_parameter_table_has_every_parameter_of_the_checkout_and_its_choices() -> None:
+    rows = table("## Start a checkout", "Parameter")
+    parameters = inspect.signature(store_checkout.fn).parameters
+    assert set(rows) == set(parameters)
+    assert set(get_args(parameters["wait"].annotation)) <= set(_CODE.findall(rows["wait"][0]))
+    assert f"`{parameters['wait'].default}`, the default" in rows["wait"][0]
+
+
+def test_the_input_table_has_every_field_of_an_order() -> None:
+    fields = {field.alias for field in CheckoutOrder.model_fields.values()}
+    assert set(table("## Input", "Name")) == fields
+
+
+def test_the_form_table_has_every_field_of_the_answer_and_every_outcome() -> None:
+    rows = table("### Answer a waiting order", "Field")
+    assert set(rows) == set(CourierAnswer.model_fields)
+    outcomes = get_args(CourierAnswer.model_fields["outcome"].annotation)
+    assert outcomes
+    assert set(outcomes) <= set(_CODE.findall(rows["outcome"][0]))
+
+
+def test_each_command_that_starts_a_run_names_a_deployment_and_has_a_good_order() -> None:
+    commands = list(checkout_commands())
+    assert EXAMPLE_ORDER in [value.partition("=")[2] for _, (_, value) in commands]
+    for deployment, arguments in commands:
+        assert deployment in deployments()
+        assert arguments[::2] == ["--param"] * (len(arguments) // 2)
+        for argument in arguments[1::2]:
+            name, _, value = argument.partition("=")
+            assert name == "order"
+            CheckoutOrder.model_validate_json(value)
+
+
+def test_the_demos_output_in_the_readme_has_its_cases_and_their_endings() -> None:
+    for case in CASES:
+        ending = re.escape(f"{case.status} ({case.error})" if case.error else case.status)
+        row = rf"^│ {case.title} +│ {ending} +│ {ending} +│ ok │"
+        assert re.search(row, README, re.MULTILINE), case.title
+    assert f"{CASES[0].title}: {json.dumps(CASES[0].order)}" in README
+
+
+@pytest.mark.parametrize("document", documents(), ids=name_of)
+def test_each_make_target_and_module_that_a_document_names_exists(document: Path) -> None:
+    code = code_of(document.read_text())
+    assert set(_MAKE.findall(code)) <= make_targets()
+    for module in re.findall(r"python -m ([\w.]+)", code):
+        assert find_spec(module) is not None, module
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    assert {"demo", "test", "up"} <= set(_MAKE.findall(code_of(README)))
+
+
+@pytest.mark.parametrize("document", documents(), ids=name_of)
+def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", document.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = document.parent / target if target else document
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path), link
+
+
+@pytest.mark.parametrize("document", documents(), ids=name_of)
+def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -> None:
+    folders = "|".join(("flows", "tasks", "store", "seed", "deployments", "tests", "docs"))
+    for name in re.findall(rf"\b(?:{folders})/[\w/.-]*\w", code_of(document.read_text())):
+        assert name in deployments() or (PROJECT_DIR / name).exists(), name
+
+
+def test_each_decision_is_listed_and_has_its_sections() -> None:
+    folder = PROJECT_DIR / "docs" / "adr"
+    records = sorted(folder.glob("[0-9]*.md"))
+    assert _LINK.findall((folder / "README.md").read_text()) == [path.name for path in records]
+    for number, path in enumerate(records, start=1):
+        text = path.read_text()
+        assert path.name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number}. ")
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ADR_SECTIONS

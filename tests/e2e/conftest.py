@@ -1,0 +1,86 @@
+"""One real system for all these tests: PostgreSQL, Prefect server, worker, deployments."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem, Progress
+from deployments.orders import open_store
+from deployments.prefect_api import FlowRun, PrefectApi
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
+from store.models import Order, OrderStatus
+
+# Starting all of it, and several flow runs at once, on a slow and loaded machine.
+DEADLINE_SECONDS = 240.0
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class RunningSystem:
+    """The system, what it printed, and an order that waited while it was restarted."""
+
+    local: LocalSystem
+    api: PrefectApi
+    printed: io.StringIO
+    survivor: FlowRun
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(Console(file=self.printed, width=150))
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_SECONDS:.0f} s"
+        time.sleep(POLL_SECONDS)
+
+
+def status_of(store_url: str, order_id: str) -> str | None:
+    with open_store(store_url) as session:
+        order = session.get(Order, order_id)
+        return None if order is None else order.status
+
+
+def checkout(api: PrefectApi, order: dict[str, Any]) -> FlowRun:
+    return api.start_run(CHECKOUT_DEPLOYMENT, {"order": order})
+
+
+@pytest.fixture(scope="session")
+def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+    """A system that was stopped and started again while an order waited for its courier."""
+    data_dir: Path = tmp_path_factory.mktemp("local")
+    printed = io.StringIO()
+    # Any port: somebody may look at a `make up` of theirs on the preferred one meanwhile.
+    system = LocalSystem(
+        data_dir,
+        report=Progress(Console(file=printed, width=150)),
+        durable=False,
+        preferred_port=0,
+    )
+    with system:
+        with PrefectApi(system.api_url) as api:
+            order = {
+                "orderId": "survivor",
+                "userId": JOHN_DOE,
+                "bookId": STRIPED_PAJAMAS,
+                "quantity": 1,
+            }
+            survivor = checkout(api, order)
+            wait_until(
+                lambda: status_of(system.store_url, "survivor") == OrderStatus.WAITING,
+                "order that waits for a courier",
+            )
+            wait_until(
+                lambda: api.read_run(survivor.id).state_type == "PAUSED", "paused run of the order"
+            )
+        system.stop()
+        system.start()
+        with PrefectApi(system.api_url) as api:
+            yield RunningSystem(system, api, printed, survivor)

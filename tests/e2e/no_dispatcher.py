@@ -1,0 +1,56 @@
+"""Keeps the queue's worker away, so that a person is the only one who answers."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from deployments.local import DISPATCH_DEPLOYMENT
+
+# A cancelled run has 30 s from its worker to end, and the worker may be busy with other runs.
+_ENDING_SECONDS = 180.0
+_REQUEST_SECONDS = 30.0
+_POLL_SECONDS = 0.5
+_NOT_ENDED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+
+
+@contextmanager
+def no_dispatcher(api_url: str) -> Iterator[None]:
+    """Inside, no run of `dispatch_orders` listens, and its schedule starts none."""
+    with httpx.Client(base_url=api_url, timeout=_REQUEST_SECONDS) as api:
+        deployment = _sent(api.get(f"/deployments/name/{DISPATCH_DEPLOYMENT}"))["id"]
+        _sent(api.post(f"/deployments/{deployment}/pause_deployment"))
+        try:
+            deadline = time.monotonic() + _ENDING_SECONDS
+            while runs := _not_ended(api, deployment):
+                assert time.monotonic() < deadline, f"{len(runs)} dispatchers do not end"
+                for run in runs:
+                    if run["state"]["type"] != "CANCELLING":
+                        state = {"type": "CANCELLING", "name": "Cancelling"}
+                        _sent(api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state}))
+                time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            _sent(api.post(f"/deployments/{deployment}/resume_deployment"))
+
+
+def _not_ended(api: httpx.Client, deployment: str) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = _sent(
+        api.post(
+            "/flow_runs/filter",
+            json={
+                "flow_runs": {
+                    "deployment_id": {"any_": [deployment]},
+                    "state": {"type": {"any_": _NOT_ENDED}},
+                }
+            },
+        )
+    )
+    return runs
+
+
+def _sent(answer: httpx.Response) -> Any:
+    answer.raise_for_status()
+    return answer.json() if answer.content else None

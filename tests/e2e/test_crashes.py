@@ -1,0 +1,238 @@
+"""Crashes, restarts and cancellations of real processes: the orders go on or are undone.
+
+One system lives through all of it, each order through its own fault; nobody helps them but the
+schedule of `recover_orders`. Which order meets which fault is said by its id.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import psutil
+import pytest
+from sqlmodel import select
+
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
+from deployments.orders import open_store
+from deployments.prefect_api import FlowRun, PrefectApi
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
+from store.models import LedgerEntry, Order, SagaRecord, utc_now
+
+from .conftest import wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+COPIES = 2
+PAUSED = [
+    "its-process-is-killed",
+    "its-process-is-terminated",
+    "it-is-cancelled",
+    "it-is-retried-after-its-compensation",
+    "the-server-is-away",
+    "its-worker-dies-and-it-is-answered",
+    "its-worker-dies-and-it-is-forgotten",
+    "its-worker-dies-and-its-time-is-over",
+]
+SUSPENDED = ["it-is-suspended", "it-is-suspended-and-cancelled", "it-is-suspended-and-misanswered"]
+COMPENSATED = {
+    "it-is-cancelled",
+    "its-worker-dies-and-its-time-is-over",
+    "it-is-suspended-and-cancelled",
+}
+
+
+@dataclass
+class Shop:
+    """The system, with its orders' runs by order id."""
+
+    local: LocalSystem
+    api: PrefectApi
+    runs: dict[str, FlowRun]
+
+    def order(self, order_id: str) -> Order:
+        with open_store(self.local.store_url) as session:
+            order = session.get_one(Order, order_id)
+            session.expunge(order)
+            return order
+
+    def has_status(self, order_id: str, status: str) -> bool:
+        return self.order(order_id).status == status
+
+    def state(self, order_id: str) -> str:
+        return self.api.read_run(self.runs[order_id].id).state_name
+
+    def waits(self, order_id: str, state: str = "Paused") -> bool:
+        with open_store(self.local.store_url) as session:
+            order = session.get(Order, order_id)
+            return order is not None and order.status == "waiting" and self.state(order_id) == state
+
+    def answer(self, order_id: str, **answer: str) -> str:
+        return self.api.resume(self.runs[order_id].id, {"answered_by": "the test", **answer})
+
+    def process(self, order_id: str) -> psutil.Process:
+        """Return the process that executes the order's run."""
+        mark = self.runs[order_id].id
+        found = [
+            process
+            for process in psutil.process_iter()
+            if _environment(process).get("PREFECT__FLOW_RUN_ID") == mark
+        ]
+        assert found, f"no process executes {order_id}"
+        return found[-1]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the worker's processes and those of all its runs."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if _environment(process).get("STORE_DATABASE_URL") == self.local.store_url
+            and process.pid != os.getpid()
+        ]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop whose orders have all met their faults and have ended."""
+    settings = LocalSystem.settings
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STORE_STALLED_SECONDS", "15")
+        # So that the server is away for longer than Prefect's client tries by itself.
+        environment.setattr(
+            LocalSystem,
+            "settings",
+            lambda system: {**settings(system), "PREFECT_CLIENT_MAX_RETRIES": "1"},
+        )
+        local = LocalSystem(tmp_path_factory.mktemp("crashes"), durable=False, preferred_port=0)
+        with local, PrefectApi(local.api_url) as api:
+            shop = Shop(local, api, {})
+            api.pause_deployment(DISPATCH_DEPLOYMENT)
+            _start_all(shop)
+            _stop_single_runs(shop)
+            _take_the_server_away(shop)
+            _kill_the_workers(shop)
+            _find_couriers_for_the_rest(shop)
+            yield shop
+
+
+def _start_all(shop: Shop) -> None:
+    for order_id in [*PAUSED, *SUSPENDED]:
+        order = {
+            "orderId": order_id,
+            "userId": JOHN_DOE,
+            "bookId": STRIPED_PAJAMAS,
+            "quantity": COPIES,
+        }
+        wait = "suspend" if order_id in SUSPENDED else "pause"
+        shop.runs[order_id] = shop.api.start_run(
+            CHECKOUT_DEPLOYMENT, {"order": order, "wait": wait}
+        )
+    for order_id in PAUSED:
+        wait_until(partial(shop.waits, order_id), f"pause of {order_id}")
+    for order_id in SUSPENDED:
+        wait_until(partial(shop.waits, order_id, "Suspended"), f"suspension of {order_id}")
+
+
+def _stop_single_runs(shop: Shop) -> None:
+    shop.process("its-process-is-killed").kill()
+    shop.process("its-process-is-terminated").terminate()
+    for order_id in ("it-is-cancelled", "it-is-suspended-and-cancelled"):
+        shop.api.set_state(shop.runs[order_id].id, "CANCELLING", "Cancelling", "")
+    refused = "it-is-retried-after-its-compensation"
+    shop.answer(refused, outcome="no courier available", reason="snow")
+    shop.answer("it-is-suspended", outcome="courier assigned", courier="night-rail")
+    shop.answer("it-is-suspended-and-misanswered", outcome="courier assigned")
+
+    wait_until(lambda: shop.order(refused).status == "compensated", "compensation")
+    wait_until(lambda: shop.state(refused) == "Failed", "end of the refused run")
+    shop.api.set_state(shop.runs[refused].id, "SCHEDULED", "AwaitingRetry", "")
+    for order_id in (
+        refused,
+        "its-process-is-killed",
+        "its-process-is-terminated",
+    ):
+        wait_until(partial(shop.waits, order_id), f"second pause of {order_id}")
+
+
+def _take_the_server_away(shop: Shop) -> None:
+    waiting = [id_ for id_ in PAUSED if id_ not in COMPENSATED or "worker" in id_]
+    before = {id_: shop.api.read_run(shop.runs[id_].id).state_id for id_ in waiting}
+    shop.local.restart_server(while_down=lambda: None)
+
+    def all_pause_anew() -> bool:
+        runs = {id_: shop.api.read_run(shop.runs[id_].id) for id_ in waiting}
+        return all(
+            run.state_name == "Paused" and run.state_id != before[id_] for id_, run in runs.items()
+        )
+
+    wait_until(all_pause_anew, "orders that paused anew after the server's return")
+
+
+def _kill_the_workers(shop: Shop) -> None:
+    # Killed in its work, recovery would hold its deployment's only slot until the lease is over.
+    recovery = shop.api.deployment_id("recover-orders/local")
+    wait_until(
+        lambda: all(run.deployment_id != recovery for run in shop.api.runs_under_way()),
+        "end of the round of recovery",
+    )
+    for process in shop.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    answered = "its-worker-dies-and-it-is-answered"
+    assert shop.answer(answered, outcome="courier assigned", courier="night-rail") == "ACCEPT"
+    with open_store(shop.local.store_url) as session:
+        late = session.get_one(Order, "its-worker-dies-and-its-time-is-over")
+        late.wait_until = utc_now() - timedelta(minutes=5)
+        session.commit()
+    shop.local.start_worker()
+
+
+def _find_couriers_for_the_rest(shop: Shop) -> None:
+    shop.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
+    for order_id in [*PAUSED, *SUSPENDED]:
+        expected = "compensated" if order_id in COMPENSATED else "dispatched"
+        wait_until(
+            partial(shop.has_status, order_id, expected),
+            f"order “{order_id}” {expected}",
+        )
+
+
+@pytest.mark.parametrize("order_id", [*PAUSED, *SUSPENDED])
+def test_each_order_ends_as_it_must_and_is_charged_for_just_that(shop: Shop, order_id: str) -> None:
+    order = shop.order(order_id)
+    assert order.status == ("compensated" if order_id in COMPENSATED else "dispatched")
+    assert order.attempt == (2 if order_id == "it-is-retried-after-its-compensation" else 1)
+    with open_store(shop.local.store_url) as session:
+        entries = session.exec(select(LedgerEntry).where(LedgerEntry.order_id == order_id)).all()
+        captured = sum(e.amount_cents for e in entries if e.status == "captured")
+        refunded = sum(e.amount_cents for e in entries if e.status == "refunded")
+    assert captured == order.attempt * COPIES * 75_00
+    assert captured - refunded == (0 if order_id in COMPENSATED else COPIES * 75_00)
+
+
+def test_each_step_of_an_attempt_was_recorded_once(shop: Shop) -> None:
+    with open_store(shop.local.store_url) as session:
+        records = session.exec(select(SagaRecord)).all()
+    for order_id in [*PAUSED, *SUSPENDED]:
+        attempt = shop.order(order_id).attempt
+        steps = {r.step: r.state for r in records if (r.order_id, r.attempt) == (order_id, attempt)}
+        taken = "undone" if order_id in COMPENSATED else "done"
+        assert steps["check_inventory"] == steps["bill_customer"] == taken
+        assert ("dispatch_order" in steps) == (order_id not in COMPENSATED)
+
+
+def test_a_crash_is_counted_as_a_continuation_and_a_restart_of_the_server_is_none(
+    shop: Shop,
+) -> None:
+    assert shop.order("its-process-is-killed").continuations >= 1
+    assert shop.order("its-process-is-terminated").continuations >= 1
+    assert shop.order("it-is-suspended").continuations == 0

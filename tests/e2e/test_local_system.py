@@ -1,0 +1,50 @@
+"""Orders on the real server, worker and deployments, from their start to each ending."""
+
+import json
+
+import httpx
+import pytest
+
+from deployments.demo import demonstrate
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER
+from store.models import OrderStatus
+
+from .conftest import RunningSystem, status_of, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_the_four_endings_of_an_order_are_as_expected_and_the_books_balance(
+    local_system: RunningSystem,
+) -> None:
+    wrong = demonstrate(local_system.local, local_system.progress)
+    assert wrong == [], local_system.printed.getvalue()
+
+
+def test_an_order_that_waited_when_the_system_was_restarted_goes_on_in_its_own_run(
+    local_system: RunningSystem,
+) -> None:
+    local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
+    wait_until(
+        lambda: local_system.api.read_run(local_system.survivor.id).is_finished,
+        "end of the order that waited",
+    )
+    run = local_system.api.read_run(local_system.survivor.id)
+    assert (run.state_type, run.message) == ("COMPLETED", "")
+    assert status_of(local_system.local.store_url, "survivor") == OrderStatus.DISPATCHED
+
+
+def test_the_ui_is_served_and_calls_the_server_on_its_port(local_system: RunningSystem) -> None:
+    page = httpx.get(local_system.local.ui_url, follow_redirects=True)
+    assert page.status_code == httpx.codes.OK
+    assert "<html" in page.text
+    settings = httpx.get(f"{local_system.local.ui_url}/ui-settings").json()
+    assert settings["api_url"] == local_system.local.api_url
+
+
+def test_an_order_that_cannot_be_is_refused_before_a_run_exists(
+    local_system: RunningSystem,
+) -> None:
+    order = json.loads(EXAMPLE_ORDER) | {"quantity": 0}
+    with pytest.raises(httpx.HTTPStatusError, match="409"):
+        local_system.api.start_run(CHECKOUT_DEPLOYMENT, {"order": order})

@@ -1,0 +1,204 @@
+"""Orders in the Prefect UI, in a real browser: started, answered, cancelled and tried again."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from sqlmodel import select
+
+from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER
+from deployments.orders import open_store
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
+from store.database import engine
+from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
+from store.models import Decision, Notification, Order, OrderStatus
+from store.settings import settings
+from tests.books_balance import assert_books_balance
+
+from .conftest import RunningSystem, checkout, status_of, wait_until
+from .no_dispatcher import no_dispatcher
+from .prefect_ui import PrefectUi, browser_page, see
+
+pytestmark = pytest.mark.timeout(900)
+
+# The example in another customer's name: the demo, on the same system, counts the points of its.
+TYPED_ORDER = json.loads(EXAMPLE_ORDER) | {"userId": JOHN_DOE}
+
+
+@pytest.fixture(scope="module")
+def people_answer(local_system: RunningSystem) -> Iterator[RunningSystem]:
+    """The system while nobody but people answers its orders."""
+    with no_dispatcher(local_system.local.api_url):
+        yield local_system
+
+
+@pytest.fixture(scope="module")
+def waiting_runs(people_answer: RunningSystem) -> dict[str, str]:
+    """The runs, by order id, that wait for a person; their processes start during other tests."""
+    return {
+        order_id: checkout(
+            people_answer.api,
+            {"orderId": order_id, "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 2},
+        ).id
+        for order_id in ("without-a-courier", "cancelled-by-a-person")
+    }
+
+
+@pytest.fixture(scope="module")
+def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
+    with browser_page() as page:
+        yield PrefectUi(page, people_answer.local.ui_url)
+
+
+@pytest.fixture(scope="module")
+def typed_run(
+    people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi
+) -> Iterator[str]:
+    """The run of an order that was typed into the deployment's form."""
+    deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
+    assert deployment_id is not None
+    ui.fill_run_form(deployment_id, TYPED_ORDER)
+    return ui.submit_run_form()
+
+
+@pytest.fixture(scope="module")
+def compensated_run(
+    people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi
+) -> str:
+    """The run of an order for which a person, led by the shop's notice, found no courier."""
+    order_id = "without-a-courier"
+    key = f"{order_id}:1:waiting"
+    wait_until(lambda: notice(people_answer, key), "notice of the wait")
+    found = notice(people_answer, key)
+    assert found is not None
+    ui.page.goto(found.data["formUrl"])
+    ui.see_state("Paused")
+    ui.answer(NO_COURIER, reason="the couriers are on strike", answered_by="Ann")
+    ui.see_state("Failed")
+    wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
+    return waiting_runs[order_id]
+
+
+def read_order(system: RunningSystem, order_id: str) -> Order:
+    with open_store(system.local.store_url) as session:
+        order = session.get_one(Order, order_id)
+        session.expunge(order)
+        return order
+
+
+def notice(system: RunningSystem, key: str) -> Notification | None:
+    with open_store(system.local.store_url) as session:
+        found = session.get(Notification, key)
+        session.expunge_all()
+        return found
+
+
+def wait_for_status(system: RunningSystem, order_id: str, status: OrderStatus) -> None:
+    wait_until(
+        lambda: status_of(system.local.store_url, order_id) == status, f"{status} {order_id}"
+    )
+
+
+def test_an_order_typed_into_the_deployments_form_waits_for_its_courier(
+    people_answer: RunningSystem, ui: PrefectUi, typed_run: str
+) -> None:
+    ui.open_run(typed_run)
+    ui.see_state("Paused")
+    see(ui.open_answer_form(), f"Order {typed_run} waits for a courier until")
+    order = read_order(people_answer, typed_run)
+    # What was left empty in the form is left out, and not sent as an empty text.
+    assert order.request == CheckoutOrder.model_validate(TYPED_ORDER).content()
+    assert order.status == OrderStatus.WAITING
+
+
+def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_waits_on(
+    people_answer: RunningSystem, ui: PrefectUi, typed_run: str
+) -> None:
+    refusal = "courier: give the courier's id for “courier assigned”"
+    ui.open_run(typed_run)
+    ui.see_state("Paused")
+    ui.answer(ASSIGNED)
+    ui.see_in_log(f"answer for order {typed_run} refused: {refusal}")
+    ui.open_run(typed_run)
+    ui.see_state("Paused")
+    see(ui.open_answer_form(), f"Your answer was refused. {refusal}")
+    assert status_of(people_answer.local.store_url, typed_run) == OrderStatus.WAITING
+
+
+def test_a_courier_typed_into_the_form_completes_the_run_and_its_timeline_tells_it(
+    people_answer: RunningSystem, ui: PrefectUi, typed_run: str
+) -> None:
+    ui.open_run(typed_run)
+    ui.see_state("Paused")
+    ui.answer(ASSIGNED, courier="city-vans", answered_by="Ann")
+    ui.see_state("Completed")
+    see(ui.open_tab("Task Runs"), "dispatch_order")
+    timeline = ui.open_timeline()
+    see(timeline, f"Order {typed_run}: {OrderStatus.DISPATCHED}")
+    see(timeline.get_by_role("row").filter(has_text=ASSIGNED), "city-vans")
+    order = read_order(people_answer, typed_run)
+    assert (order.status, order.courier_id) == (OrderStatus.DISPATCHED, "city-vans")
+
+
+def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its_undos(
+    people_answer: RunningSystem, ui: PrefectUi, compensated_run: str
+) -> None:
+    ui.open_run(compensated_run)
+    ui.see_state("Failed")
+    see(
+        ui.open_tab("Details"),
+        "NoCourierAvailable: the couriers are on strike. Given back: 150.00 USD, 2 copies.",
+    )
+    timeline = ui.open_timeline()
+    see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")
+    ui.open_run(compensated_run)
+    ui.open_compensation()
+    undos = ui.open_tab("Task Runs")
+    for undo in ("refund_customer", "restore_quantity"):
+        see(undos.get_by_role("listitem").filter(has_text=undo).first, "Completed")
+    with open_store(people_answer.local.store_url) as session:
+        decision = session.exec(
+            select(Decision).where(Decision.order_id == "without-a-courier", Decision.attempt == 1)
+        ).one()
+        assert (decision.outcome, decision.decided_by) == (NO_COURIER, "Ann")
+
+
+def test_retry_of_a_compensated_run_is_a_second_attempt_that_can_be_finished(
+    people_answer: RunningSystem, ui: PrefectUi, compensated_run: str
+) -> None:
+    ui.open_run(compensated_run)
+    ui.see_state("Failed")
+    ui.retry_run()
+    ui.see_state("Paused")
+    order = read_order(people_answer, "without-a-courier")
+    assert (order.status, order.attempt) == (OrderStatus.WAITING, 2)
+    ui.answer(ASSIGNED, courier="night-rail")
+    ui.see_state("Completed")
+    order = read_order(people_answer, "without-a-courier")
+    assert (order.status, order.attempt) == (OrderStatus.DISPATCHED, 2)
+    see(ui.open_timeline(), f"Order without-a-courier: {OrderStatus.DISPATCHED}")
+
+
+def test_a_paused_run_cancelled_in_the_ui_is_compensated(
+    people_answer: RunningSystem, ui: PrefectUi, waiting_runs: dict[str, str]
+) -> None:
+    order_id = "cancelled-by-a-person"
+    ui.open_run(waiting_runs[order_id])
+    ui.see_state("Paused")
+    ui.cancel_run()
+    ui.see_state("Cancelled")
+    wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
+    assert read_order(people_answer, order_id).error == "OrderCancelled"
+    see(ui.open_timeline(), f"Order {order_id}: {OrderStatus.COMPENSATED}")
+
+
+def test_the_books_balance_after_what_people_did(
+    people_answer: RunningSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = people_answer.local.store_url
+    monkeypatch.setenv("STORE_DATABASE_URL", url)
+    settings.cache_clear()
+    try:
+        assert_books_balance()
+    finally:
+        engine(url).dispose()

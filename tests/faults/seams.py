@@ -1,0 +1,154 @@
+"""Where the simulated world is put under the store: every name that is replaced, in one place.
+
+The flows, tasks, hooks, saga log and database are production's own. What is replaced is Prefect
+below them, the clock, ids, sleeping, and the partners. A name that production gives up fails here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace, TracebackType
+from typing import Any, ClassVar, TypeVar
+from unittest.mock import patch
+
+from prefect import Flow, Task
+from sqlalchemy.orm import SessionTransaction
+from sqlmodel import Session
+
+import flows.checkout
+import flows.compensation
+import flows.continuation
+import flows.courier_wait
+import flows.dispatch
+import flows.order_events
+import flows.recovery
+import store.database
+import store.models
+import store.queue
+import tasks.billing
+import tasks.dispatch
+import tasks.reports
+import tasks.retries
+from tests.faults.partners import BadLineGateway, BadLineQueue, BadLineTopic
+from tests.faults.prefect_model import Prefect
+from tests.faults.world import Today, World
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class SimulatedSession(Session):
+    """A database session that lets the world in before it begins and round its commit."""
+
+    world: ClassVar[World]
+    _commits = False
+
+    def __enter__(self) -> "SimulatedSession":
+        self.world.before_transaction()
+        super().__enter__()
+        return self
+
+    def begin(self, nested: bool = False) -> AbstractContextManager[SessionTransaction]:  # type: ignore[override]
+        self._commits = True
+        return self._begin(nested)
+
+    @contextmanager
+    def _begin(self, nested: bool) -> Iterator[SessionTransaction]:
+        with super().begin(nested) as begun:
+            yield begun
+            self.world.before_commit()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._commits and error is None:
+            self.world.after_commit()
+
+
+class OneAfterAnother:
+    """Stands in for a pool of threads, which no seed could replay."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def __enter__(self) -> "OneAfterAnother":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def map(self, call: Callable[[A], B], items: Iterable[A]) -> list[B]:
+        return [call(item) for item in items]
+
+
+@contextmanager
+def installed(world: World, prefect: Prefect) -> Iterator[None]:
+    """Put the world under the store for as long as the block lasts."""
+    SimulatedSession.world = world
+    Today.world = world
+    clock = SimpleNamespace(sleep=world.sleep, monotonic=world.monotonic)
+    runtime = SimpleNamespace(flow_run=_FlowRun(prefect))
+    threads = SimpleNamespace(current_thread=prefect.in_main_thread, main_thread=lambda: True)
+    replaced: list[tuple[Any, str, Any]] = [
+        (store.database, "Session", SimulatedSession),
+        (store.models, "datetime", Today),
+        (store.queue, "time", clock),
+        (store.queue, "uuid4", world.new_id),
+        (tasks.billing, "payment_gateway", lambda: BadLineGateway(world)),
+        (tasks.dispatch, "order_queue", lambda: BadLineQueue(world)),
+        (tasks.dispatch, "topic", lambda: BadLineTopic(world)),
+        (tasks.reports, "topic", lambda: BadLineTopic(world)),
+        (tasks.retries, "TaskRunContext", SimpleNamespace(get=prefect.task_try)),
+        (Task, "__call__", lambda task, *args, **kw: prefect.call_task(task, *args, **kw)),
+        (Flow, "__call__", lambda flow, *args, **kw: prefect.call_flow(flow, *args, **kw)),
+        (flows.checkout, "runtime", runtime),
+        (flows.checkout, "time", clock),
+        (flows.courier_wait, "runtime", runtime),
+        (flows.courier_wait, "time", clock),
+        (flows.courier_wait, "uuid4", world.new_id),
+        (flows.courier_wait, "pause_flow_run", prefect.pause_flow_run),
+        (flows.courier_wait, "suspend_flow_run", prefect.suspend_flow_run),
+        # Prefect makes a new model for each form, which would take most of the time here.
+        (
+            flows.courier_wait.DispatchDecision,
+            "with_initial_data",
+            classmethod(lambda form, **_: form),
+        ),
+        (flows.continuation, "run_deployment", prefect.run_deployment),
+        (flows.continuation, "threading", threads),
+        (flows.compensation, "tags", lambda *_: nullcontext()),
+        (flows.dispatch, "time", clock),
+        (flows.dispatch, "order_queue", lambda: BadLineQueue(world)),
+        (flows.dispatch, "ThreadPoolExecutor", OneAfterAnother),
+        (flows.order_events, "_emit", lambda _: None),
+        (flows.order_events, "_publish_timeline", lambda _: None),
+        (flows.order_events, "url_for", lambda *_, **__: "http://prefect/run"),
+        *(
+            (module, "get_client", prefect.get_client)
+            for module in (
+                flows.compensation,
+                flows.continuation,
+                flows.courier_wait,
+                flows.dispatch,
+                flows.recovery,
+            )
+        ),
+    ]
+    with ExitStack() as stack:
+        for owner, name, stand_in in replaced:
+            stack.enter_context(patch.object(owner, name, stand_in))
+        yield
+
+
+class _FlowRun:
+    """Stands in for ``prefect.runtime.flow_run``."""
+
+    def __init__(self, prefect: Prefect) -> None:
+        self._prefect = prefect
+
+    @property
+    def id(self) -> str:
+        return str(self._prefect.running_id())

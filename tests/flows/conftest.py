@@ -1,0 +1,18 @@
+"""Flow runs on the test server: started in threads, watched and answered through its client."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.flows.runs import PATIENCE_SECONDS, Runs
+
+
+@pytest.fixture
+def runs(
+    prefect_server: None, database: str, setting: Callable[[str, object], None]
+) -> Iterator[Runs]:
+    """What a test starts and looks at flow runs with; none is left waiting at its end."""
+    setting("pause_poll_seconds", 1)
+    setting("courier_timeout_seconds", int(PATIENCE_SECONDS))
+    with Runs() as started:
+        yield started

@@ -1,0 +1,429 @@
+"""A checkout's run from its input to each of its endings."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelling, Failed
+
+from flows import checkout, compensation, courier_wait
+from store.errors import (
+    BillingError,
+    BookOutOfStock,
+    CourierWaitExpired,
+    NoCourierAvailable,
+    OrderIdConflict,
+    UserNotFound,
+)
+from store.messages import ASSIGNED, NO_COURIER, Receipt
+from tasks.billing import bill_customer
+from tasks.dispatch import expire_waits, prepare_order
+from tasks.inventory import check_inventory
+from tests.flows.runs import Runs
+from tests.shop import (
+    an_order,
+    assign,
+    decisions,
+    ledger,
+    order_row,
+    place,
+    points,
+    saga,
+    shop,
+    sqlite_only,
+    status,
+    stock,
+)
+
+SIX_STEPS = [
+    "check_inventory",
+    "calculate_total",
+    "redeem_points",
+    "bill_customer",
+    "prepare_order",
+    "dispatch_order",
+]
+EXAMPLE = an_order("example", 50, redeem=True)
+AS_BEFORE = (500, 300)
+
+
+def books() -> tuple[int, int]:
+    return stock(), points()
+
+
+def test_the_originals_example_is_dispatched(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    (form,) = runs.forms(run)
+    assert "| The 10X Rule | 50 | 20.00 USD |" in form
+    assert "Total 1000.00 USD, paid with 300 points and 700.00 USD." in form
+    assert "`city-vans` (200 copies free)" in form
+    runs.assign("example")
+
+    state = running.result()
+    assert state.is_completed()
+    slip: Receipt = state.result()
+    assert (slip.order_id, slip.status, slip.courier) == ("example", "dispatched", "city-vans")
+    assert (slip.total_cents, slip.points_redeemed, slip.billed_cents) == (1000_00, 300, 700_00)
+    assert books() == (450, 0)
+    assert ledger() == [("example:1", "captured", 700_00)]
+
+    run = runs.run_of("example")
+    assert run.name == "example"
+    assert order_row("example").run_id == str(run.id)
+    assert runs.tasks_of(run, at_least=6) == SIX_STEPS
+    assert runs.compensations("example") == []
+
+
+@sqlite_only
+def test_a_run_without_an_order_id_is_named_by_the_order_that_it_is(runs: Runs) -> None:
+    state = runs.check_out(an_order(None, 501)).result()
+    assert state.is_failed()
+    run_id = state.state_details.flow_run_id
+    assert isinstance(run_id, UUID)
+    run = runs.client.read_flow_run(run_id)
+    assert run.name == str(run.id)
+    assert status(run.name) == "rejected"
+
+
+@sqlite_only
+def test_points_are_not_touched_by_an_order_that_does_not_redeem(runs: Runs) -> None:
+    running = runs.check_out(an_order("plain", 50))
+    run = runs.assign("plain")
+    assert running.result().is_completed()
+    assert books() == (450, 300)
+    assert runs.tasks_of(run, at_least=5) == [s for s in SIX_STEPS if s != "redeem_points"]
+
+
+def test_an_order_that_no_courier_takes_is_given_back_under_its_run(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    assert runs.answer(run, outcome=NO_COURIER, reason="snow", answered_by="Ada") == "ACCEPT"
+    state = running.result()
+    assert state.is_failed()
+    with pytest.raises(NoCourierAvailable, match=r"^snow\. Given back: 700\.00 USD, 50 copies,"):
+        state.result()
+    assert state.message is not None
+    assert state.message.endswith(
+        "NoCourierAvailable: snow. Given back: 700.00 USD, 50 copies, 300 points."
+    )
+    assert "\n" not in state.message
+    assert status("example") == "compensated"
+    assert books() == AS_BEFORE
+    assert saga("example") == {
+        "check_inventory": "undone",
+        "calculate_total": "done",
+        "redeem_points": "undone",
+        "bill_customer": "undone",
+        "prepare_order": "done",
+    }
+
+    (undoing,) = runs.compensations("example")
+    assert undoing.state is not None
+    assert undoing.state.is_completed()
+    assert runs.parent_of(undoing) == run.id
+    assert runs.tasks_of(undoing, at_least=3) == [
+        "refund_customer",
+        "restore_quantity",
+        "restore_points",
+    ]
+
+
+@sqlite_only
+def test_only_what_was_done_is_undone(runs: Runs) -> None:
+    state = runs.check_out(
+        an_order("o-1", 50, redeem=True, payment_method="pm_card_chargeDeclined")
+    ).result()
+    with pytest.raises(BillingError, match=r"declined\. Given back: 50 copies, 300 points\.$"):
+        state.result()
+    (undoing,) = runs.compensations("o-1")
+    assert runs.tasks_of(undoing, at_least=2) == ["restore_quantity", "restore_points"]
+    assert (status("o-1"), books()) == ("compensated", AS_BEFORE)
+    assert ledger() == [("o-1:1", "declined", 700_00)]
+    assert runs.tasks_of(runs.run_of("o-1"), at_least=5) == [*SIX_STEPS[:4], "compensate"]
+
+
+@sqlite_only
+def test_a_rejected_order_undoes_nothing(runs: Runs) -> None:
+    before = shop()
+    state = runs.check_out(an_order("o-1", 501, redeem=True)).result()
+    with pytest.raises(BookOutOfStock, match=r"501 asked for, 500 in stock\. Nothing was taken\."):
+        state.result()
+    assert (status("o-1"), shop(), saga("o-1")) == ("rejected", before, {})
+    assert runs.compensations("o-1") == []
+    assert runs.tasks_of(runs.run_of("o-1"), at_least=1) == ["check_inventory"]
+
+
+@sqlite_only
+def test_an_unknown_user_is_refused_and_nothing_is_recorded(runs: Runs) -> None:
+    before = shop()
+    state = runs.check_out(an_order("o-1", user_id="nobody", redeem=True)).result()
+    with pytest.raises(UserNotFound, match="userId: no customer has the id nobody"):
+        state.result()
+    assert shop() == before
+    assert runs.tasks_of(runs.run_of("o-1")) == []
+
+
+@sqlite_only
+def test_a_gateway_that_fails_twice_is_asked_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        checkout, "bill_customer", bill_customer.with_options(retry_delay_seconds=0)
+    )
+    running = runs.check_out(an_order("o-1", payment_method="pm_ledger_fail_2"))
+    runs.assign("o-1")
+    assert running.result().is_completed()
+    assert ledger() == [("o-1:1", "captured", 20_00)]
+
+
+@sqlite_only
+def test_a_charge_that_stays_unknown_ends_the_order_after_four_tries(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        checkout, "bill_customer", bill_customer.with_options(retry_delay_seconds=0)
+    )
+    state = runs.check_out(an_order("o-1", payment_method="pm_ledger_fail_9")).result()
+    with pytest.raises(
+        BillingError, match=r"Given back: 20\.00 USD, if it was captured, 1 copies\.$"
+    ):
+        state.result()
+    assert (status("o-1"), ledger()) == ("compensated", [("o-1:1", "void", 20_00)])
+
+
+@sqlite_only
+def test_a_wait_that_nobody_answers_expires(
+    runs: Runs, setting: Callable[[str, object], None]
+) -> None:
+    setting("courier_timeout_seconds", 2)
+    state = runs.check_out(EXAMPLE).result()
+    with pytest.raises(CourierWaitExpired, match=r"no courier answered until .* UTC\. Given back"):
+        state.result()
+    assert (status("example"), books()) == ("compensated", AS_BEFORE)
+    (undoing,) = runs.compensations("example")
+    assert undoing.state is not None
+    assert undoing.state.is_completed()
+
+
+@sqlite_only
+def test_a_decision_of_the_last_moment_beats_the_time_out(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, setting: Callable[[str, object], None]
+) -> None:
+    setting("courier_timeout_seconds", 2)
+
+    def decide_first(order_ids: list[str]) -> None:
+        assign(order_ids[0])
+        expire_waits(order_ids)
+
+    monkeypatch.setattr(courier_wait, "expire_waits", decide_first)
+    state = runs.check_out(EXAMPLE).result()
+    assert state.is_completed()
+    assert status("example") == "dispatched"
+    assert runs.run_of("example").state_type == state.type
+
+
+@sqlite_only
+def test_an_answer_without_sense_is_refused_and_the_run_waits_on(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    assert runs.answer(run, outcome=ASSIGNED) == "ACCEPT"
+    run = runs.paused("example", after=1)
+    refused = [form for form in runs.forms(run) if "Your answer was refused" in form]
+    assert len(refused) == 1
+    assert "courier: give the courier's id for “courier assigned”" in refused[0]
+    assert (status("example"), decisions("example")) == ("waiting", [])
+    assert runs.answer(run, outcome=ASSIGNED, courier="night-rail") == "ACCEPT"
+    assert running.result().result().courier == "night-rail"
+
+
+@sqlite_only
+def test_a_form_that_is_not_filled_in_is_rejected_by_prefect(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    assert runs.answer(run) == "REJECT"
+    assert runs.answer(run, courier="city-vans") == "REJECT"
+    assert runs.answer(run, outcome="maybe") == "REJECT"
+    assert runs.answer(run, outcome=ASSIGNED, tip=5) == "REJECT"
+    assert runs.paused("example").id == run.id
+    runs.assign("example")
+    assert running.result().is_completed()
+
+
+@sqlite_only
+def test_an_order_decided_before_the_pause_is_never_paused(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decided_at_once(order_ids: list[str]) -> list[str]:
+        waiting = prepare_order(order_ids)
+        assign(order_ids[0], "swift-bikes")
+        return waiting
+
+    monkeypatch.setattr(checkout, "prepare_order", decided_at_once)
+    state = runs.check_out(EXAMPLE).result()
+    assert state.result().courier == "swift-bikes"
+    assert "PAUSED" not in runs.state_types(runs.run_of("example").id)
+
+
+@sqlite_only
+def test_a_second_run_of_the_same_order_joins_the_first(runs: Runs) -> None:
+    first = runs.check_out(EXAMPLE)
+    owner = runs.paused("example")
+    second = runs.check_out(EXAMPLE)
+    runs.assign("example")
+    assert first.result().result() == second.result().result()
+    assert ledger() == [("example:1", "captured", 700_00)]
+    third = runs.check_out(EXAMPLE).result()
+    assert third.result() == first.result().result()
+    assert order_row("example").run_id == str(owner.id)
+    assert books() == (450, 0)
+    assert len(runs.of_order("example")) == 3
+
+
+@sqlite_only
+def test_a_second_run_shares_the_first_ones_failure_and_undoes_nothing(runs: Runs) -> None:
+    first = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    second = runs.check_out(EXAMPLE)
+    assert runs.answer(run, outcome=NO_COURIER, reason="snow") == "ACCEPT"
+    for state in (first.result(), second.result()):
+        with pytest.raises(NoCourierAvailable, match="snow"):
+            state.result()
+    assert len(runs.compensations("example")) == 1
+    assert (status("example"), books()) == ("compensated", AS_BEFORE)
+
+
+@sqlite_only
+def test_a_run_with_the_same_order_id_and_other_content_does_the_first_no_harm(runs: Runs) -> None:
+    first = runs.check_out(EXAMPLE)
+    runs.paused("example")
+    state = runs.check_out(an_order("example", 49, redeem=True)).result()
+    with pytest.raises(OrderIdConflict, match="orderId: example belongs to an order with other"):
+        state.result()
+    assert (status("example"), books()) == ("waiting", (450, 0))
+    assert runs.compensations("example") == []
+    runs.assign("example")
+    assert first.result().is_completed()
+
+
+@sqlite_only
+def test_a_retry_of_a_compensated_order_is_a_new_attempt_and_charges_once(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.paused("example")
+    runs.answer(run, outcome=NO_COURIER, reason="snow")
+    assert running.result().is_failed()
+    again = runs.retry(run, EXAMPLE)
+    assert runs.assign("example").id == run.id
+    assert again.result().is_completed()
+    assert order_row("example").attempt == 2
+    assert ledger() == [
+        ("example:1", "captured", 700_00),
+        ("example:1:refund", "refunded", 700_00),
+        ("example:2", "captured", 700_00),
+    ]
+    assert books() == (450, 0)
+
+
+@sqlite_only
+def test_a_retry_of_a_rejected_order_tries_anew(runs: Runs) -> None:
+    order = an_order("o-1", 501)
+    assert runs.check_out(order).result().is_failed()
+    assert runs.retry(runs.run_of("o-1"), order).result().is_failed()
+    assert (status("o-1"), order_row("o-1").attempt, ledger()) == ("rejected", 2, [])
+
+
+@sqlite_only
+def test_a_retry_of_a_dispatched_order_gives_its_receipt_and_does_nothing(runs: Runs) -> None:
+    running = runs.check_out(EXAMPLE)
+    run = runs.assign("example")
+    slip = running.result().result()
+    before = shop()
+    # The server retries no completed run, so it is made to have failed at the very end.
+    runs.client.set_flow_run_state(run.id, Failed(), force=True)
+    assert runs.retry(run, EXAMPLE).result().result() == slip
+    assert (shop(), order_row("example").attempt) == (before, 1)
+
+
+@sqlite_only
+def test_a_run_that_starts_over_in_the_middle_does_only_the_rest(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(_order_ids: list[str]) -> None:
+        raise ConnectionResetError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout, "prepare_order", power_cut)
+        # The machine goes with the process: no hook runs.
+        patch.setattr(checkout.store_checkout, "on_failure_hooks", [])
+        assert runs.check_out(EXAMPLE).result().is_failed()
+    assert (status("example"), books()) == ("started", (450, 0))
+    again = runs.retry(runs.run_of("example"), EXAMPLE)
+    runs.assign("example")
+    assert again.result().is_completed()
+    assert ledger() == [("example:1", "captured", 700_00)]
+    assert (order_row("example").attempt, books()) == (1, (450, 0))
+
+
+@sqlite_only
+def test_a_defect_after_the_charge_gives_everything_back(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(_order_ids: list[str]) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(checkout, "prepare_order", defect)
+    state = runs.check_out(EXAMPLE).result()
+    assert state.is_failed()
+    order = order_row("example")
+    assert (order.status, order.error) == ("compensated", "CheckoutFailed")
+    assert order.message is not None
+    assert "ZeroDivisionError: division by zero" in order.message
+    assert books() == AS_BEFORE
+
+
+@sqlite_only
+def test_a_failing_notification_after_the_pivot_refunds_nothing(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(_order_ids: list[str]) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout, "dispatch_order", defect)
+        running = runs.check_out(EXAMPLE)
+        run = runs.assign("example")
+        assert running.result().is_failed()
+    assert status("example") == "dispatching"
+    assert (books(), ledger()) == ((450, 0), [("example:1", "captured", 700_00)])
+    assert runs.compensations("example") == []
+    assert runs.retry(run, EXAMPLE).result().is_completed()
+    assert (status("example"), ledger()) == ("dispatched", [("example:1", "captured", 700_00)])
+
+
+@sqlite_only
+def test_a_cancelled_run_gives_its_order_back(runs: Runs) -> None:
+    place("o-1", 50, redeem=True, run_id=str(UUID(int=7)))
+    check_inventory.fn(["o-1"])
+    run = runs.client.create_flow_run(checkout.store_checkout, parameters={"order": {}})
+    run.id = UUID(int=7)
+    compensation.compensate_run(checkout.store_checkout, run, Cancelling())
+    order = order_row("o-1")
+    assert (order.status, order.error) == ("compensated", "OrderCancelled")
+    assert books() == AS_BEFORE
+
+
+@sqlite_only
+def test_a_server_that_was_away_is_no_failure_of_the_order(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    continued: list[list[str]] = []
+    monkeypatch.setattr(compensation, "continue_run", lambda *call: continued.append(call[2]))
+    place("o-1", 50, redeem=True, run_id=str(UUID(int=7)))
+    check_inventory.fn(["o-1"])
+    run = runs.client.create_flow_run(checkout.store_checkout, parameters={"order": {}})
+    run.id = UUID(int=7)
+    away: State[object] = Failed(data=httpx.ConnectError("the server is away"))
+    compensation.compensate_run(checkout.store_checkout, run, away)
+    assert (status("o-1"), stock(), continued) == ("started", 450, [["o-1"]])

@@ -1,0 +1,127 @@
+"""The flow ``compensate``: undoes what is left, says loudly what it could not, ends it later."""
+
+import logging
+
+import pytest
+
+from flows import compensation
+from flows.compensation import UNDO, compensate
+from store.errors import CheckoutFailed, CompensationFailed, PaymentGatewayUnavailable
+from store.messages import NO_COURIER
+from store.payments import Ledger
+from store.saga import COMPENSABLE, abandon
+from tests.flows.runs import Runs
+from tests.shop import (
+    an_order,
+    carry_on,
+    kept_cents,
+    ledger,
+    order_row,
+    place,
+    placed,
+    points,
+    saga,
+    saga_records,
+    sqlite_only,
+    status,
+    stock,
+)
+
+
+@sqlite_only
+def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("the refund is broken")
+
+    running = runs.check_out(an_order("o-1", 50, redeem=True))
+    run = runs.paused("o-1")
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "store.compensation"):
+        patch.setattr(Ledger, "refund", broken)
+        runs.answer(run, outcome=NO_COURIER, reason="snow")
+        assert running.result().is_failed()
+
+    assert status("o-1") == "compensation_failed"
+    assert {step: saga("o-1")[step] for step in COMPENSABLE} == {
+        "bill_customer": "done",
+        "check_inventory": "undone",
+        "redeem_points": "undone",
+    }
+    assert (stock(), points(), kept_cents()) == (500, 300, 700_00)
+    record = saga_records("o-1")["bill_customer"]
+    assert (record.undo_tries, record.undo_error) == (1, "ZeroDivisionError: the refund is broken")
+    assert "undo refund_customer failed" in caplog.text
+    (failed,) = runs.compensations("o-1")
+    assert failed.state is not None
+    assert failed.state.is_failed()
+    assert failed.state.message is not None
+    assert "CompensationFailed: not everything could be given back for o-1" in failed.state.message
+
+    assert compensate(["o-1"]) == {"o-1": "compensated"}
+    assert (status("o-1"), kept_cents()) == ("compensated", 0)
+    assert order_row("o-1").error == "NoCourierAvailable"
+    assert compensate(["o-1"]) == {}
+    assert len(ledger("o-1")) == 2
+
+
+@sqlite_only
+def test_an_undo_that_meets_an_outage_is_tried_again_by_itself(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refund = Ledger.refund
+    calls: list[int] = []
+
+    def away_twice(gateway: Ledger, charges: object) -> object:
+        calls.append(1)
+        if len(calls) < 3:
+            raise PaymentGatewayUnavailable("not now")
+        return refund(gateway, charges)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "refund", away_twice)
+    patient = {step: undo.with_options(retry_delay_seconds=0) for step, undo in UNDO.items()}
+    monkeypatch.setattr(compensation, "UNDO", patient)
+    placed("o-1", "prepare_order", 50, redeem=True)
+    abandon(["o-1"], CheckoutFailed("stopped"))
+    assert compensate(["o-1"]) == {"o-1": "compensated"}
+    assert (len(calls), kept_cents()) == (3, 0)
+    assert saga_records("o-1")["bill_customer"].undo_tries == 0
+
+
+def test_a_group_is_given_back_order_by_order(runs: Runs) -> None:
+    group = ["o-1", "o-2", "o-3", "o-4"]
+    for order_id in group:
+        place(order_id, 10, redeem=True)
+    carry_on(group, "redeem_points")
+    carry_on(["o-1", "o-2"], "prepare_order", after="redeem_points")
+    abandon(["o-1", "o-3"], CheckoutFailed("stopped"))
+    assert compensate(group) == {"o-1": "compensated", "o-3": "compensated"}
+    assert [status(id_) for id_ in group] == ["compensated", "waiting", "compensated", "started"]
+    carry_on(["o-2", "o-4"])
+    assert stock() == 480
+
+
+@sqlite_only
+def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = [f"o-{n:02}" for n in range(12)]
+    for order_id in group:
+        place(order_id)
+    carry_on(group, "bill_customer")
+    abandon(group, CheckoutFailed("stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "refund", lambda *_: 1 / 0)
+        with pytest.raises(CompensationFailed, match="o-08, o-09 and 2 more; it is tried again"):
+            compensate(group)
+    assert set(compensate(group).values()) == {"compensated"}
+    assert (stock(), kept_cents()) == (500, 0)
+
+
+@sqlite_only
+def test_orders_that_go_on_are_left_alone(runs: Runs) -> None:
+    placed("o-1", "find_couriers", 50, redeem=True)
+    placed("o-2", "bill_customer", 5)
+    assert compensate(["o-1", "o-2", "unknown"]) == {}
+    assert (status("o-1"), status("o-2")) == ("dispatching", "started")
+    assert stock() == 445

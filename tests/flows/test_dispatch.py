@@ -1,0 +1,146 @@
+"""The dispatcher: every message in the queue ends right, and no order waits for nothing."""
+
+import pytest
+
+from flows import dispatch
+from flows.dispatch import DispatchReport, dispatch_orders
+from store.errors import CheckoutFailed
+from store.messages import OrderMessage
+from store.queue import TableQueue
+from tests.flows.runs import Runs, eventually
+from tests.shop import (
+    an_order,
+    assign,
+    assigned_copies,
+    dead_letters,
+    decisions,
+    end_run,
+    kept_cents,
+    order_row,
+    placed,
+    points,
+    queued,
+    set_capacities,
+    sqlite_only,
+    status,
+    stock,
+)
+
+
+def messages_sent(*bodies: str) -> None:
+    TableQueue().send(bodies)
+
+
+def body(order_id: str, attempt: int = 1) -> str:
+    return OrderMessage(order_id=order_id, attempt=attempt, copies=1).model_dump_json()
+
+
+def listen(seconds: int) -> DispatchReport:
+    report = dispatch_orders(listen_seconds=seconds)
+    assert isinstance(report, DispatchReport)
+    return report
+
+
+def listen_until_the_queue_is_empty() -> DispatchReport:
+    """Let dispatchers follow each other, as their schedule does; return all that they did."""
+    total = DispatchReport()
+
+    def look() -> bool:
+        report = listen(2)
+        for name, count in report:
+            setattr(total, name, getattr(total, name) + count)
+        return not queued()
+
+    eventually(look, "an empty queue")
+    return total
+
+
+def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
+    running = runs.check_out(an_order("o-1", 50, redeem=True))
+    eventually(queued, "the order's message")
+    report = listen_until_the_queue_is_empty()
+    state = running.result()
+    assert state.is_completed()
+    assert state.result().courier == "city-vans"
+    assert (report.decided, report.settled) == (1, 1)
+    assert (queued(), dead_letters(), assigned_copies()) == ([], [], {})
+    assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
+
+
+@sqlite_only
+def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
+    too_large = runs.check_out(an_order("too-large", 201))
+    twice = runs.check_out(an_order("twice", 3))
+    answered = runs.check_out(an_order("answered", 3))
+    for order_id in ("too-large", "twice", "answered"):
+        runs.paused(order_id)
+    # A person's answer that reached the database, while its resume was lost.
+    assign("answered", "swift-bikes")
+    placed("ended", "prepare_order")
+    end_run("ended", CheckoutFailed("ended before its message was read"))
+    placed("again", "prepare_order")
+    end_run("again")
+    placed("again", "bill_customer")
+    messages_sent(body("twice"), body("unknown"), "not JSON", '{"order_id": "x"}')
+
+    report = listen_until_the_queue_is_empty()
+
+    assert too_large.result().is_failed()
+    assert twice.result().is_completed()
+    assert answered.result().result().courier == "swift-bikes"
+    assert status("too-large") == "compensated"
+    assert order_row("too-large").error == "NoCourierAvailable"
+    assert len(decisions("twice")) == 1
+    assert status("ended") == "compensated"
+    assert (status("again"), order_row("again").attempt) == ("started", 2)
+    assert dict(dead_letters()) == {
+        "not JSON": "cannot be read: 1 errors",
+        '{"order_id": "x"}': "cannot be read: 2 errors",
+        body("unknown"): "the order does not exist",
+    }
+    assert (report.decided, report.settled, report.dead_letters) == (2, 6, 3)
+    assert report.resumed >= 3
+    assert stock() == 493
+
+
+@sqlite_only
+def test_a_message_of_an_order_without_a_free_courier_is_handed_back_fresh(runs: Runs) -> None:
+    set_capacities(only=5)
+    placed("busy", "find_couriers", 4)
+    placed("waits", "prepare_order", 3)
+    for _ in range(2):
+        report = listen(1)
+        assert (report.decided, report.handed_back) == (0, 2)
+    assert status("waits") == "waiting"
+    held = TableQueue().receive(10, wait_seconds=0)
+    assert [message.receive_count for message in held] == [1, 1]
+    assert dead_letters() == []
+
+
+@sqlite_only
+def test_a_run_that_is_not_there_does_not_keep_the_others_waiting(runs: Runs) -> None:
+    placed("orphan", "prepare_order", 3)
+    running = runs.check_out(an_order("o-1", 3))
+    runs.paused("o-1")
+
+    def look() -> bool:
+        listen(1)
+        return running.done()
+
+    eventually(look, "the end of o-1")
+    assert running.result().is_completed()
+    assert status("orphan") == "dispatching"
+    assert "orphan" in queued()
+
+
+@sqlite_only
+def test_an_error_of_the_dispatcher_loses_no_message(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "prepare_order", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "decisions_of", lambda _messages: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            listen(2)
+    assert queued() == ["o-1"]
+    assert status("o-1") == "waiting"

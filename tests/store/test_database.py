@@ -1,0 +1,137 @@
+"""A transaction is all or nothing, readers keep out of the way, and the insert knows its keys."""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import Executable, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlmodel import col
+
+from seed.catalogue import JOHN_DOE, TEN_X_RULE
+from store.database import (
+    engine,
+    insert_missing,
+    is_connection_error,
+    migrate,
+    reading,
+    transaction,
+)
+from store.models import Book, Courier, Customer
+from store.settings import settings
+from tests.shop import at_once, points, sqlite_only, stock
+
+
+def a_book(book_id: str, title: str = "new") -> dict[str, object]:
+    return {
+        "id": book_id,
+        "title": title,
+        "price_cents": 1,
+        "quantity": 1,
+        "initial_quantity": 1,
+    }
+
+
+def take_a_copy() -> None:
+    with transaction() as session:
+        book = session.get_one(Book, TEN_X_RULE, with_for_update=True)
+        session.execute(
+            update(Book).where(col(Book.id) == book.id).values(quantity=book.quantity - 1)
+        )
+        session.execute(
+            update(Book)
+            .where(col(Book.id) == book.id)
+            .values(initial_quantity=col(Book.initial_quantity) - 1)
+        )
+
+
+def test_an_error_takes_the_whole_transaction_back(database: str) -> None:
+    def sell_out_and_fail() -> None:
+        with transaction() as session:
+            session.execute(update(Book).values(quantity=1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sell_out_and_fail()
+    assert stock() == 500
+
+
+def test_forty_transactions_that_read_first_and_write_later_lose_no_update(database: str) -> None:
+    answers = at_once([take_a_copy] * 40)
+    assert answers == [None] * 40
+    assert stock() == 460
+
+
+def test_a_reader_does_not_wait_for_a_writer_nor_see_half_of_it(database: str) -> None:
+    with transaction() as session:
+        session.execute(update(Book).values(quantity=0))
+        seen: list[int] = []
+        reader = threading.Thread(target=lambda: seen.append(stock()))
+        reader.start()
+        reader.join(timeout=20)
+        assert seen == [500]
+        session.rollback()
+
+
+def test_only_rows_whose_key_is_free_are_inserted(database: str) -> None:
+    with transaction() as session:
+        new = insert_missing(session, Book, [a_book("b"), a_book(TEN_X_RULE), a_book("a")])
+    assert sorted(new) == [("a",), ("b",)]
+    with reading() as session:
+        assert session.get_one(Book, TEN_X_RULE).title == "The 10X Rule"
+
+
+@pytest.mark.parametrize("rows", [[], [a_book(TEN_X_RULE)]])
+def test_inserting_nothing_new_tells_so(database: str, rows: Sequence[dict[str, object]]) -> None:
+    with transaction() as session:
+        assert insert_missing(session, Book, rows) == []
+
+
+def test_thousands_of_rows_are_inserted_in_one_call(database: str) -> None:
+    with transaction() as session:
+        new = insert_missing(session, Book, [a_book(f"b-{n}") for n in range(3000)])
+    assert len(set(new)) == 3000
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        update(Book).where(col(Book.id) == TEN_X_RULE).values(quantity=-1),
+        update(Customer).where(col(Customer.id) == JOHN_DOE).values(points=-1),
+        update(Courier).values(assigned_copies=col(Courier.capacity_copies) + 1),
+    ],
+    ids=["stock", "points", "capacity"],
+)
+def test_the_database_itself_refuses_less_than_nothing(database: str, broken: Executable) -> None:
+    with pytest.raises(IntegrityError), transaction() as session:
+        session.execute(broken)
+    assert (stock(), points(JOHN_DOE)) == (500, 100)
+
+
+def test_a_refusal_of_the_database_is_no_connection_error(database: str) -> None:
+    with pytest.raises(IntegrityError) as refused, transaction() as session:
+        session.execute(update(Book).values(quantity=-1))
+    assert not is_connection_error(refused.value)
+    assert not is_connection_error(ValueError("no"))
+
+
+def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None:
+    with (
+        pytest.raises(OperationalError) as away,
+        engine(f"postgresql+psycopg://nobody@/store?host={tmp_path}").connect(),
+    ):
+        pass
+    assert is_connection_error(away.value)
+
+
+def test_migrating_again_changes_nothing(database: str) -> None:
+    migrate(settings().database_url)
+    assert stock() == 500
+
+
+@sqlite_only
+def test_sqlite_is_set_up_for_many_processes(database: str) -> None:
+    with reading() as session:
+        assert session.connection().execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert session.connection().execute(text("PRAGMA foreign_keys")).scalar() == 1
+        assert session.connection().execute(text("PRAGMA busy_timeout")).scalar() == 60_000

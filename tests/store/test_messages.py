@@ -1,0 +1,342 @@
+"""What is taken as an order and what is refused, by Prefect's own check and by pydantic.
+
+Prefect's check runs on the flow's parameter schema before a run exists; pydantic's runs when the
+run starts. Each row says which of the two is the first to refuse.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError as RefusedByPrefect
+from prefect.utilities.schema_tools.validation import is_valid_schema, validate
+from pydantic import ValidationError
+
+from flows.checkout import store_checkout
+from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
+from store.messages import CheckoutOrder, CourierAnswer, OrderMessage, money
+
+ORIGINAL = """{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV",
+"quantity": 50, "redeem": true}"""
+"""The original's execution input, verbatim."""
+ONE_TITLE: dict[str, Any] = json.loads(ORIGINAL)
+ITEM = {"bookId": TEN_X_RULE, "quantity": 1}
+CART = {"userId": EDUARDO_SANTANA, "items": [ITEM, {"bookId": STRIPED_PAJAMAS, "quantity": 2}]}
+
+PREFECT = "Prefect"
+PYDANTIC = "pydantic"
+
+
+@pytest.fixture(scope="module")
+def prefects_check() -> Callable[[Any], None]:
+    """Prefect's check of a deployment's parameters, as its server makes it."""
+    schema = parameter_schema(store_checkout).model_dump_for_openapi()
+    is_valid_schema(schema)
+
+    def check(order: Any) -> None:
+        validate({"order": order}, schema, raise_on_error=True)
+
+    return check
+
+
+def without(order: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in order.items() if name not in names}
+
+
+def cart_of(*items: Any) -> dict[str, Any]:
+    return {**CART, "items": list(items)}
+
+
+BAD_INPUTS = [
+    # What it is, the order, who refuses it first, and two texts: Prefect's (where it refuses)
+    # and pydantic's, each naming the field.
+    ("null", None, PREFECT, "'order'.*None is not of type", "valid dictionary"),
+    ("a list", [ONE_TITLE], PREFECT, "'order'.*not of type 'object'", "valid dictionary"),
+    ("JSON in a string", ORIGINAL, PREFECT, "'order'.*not of type 'object'", "valid dictionary"),
+    ("nothing", {}, PREFECT, "'userId' is a required", "userId\n  Field required"),
+    ("no userId", without(ONE_TITLE, "userId"), PREFECT, "'userId' is a required", "userId\n"),
+    ("userId null", {**ONE_TITLE, "userId": None}, PREFECT, r"order\.userId'.*None", "userId\n"),
+    (
+        "user_id null",
+        {**without(ONE_TITLE, "userId"), "user_id": None},
+        PREFECT,
+        r"order\.user_id'.*None",
+        "user_id\n",
+    ),
+    ("userId a number", {**ONE_TITLE, "userId": 7}, PREFECT, r"order\.userId'.*7", "userId\n"),
+    ("userId empty", {**ONE_TITLE, "userId": ""}, PREFECT, r"order\.userId'", "userId\n"),
+    (
+        "userId with a line end",
+        {**ONE_TITLE, "userId": f"{EDUARDO_SANTANA}\n"},
+        PYDANTIC,
+        "",
+        "userId\n  String should match",
+    ),
+    (
+        "userId too long",
+        {**ONE_TITLE, "userId": "u" * 65},
+        PREFECT,
+        r"order\.userId'.*does not match",
+        "userId\n  String should match",
+    ),
+    (
+        "userId in both spellings",
+        {**ONE_TITLE, "user_id": EDUARDO_SANTANA},
+        PYDANTIC,
+        "",
+        "user_id\n  Extra inputs",
+    ),
+    (
+        "unknown field",
+        {**ONE_TITLE, "coupon": "X"},
+        PREFECT,
+        "'coupon' does not",
+        "coupon\n  Extra",
+    ),
+    ("wrong case", {**ONE_TITLE, "Redeem": True}, PREFECT, "'Redeem' does not", "Redeem\n  Extra"),
+    ("negative", {**ONE_TITLE, "quantity": -1}, PREFECT, r"order\.quantity'.*-1", "quantity"),
+    ("zero", {**ONE_TITLE, "quantity": 0}, PREFECT, r"order\.quantity'.*0", "quantity"),
+    ("fraction", {**ONE_TITLE, "quantity": 1.5}, PREFECT, r"order\.quantity'.*1\.5", "quantity"),
+    ("whole float", {**ONE_TITLE, "quantity": 1.0}, PYDANTIC, "", "quantity.*\n  .*valid integer"),
+    ("boolean", {**ONE_TITLE, "quantity": True}, PREFECT, r"order\.quantity'.*True", "quantity"),
+    ("digits", {**ONE_TITLE, "quantity": "50"}, PREFECT, r"order\.quantity'.*'50'", "quantity"),
+    ("1e21", {**ONE_TITLE, "quantity": 1e21}, PREFECT, r"order\.quantity'.*1e\+21", "quantity"),
+    ("10 ** 21", {**ONE_TITLE, "quantity": 10**21}, PREFECT, r"order\.quantity'.*1000", "quantity"),
+    ("one too many", {**ONE_TITLE, "quantity": 100_001}, PREFECT, r"quantity'.*max", "quantity"),
+    ("quantity a list", {**ONE_TITLE, "quantity": [50]}, PREFECT, r"order\.quantity'", "quantity"),
+    ("quantity null", {**ONE_TITLE, "quantity": None}, PYDANTIC, "", "quantity missing: give"),
+    ("no quantity", without(ONE_TITLE, "quantity"), PYDANTIC, "", "quantity missing: give"),
+    ("no bookId", without(ONE_TITLE, "bookId"), PYDANTIC, "", "bookId missing: give"),
+    (
+        "bookId a path",
+        {**ONE_TITLE, "bookId": "../x"},
+        PREFECT,
+        r"order\.bookId'",
+        r"bookId.*\n.*should match",
+    ),
+    ("redeem as text", {**ONE_TITLE, "redeem": "true"}, PREFECT, r"order\.redeem'", "redeem\n"),
+    ("redeem as 1", {**ONE_TITLE, "redeem": 1}, PREFECT, r"order\.redeem'.*1", "redeem\n"),
+    ("redeem null", {**ONE_TITLE, "redeem": None}, PREFECT, r"order\.redeem'.*None", "redeem\n"),
+    ("no item, no book", {"userId": "u"}, PYDANTIC, "", "bookId and quantity missing: give"),
+    ("empty cart", cart_of(), PREFECT, r"order\.items'.*non-empty", "items"),
+    ("cart null", {**CART, "items": None}, PYDANTIC, "", "bookId and quantity missing: give"),
+    ("cart without list", {**CART, "items": ITEM}, PREFECT, r"order\.items'", "items"),
+    ("cart of null", cart_of(None), PREFECT, r"order\.items\[0\]'.*None", "items"),
+    ("cart of ids", cart_of(TEN_X_RULE), PREFECT, r"order\.items\[0\]'", "items"),
+    ("cart and book", {**ONE_TITLE, "items": [ITEM]}, PYDANTIC, "", "either items, or bookId"),
+    ("same book twice", cart_of(ITEM, ITEM), PYDANTIC, "", f"items: book {TEN_X_RULE} is listed"),
+    (
+        "no bookId in a cart",
+        cart_of({"quantity": 1}),
+        PREFECT,
+        r"order\.items\[0\]'.*'bookId' is a required",
+        r"items.*0\.bookId",
+    ),
+    (
+        "book null in a cart",
+        cart_of({"bookId": None, "quantity": 1}),
+        PREFECT,
+        r"order\.items\[0\]\.bookId'.*None",
+        r"items.*0\.bookId",
+    ),
+    (
+        "no quantity in a cart",
+        cart_of({"bookId": TEN_X_RULE}),
+        PREFECT,
+        r"order\.items\[0\]'.*'quantity' is a required",
+        r"items.*0\.quantity",
+    ),
+    (
+        "zero in a cart",
+        cart_of(ITEM, {"bookId": STRIPED_PAJAMAS, "quantity": 0}),
+        PREFECT,
+        r"order\.items\[1\]\.quantity'.*0",
+        r"items.*1\.quantity",
+    ),
+    (
+        "price in a cart",
+        cart_of({**ITEM, "price": 1}),
+        PREFECT,
+        r"order\.items\[0\]'.*'price' does not",
+        r"items.*0\.price",
+    ),
+    (
+        "cart of 101 titles",
+        cart_of(*({"bookId": f"b{n}", "quantity": 1} for n in range(101))),
+        PREFECT,
+        r"order\.items'.*too long",
+        "items",
+    ),
+    ("orderId empty", {**ONE_TITLE, "orderId": ""}, PREFECT, r"order\.orderId'", "orderId"),
+    ("orderId with a space", {**ONE_TITLE, "orderId": "a b"}, PREFECT, r"orderId'", "orderId"),
+    ("orderId a number", {**ONE_TITLE, "orderId": 12}, PREFECT, r"orderId'.*12", "orderId"),
+    (
+        "payment method a card",
+        {**ONE_TITLE, "paymentMethod": {"card": "4242"}},
+        PREFECT,
+        r"order\.paymentMethod'",
+        "paymentMethod",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("order", "refused_by", "prefects_text", "pydantics_text"),
+    [row[1:] for row in BAD_INPUTS],
+    ids=[row[0] for row in BAD_INPUTS],
+)
+def test_a_bad_input_is_refused_with_a_text_that_names_the_field(
+    prefects_check: Callable[[Any], None],
+    order: Any,
+    refused_by: str,
+    prefects_text: str,
+    pydantics_text: str,
+) -> None:
+    if refused_by == PREFECT:
+        with pytest.raises(RefusedByPrefect, match=prefects_text):
+            prefects_check(order)
+    else:
+        prefects_check(order)
+    with pytest.raises(ValidationError, match=pydantics_text):
+        CheckoutOrder.model_validate(order)
+
+
+SNAKE_CASE = {
+    "user_id": EDUARDO_SANTANA,
+    "book_id": TEN_X_RULE,
+    "quantity": 50,
+    "redeem": True,
+}
+GOOD_INPUTS = [
+    ("the original's JSON", ONE_TITLE),
+    ("snake_case names", SNAKE_CASE),
+    ("spellings mixed", {**without(SNAKE_CASE, "book_id"), "bookId": TEN_X_RULE}),
+    (
+        "a cart of one",
+        {**without(ONE_TITLE, "bookId", "quantity"), "items": [{**ITEM, "quantity": 50}]},
+    ),
+    (
+        "a snake_case cart",
+        {
+            "user_id": EDUARDO_SANTANA,
+            "items": [{"book_id": TEN_X_RULE, "quantity": 50}],
+            "redeem": True,
+        },
+    ),
+    ("an orderId", {**ONE_TITLE, "orderId": "web-2024.10_7"}),
+    ("an order_id", {**SNAKE_CASE, "order_id": "web-2024.10_7"}),
+    (
+        "null for what may be absent",
+        {**ONE_TITLE, "orderId": None, "items": None, "paymentMethod": None},
+    ),
+    (
+        "null for what may be absent, in snake_case",
+        {**SNAKE_CASE, "order_id": None, "items": None, "payment_method": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "order", [order for _, order in GOOD_INPUTS], ids=[name for name, _ in GOOD_INPUTS]
+)
+def test_each_way_to_write_the_originals_order_is_taken_and_means_the_same(
+    prefects_check: Callable[[Any], None], order: dict[str, Any]
+) -> None:
+    prefects_check(order)
+    assert CheckoutOrder.model_validate(order).content() == {
+        "userId": EDUARDO_SANTANA,
+        "items": [{"bookId": TEN_X_RULE, "quantity": 50}],
+        "redeem": True,
+        "paymentMethod": None,
+    }
+
+
+def test_a_cart_of_several_titles_is_taken_whatever_its_order(
+    prefects_check: Callable[[Any], None],
+) -> None:
+    turned = {**CART, "items": list(reversed(CART["items"]))}
+    prefects_check(CART)
+    prefects_check(turned)
+    order = CheckoutOrder.model_validate(CART)
+    assert [(line.book_id, line.quantity) for line in order.lines()] == [
+        (TEN_X_RULE, 1),
+        (STRIPED_PAJAMAS, 2),
+    ]
+    assert order.content() == CheckoutOrder.model_validate(turned).content()
+
+
+def test_redeem_left_out_means_false(prefects_check: Callable[[Any], None]) -> None:
+    order = without(ONE_TITLE, "redeem")
+    prefects_check(order)
+    assert CheckoutOrder.model_validate(order).redeem is False
+
+
+@pytest.mark.parametrize("quantity", [1, 100_000])
+def test_the_least_and_the_most_copies_are_taken(
+    prefects_check: Callable[[Any], None], quantity: int
+) -> None:
+    order = {**ONE_TITLE, "quantity": quantity}
+    prefects_check(order)
+    assert CheckoutOrder.model_validate(order).quantity == quantity
+
+
+def test_the_flow_takes_and_refuses_what_the_order_does() -> None:
+    taken = store_checkout.validate_parameters({"order": ONE_TITLE})["order"]
+    assert taken == CheckoutOrder.model_validate(ONE_TITLE)
+    with pytest.raises(Exception, match=r"order\.redeem: Input should be a valid boolean"):
+        store_checkout.validate_parameters({"order": {**ONE_TITLE, "redeem": 1}})
+
+
+def test_the_run_form_shows_each_field_once_and_explains_it() -> None:
+    definitions = parameter_schema(store_checkout).model_dump_for_openapi()["definitions"]
+    shown = definitions["CheckoutOrder"]["properties"]
+    assert list(shown) == [
+        "userId",
+        "bookId",
+        "quantity",
+        "items",
+        "redeem",
+        "orderId",
+        "paymentMethod",
+    ]
+    assert all(field["description"] for field in shown.values())
+    assert all("anyOf" not in field for field in shown.values())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "not JSON",
+        '{"order_id": "a", "attempt": 1}',
+        '{"order_id": "a", "attempt": 0, "copies": 1}',
+        '{"order_id": "a", "attempt": 1, "copies": 0}',
+        '{"order_id": "a b", "attempt": 1, "copies": 1}',
+        '{"order_id": "a", "attempt": 1, "copies": 1, "card": "4242"}',
+        '{"version": 2, "order_id": "a", "attempt": 1, "copies": 1}',
+    ],
+)
+def test_a_queue_message_that_says_too_little_or_too_much_cannot_be_read(body: str) -> None:
+    with pytest.raises(ValidationError):
+        OrderMessage.model_validate_json(body)
+
+
+def test_a_queue_message_is_read_as_it_was_written() -> None:
+    message = OrderMessage(order_id="a", attempt=2, copies=3)
+    assert OrderMessage.model_validate_json(message.model_dump_json()) == message
+
+
+def test_an_answer_without_an_outcome_is_not_one() -> None:
+    with pytest.raises(ValidationError, match="outcome\n  Field required"):
+        CourierAnswer.model_validate({})
+
+
+@pytest.mark.parametrize(
+    ("cents", "text"),
+    [(0, "0.00 USD"), (5, "0.05 USD"), (70_000, "700.00 USD"), (123_456, "1234.56 USD")],
+)
+def test_money_is_written_as_people_read_it(cents: int, text: str) -> None:
+    assert money(cents, "USD") == text

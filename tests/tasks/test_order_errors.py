@@ -1,0 +1,126 @@
+"""Each error that can end an order: how it comes about, what it says, and what is left of it."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from seed.catalogue import TEN_X_RULE
+from store.errors import (
+    BillingError,
+    BookHasNoPrice,
+    BookNotFound,
+    BookOutOfStock,
+    CheckoutFailed,
+    CourierWaitExpired,
+    NoCourierAvailable,
+    OrderCancelled,
+    OrderError,
+    RedeemPointsError,
+    recorded_error,
+)
+from store.messages import NO_COURIER, CourierAnswer
+from store.models import utc_now
+from store.saga import abandon
+from tasks.dispatch import expire_waits, record_answer
+from tasks.orders import outcome_error, read_order
+from tests.shop import (
+    add_customer,
+    carry_on,
+    end_run,
+    kept_cents,
+    place,
+    placed,
+    points,
+    remove_customer,
+    set_order,
+    set_price,
+    stock,
+)
+
+
+def unknown_book() -> None:
+    place("o-1", book_id="unknown", redeem=True)
+    carry_on(["o-1"], "check_inventory")
+
+
+def too_many_copies() -> None:
+    place("o-1", 501, redeem=True)
+    carry_on(["o-1"], "check_inventory")
+
+
+def price_taken_away() -> None:
+    placed("o-1", "check_inventory", redeem=True)
+    set_price(TEN_X_RULE, None)
+    carry_on(["o-1"], "calculate_total", after="check_inventory")
+
+
+def customer_gone() -> None:
+    placed("o-1", "calculate_total", user_id=add_customer("gone", 5), redeem=True)
+    remove_customer("gone")
+    carry_on(["o-1"], "redeem_points", after="calculate_total")
+
+
+def card_declined() -> None:
+    placed("o-1", "redeem_points", 50, redeem=True, payment_method="pm_card_chargeDeclined")
+    carry_on(["o-1"], "bill_customer", after="redeem_points")
+
+
+def nobody_carries_it() -> None:
+    placed("o-1", "prepare_order", 50, redeem=True)
+    record_answer("o-1", CourierAnswer(outcome=NO_COURIER, reason="snow", answered_by="Ada"))
+
+
+def nobody_answered() -> None:
+    placed("o-1", "prepare_order", 50, redeem=True)
+    set_order("o-1", wait_until=utc_now() - timedelta(seconds=1))
+    expire_waits(["o-1"])
+
+
+def cancelled() -> None:
+    placed("o-1", "prepare_order", 50, redeem=True)
+    abandon(["o-1"], OrderCancelled("the run was cancelled in Prefect"))
+
+
+def defect() -> None:
+    placed("o-1", "bill_customer", 50, redeem=True)
+    abandon(["o-1"], CheckoutFailed("ZeroDivisionError: division by zero"))
+
+
+WAYS: dict[type[OrderError], tuple[Callable[[], None], str, str]] = {
+    BookNotFound: (unknown_book, "no book has the id unknown", "rejected"),
+    BookOutOfStock: (too_many_copies, "501 asked for, 500 in stock", "rejected"),
+    BookHasNoPrice: (price_taken_away, "has no price any more", "compensated"),
+    RedeemPointsError: (customer_gone, "customer gone is gone", "compensated"),
+    BillingError: (card_declined, "payment declined: the card was declined", "compensated"),
+    NoCourierAvailable: (nobody_carries_it, "snow", "compensated"),
+    CourierWaitExpired: (nobody_answered, "no courier answered until ", "compensated"),
+    OrderCancelled: (cancelled, "the run was cancelled in Prefect", "compensated"),
+    CheckoutFailed: (defect, "division by zero", "compensated"),
+}
+
+
+@pytest.mark.parametrize("error", list(WAYS), ids=lambda error: error.__name__)
+def test_each_error_ends_its_order_is_kept_with_it_and_leaves_nothing_taken(
+    database: str, error: type[OrderError]
+) -> None:
+    way, text, ending = WAYS[error]
+    try:
+        way()
+    except OrderError as raised:
+        assert type(raised) is error  # noqa: PT017
+    kept = outcome_error(read_order("o-1"))
+    assert type(kept) is error
+    assert text in str(kept)
+
+    assert end_run("o-1") == ending
+    assert str(outcome_error(read_order("o-1"))) == str(kept)
+    assert (stock(), points(), kept_cents()) == (500, 300, 0)
+
+
+def test_every_error_of_an_order_stands_in_the_table() -> None:
+    assert {error.__name__: error for error in WAYS} == OrderError.by_name
+
+
+def test_a_recorded_error_that_nobody_knows_any_more_is_a_failed_checkout() -> None:
+    assert type(recorded_error("ErrorOfAnOldVersion", "it was so")) is CheckoutFailed

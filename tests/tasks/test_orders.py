@@ -1,0 +1,244 @@
+"""An order is taken once, belongs to one run, and may be tried again when nothing came of it."""
+
+from functools import partial
+
+import pytest
+
+from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
+from store.errors import (
+    BookHasNoPrice,
+    BookNotFound,
+    BookOutOfStock,
+    CheckoutFailed,
+    OrderIdConflict,
+    OrderInProgress,
+    UserNotFound,
+)
+from store.messages import CheckoutOrder
+from store.models import OrderStatus
+from tasks.orders import accept_order, explain, orders_of_run, read_order, receipt
+from tests.shop import (
+    an_order,
+    at_once,
+    carry_on,
+    end_run,
+    give_back,
+    kept_cents,
+    ledger,
+    order_row,
+    place,
+    placed,
+    points,
+    saga,
+    set_order,
+    shop,
+    status,
+    stock,
+)
+
+RUN = "0b5ab1c5-0000-4000-8000-000000000001"
+OTHER_RUN = "0b5ab1c5-0000-4000-8000-000000000002"
+
+
+def test_the_run_that_brings_a_new_order_owns_it(database: str) -> None:
+    accepted = accept_order(an_order("o-1", 50, redeem=True), RUN)
+    assert (accepted.id, accepted.owned) == ("o-1", True)
+    order = order_row("o-1")
+    assert (order.status, order.run_id, order.attempt) == ("started", RUN, 1)
+    assert (order.copies, order.redeem, order.payment_method) == (50, True, "pm_card_visa")
+    assert orders_of_run(RUN) == ["o-1"]
+
+
+def test_an_order_without_an_order_id_is_known_by_its_run(database: str) -> None:
+    assert accept_order(an_order(), RUN).id == RUN
+
+
+@pytest.mark.parametrize("redeem", [True, False])
+def test_an_unknown_user_is_refused_and_nothing_is_recorded(database: str, redeem: bool) -> None:
+    before = shop()
+    with pytest.raises(UserNotFound, match=r"^userId: no customer has the id nobody$"):
+        accept_order(an_order("o-1", user_id="nobody", redeem=redeem), RUN)
+    assert shop() == before
+    assert orders_of_run(RUN) == []
+
+
+def test_a_run_that_starts_over_finds_its_own_order_as_it_stands(database: str) -> None:
+    place("o-1", run_id=RUN)
+    carry_on(["o-1"], "bill_customer")
+    assert accept_order(an_order("o-1"), RUN).owned
+    assert status("o-1") == "started"
+    assert saga("o-1") == {
+        "check_inventory": "done",
+        "calculate_total": "done",
+        "bill_customer": "done",
+    }
+
+
+def test_a_second_run_with_the_same_order_does_not_own_it(database: str) -> None:
+    place("o-1", run_id=RUN)
+    second = accept_order(an_order("o-1"), OTHER_RUN)
+    assert (second.id, second.owned) == ("o-1", False)
+    assert orders_of_run(OTHER_RUN) == []
+
+
+def test_the_same_order_in_another_spelling_is_the_same_order(database: str) -> None:
+    place("o-1", items={TEN_X_RULE: 1, STRIPED_PAJAMAS: 2})
+    turned = an_order("o-1", items={STRIPED_PAJAMAS: 2, TEN_X_RULE: 1})
+    assert not accept_order(turned, OTHER_RUN).owned
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        an_order("o-1", 2),
+        an_order("o-1", redeem=True),
+        an_order("o-1", book_id=STRIPED_PAJAMAS),
+        an_order("o-1", user_id="01G4E1AZW2HHR3C1FTZBYRZXXC"),
+        an_order("o-1", items={TEN_X_RULE: 1, STRIPED_PAJAMAS: 1}),
+        an_order("o-1", payment_method="pm_card_mastercard"),
+    ],
+    ids=["quantity", "redeem", "book", "customer", "cart", "payment method"],
+)
+def test_the_same_order_id_with_other_content_is_refused(
+    database: str, other: CheckoutOrder
+) -> None:
+    place("o-1", run_id=RUN)
+    before = shop()
+    with pytest.raises(OrderIdConflict, match=r"^orderId: o-1 belongs to an order with other"):
+        accept_order(other, OTHER_RUN)
+    assert shop() == before
+    assert order_row("o-1").run_id == RUN
+
+
+def test_an_order_that_is_being_compensated_is_not_begun_again(database: str) -> None:
+    placed("o-1", "bill_customer")
+    set_order("o-1", status=OrderStatus.COMPENSATING, error="CheckoutFailed", message="")
+    with pytest.raises(OrderInProgress, match="o-1 is compensating; try again"):
+        accept_order(an_order("o-1"), OTHER_RUN)
+    give_back("o-1")
+
+
+def test_a_compensated_order_begins_a_new_attempt_with_new_keys(database: str) -> None:
+    placed("o-1", "bill_customer", 50, redeem=True)
+    assert end_run("o-1") == "compensated"
+    assert (stock(), points(), kept_cents()) == (500, 300, 0)
+
+    assert accept_order(an_order("o-1", 50, redeem=True), OTHER_RUN).owned
+    order = order_row("o-1")
+    assert (order.attempt, order.status, order.run_id) == (2, "started", OTHER_RUN)
+    assert (order.total_cents, order.due_cents, order.points_redeemed) == (None, None, 0)
+    assert (order.error, order.message, order.courier_id) == (None, None, None)
+    assert saga("o-1") == {}
+    carry_on(["o-1"])
+
+    assert status("o-1") == "dispatched"
+    assert set(saga("o-1", attempt=1).values()) == {"done", "undone"}
+    assert ledger() == [
+        ("o-1:1", "captured", 700_00),
+        ("o-1:1:refund", "refunded", 700_00),
+        ("o-1:2", "captured", 700_00),
+    ]
+    assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
+
+
+def test_a_rejected_order_begins_a_new_attempt_when_copies_have_come(database: str) -> None:
+    place("o-1", 501)
+    with pytest.raises(BookOutOfStock):
+        carry_on(["o-1"], "check_inventory")
+    assert status("o-1") == "rejected"
+    placed("o-2", "check_inventory", 400)
+    assert accept_order(an_order("o-1", 501), OTHER_RUN).owned
+    with pytest.raises(BookOutOfStock, match="501 asked for, 100 in stock"):
+        carry_on(["o-1"], "check_inventory")
+    assert order_row("o-1").attempt == 2
+    assert ledger() == []
+
+
+def test_a_dispatched_order_is_never_begun_again(database: str) -> None:
+    placed("o-1", "dispatch_order")
+    before = shop()
+    assert not accept_order(an_order("o-1"), OTHER_RUN).owned
+    carry_on(["o-1"])
+    assert shop() == before
+    assert order_row("o-1").attempt == 1
+
+
+def test_the_same_order_brought_by_eight_runs_at_once_is_one_order(database: str) -> None:
+    order = an_order("o-1", 2)
+    accepted = at_once([partial(accept_order, order, f"run-{n}") for n in range(8)])
+    owners = [answer.owned for answer in accepted if not isinstance(answer, Exception)]
+    assert sorted(owners) == [False] * 7 + [True]
+    carry_on(["o-1"])
+    assert (stock(), kept_cents()) == (498, 40_00)
+
+
+def test_a_compensated_order_brought_by_eight_runs_at_once_has_one_new_attempt(
+    database: str,
+) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    order = an_order("o-1")
+    accepted = at_once([partial(accept_order, order, f"run-{n}") for n in range(8)])
+    owners = [answer.owned for answer in accepted if not isinstance(answer, Exception)]
+    assert sorted(owners) == [False] * 7 + [True]
+    assert order_row("o-1").attempt == 2
+
+
+def test_a_receipt_says_what_was_bought_and_how_it_was_paid(database: str) -> None:
+    placed("o-1", "dispatch_order", items={TEN_X_RULE: 5, STRIPED_PAJAMAS: 4}, redeem=True)
+    slip = receipt("o-1")
+    assert (slip.order_id, slip.attempt, slip.status) == ("o-1", 1, "dispatched")
+    assert {(line.title, line.quantity, line.unit_price_cents) for line in slip.lines} == {
+        ("The 10X Rule", 5, 20_00),
+        ("The Boy in the Striped Pajamas", 4, 75_00),
+    }
+    assert (slip.total_cents, slip.points_redeemed, slip.billed_cents) == (400_00, 300, 100_00)
+    assert (slip.currency, slip.courier) == ("USD", "city-vans")
+
+
+def test_an_unfinished_order_has_no_receipt(database: str) -> None:
+    placed("o-1", "bill_customer")
+    with pytest.raises(OrderInProgress, match="o-1 is started"):
+        receipt("o-1")
+
+
+def test_a_failed_order_has_its_reason_instead_of_a_receipt(database: str) -> None:
+    place("o-1", book_id="unknown")
+    with pytest.raises(BookNotFound):
+        carry_on(["o-1"], "check_inventory")
+    with pytest.raises(BookNotFound, match=r"^no book has the id unknown$"):
+        receipt("o-1")
+
+
+@pytest.mark.parametrize(
+    ("up_to", "given_back"),
+    [
+        (None, "Nothing was taken."),
+        ("check_inventory", "Given back: 50 copies."),
+        ("redeem_points", "Given back: 50 copies, 300 points."),
+        ("prepare_order", "Given back: 700.00 USD, 50 copies, 300 points."),
+    ],
+)
+def test_an_error_says_what_is_given_back(
+    database: str, up_to: str | None, given_back: str
+) -> None:
+    place("o-1", 50, redeem=True)
+    if up_to:
+        carry_on(["o-1"], up_to)
+    error = explain("o-1", BookHasNoPrice("it has no price"))
+    assert type(error) is BookHasNoPrice
+    assert str(error) == f"it has no price. {given_back}"
+
+
+def test_an_order_that_another_hand_has_compensated_is_not_said_to_have_taken_nothing(
+    database: str,
+) -> None:
+    placed("o-1", "prepare_order", 50, redeem=True)
+    end_run("o-1", CheckoutFailed("its run was lost"))
+    error = explain("o-1", CheckoutFailed("its run was lost"))
+    assert str(error) == "its run was lost. Given back: 700.00 USD, 50 copies, 300 points."
+
+
+def test_an_order_read_is_the_order_as_it_stands(database: str) -> None:
+    place("o-1", run_id=RUN)
+    assert (read_order("o-1").user_id, read_order("o-1").status) == (EDUARDO_SANTANA, "started")

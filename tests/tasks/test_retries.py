@@ -1,0 +1,85 @@
+"""What is tried again, and what never is: an order's own error."""
+
+import pytest
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from store.errors import (
+    BillingError,
+    BookOutOfStock,
+    InvalidDecision,
+    KeyReused,
+    OrderError,
+    OrderIdConflict,
+    PaymentGatewayUnavailable,
+    RetryableError,
+    UserNotFound,
+)
+from tasks import billing, dispatch, inventory, points, pricing
+from tasks.retries import RETRIES, if_transient, is_last_try, is_transient
+
+TASKS: list[Task[..., object]] = [
+    found
+    for module in (billing, dispatch, inventory, points, pricing)
+    for found in vars(module).values()
+    if isinstance(found, Task)
+]
+
+
+def an_outage(kind: type[OperationalError] | type[IntegrityError]) -> Exception:
+    return kind("SELECT 1", {}, Exception("the server closed the connection"))
+
+
+@pytest.mark.parametrize(
+    "error", [PaymentGatewayUnavailable("no answer"), an_outage(OperationalError)]
+)
+def test_an_outage_is_tried_again(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BookOutOfStock("sold out"),
+        BillingError("declined"),
+        UserNotFound("nobody"),
+        OrderIdConflict("taken"),
+        InvalidDecision("no"),
+        KeyReused("k"),
+        an_outage(IntegrityError),
+        ZeroDivisionError(),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_would_fail_again_is_not_tried_again(error: BaseException) -> None:
+    assert not is_transient(error)
+
+
+def test_no_order_error_is_retryable() -> None:
+    assert not any(issubclass(error, RetryableError) for error in OrderError.by_name.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(PaymentGatewayUnavailable("x"), True), (BillingError("x"), False)]
+)
+def test_prefect_asks_about_the_error_of_the_state(error: Exception, again: bool) -> None:
+    state: State[object] = Failed(data=error)
+    assert if_transient(TASKS[0], None, state) is again  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("each", TASKS, ids=lambda task: task.name)
+def test_every_task_is_retried_alike_and_never_answers_from_a_cache(
+    each: Task[..., object],
+) -> None:
+    assert each.retries == RETRIES == 3
+    assert each.retry_delay_seconds == [1.0, 4.0, 10.0]
+    assert each.retry_condition_fn is if_transient
+    assert each.cache_policy == NO_CACHE
+    assert not each.persist_result
+
+
+def test_outside_of_prefect_there_is_one_try() -> None:
+    assert is_last_try()
