@@ -152,6 +152,8 @@ class LocalSystem:
             # With the default of 5 an outage of the server over 68 s fails every waiting order.
             "PREFECT_CLIENT_MAX_RETRIES": "10",
             "PREFECT_CLI_PROMPT": "false",
+            # deployments/automations.py takes a run for dead after four of these are missing.
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             # The default of 10 s would be most of an order's time here.
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "STORE_HOME": str(self.project_dir),
@@ -303,6 +305,7 @@ class LocalSystem:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
         self._run(_prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+        self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
         """Starts a process worker, one more where there is one, and returns when it is online."""

@@ -15,7 +15,13 @@ from prefect.flows import Flow
 
 from flows.continuation import continue_run
 from flows.order_events import tell
-from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
+from store.errors import (
+    CheckoutFailed,
+    CompensationFailed,
+    OrderCancelled,
+    OrderError,
+    RunTakenAway,
+)
 from store.models import OrderStatus
 from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
 from tasks.billing import refund_customer
@@ -104,7 +110,8 @@ def _reason(state: State[Any]) -> OrderError | None:
     if isinstance(error, OrderError):
         return error
     if isinstance(error, BaseException) and (
-        is_transient(error) or isinstance(error, httpx.TransportError | PrefectHTTPStatusError)
+        is_transient(error)
+        or isinstance(error, RunTakenAway | httpx.TransportError | PrefectHTTPStatusError)
     ):
         return None
     return CheckoutFailed(state.message or "the run failed without a message")

@@ -45,20 +45,24 @@ def continue_crashed_run(
             continue_run(client, str(flow_run.id), order_ids)
 
 
-def continue_run(client: SyncPrefectClient, run_id: str, order_ids: list[str]) -> bool:
+def continue_run(
+    client: SyncPrefectClient, run_id: str, order_ids: list[str], seen: int | None = None
+) -> bool:
     """Start the run of these orders again, unless they were continued too often.
 
     Args:
         client: Prefect's client.
         run_id: The run that owns the orders and is dead.
         order_ids: The orders, unfinished.
+        seen: The highest number of continuations among them when the run was found dead; left
+            out by the dying run itself.
 
     Returns:
         Whether the orders go on, by this call or another one's; if not, they have had their
         number of continuations.
     """
     orders = [read_order(id_) for id_ in order_ids]
-    continuations = max(order.continuations for order in orders)
+    continuations = max(order.continuations for order in orders) if seen is None else seen
     if continuations >= settings().max_continuations:
         return False
     # Whoever counts it first does it: a hook and any number of recoveries may be here at once.

@@ -8,7 +8,7 @@ and the time-out gives way to a decision of the last moment.
 import logging
 import math
 import time
-from typing import Literal
+from typing import Literal, NoReturn
 from uuid import UUID, uuid4
 
 import httpx
@@ -17,9 +17,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
 from prefect.input import RunInput
 from prefect.states import Running
+from pydantic import ValidationError
 
 from flows.order_events import tell_of_wait
-from store.errors import InvalidDecision
+from store.errors import InvalidDecision, OrderCancelled, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus, utc_now
 from store.settings import settings
@@ -123,14 +124,29 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
             poll_interval=settings().pause_poll_seconds,
             key=key,
         )
+    except RuntimeError as error:
+        _tell_why_not_paused(error)
     except FlowPauseTimeout:
         # The server may have failed the run already, but a decision of the last moment counts.
         with get_client(sync_client=True) as client:
             _end_pause(client)
+    except ValidationError:
+        # The run was set going without an answer: it was started over while this process still
+        # lived. Whoever of the two sees the decision first goes on, the other finds it done.
+        logger.warning("the run of order %s was resumed without an answer; it waits on", order.id)
     except SERVER_AWAY as error:
         logger.warning("order %s waits on while Prefect's server is away: %r", order.id, error)
         _sit_out_outage(order)
     return None
+
+
+def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
+    """Raise the reason why Prefect refused a pause: the run is not this process's any more."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(runtime.flow_run.id).state
+    if state is not None and (state.is_cancelled() or state.is_cancelling()):
+        raise OrderCancelled("the run was cancelled in Prefect") from error
+    raise RunTakenAway(str(error)) from error
 
 
 def _seconds_left(order: Order) -> int:

@@ -18,20 +18,25 @@ from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import DBAPIError
 
+from store.errors import RetryableError
 from store.messages import OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
 from store.settings import settings
 from tasks.dispatch import Decided, decisions_of, find_couriers
+from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
 
 GROUP = 500
 """Messages that are decided in one transaction."""
+LONGEST_POLL_SECONDS = 20.0
+"""The longest that SQS lets a receive wait."""
 RESUMERS = 8
 """Runs that are resumed at the same time: each is one request that waits on Prefect's server."""
 FIRST_LOOK_SECONDS = 0.5
-LAST_LOOK_SECONDS = 20.0
+LAST_LOOK_SECONDS = 10.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
 
 
@@ -72,19 +77,29 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     in_hand: dict[str, InHand] = {}
     deadline = time.monotonic() + listen_seconds
     with get_client(sync_client=True) as client, ThreadPoolExecutor(RESUMERS) as resumers:
-        while time.monotonic() < deadline:
-            take_in(queue, in_hand, report)
-            look_after(queue, in_hand, client, resumers, report)
+        while (now := time.monotonic()) < deadline:
+            next_look = min((held.look_at for held in in_hand.values()), default=deadline)
+            patience_seconds = min(max(next_look - now, 0.0), deadline - now, LONGEST_POLL_SECONDS)
+            try:
+                take_in(queue, in_hand, patience_seconds, report)
+                look_after(queue, in_hand, client, resumers, report)
+            except (RetryableError, DBAPIError) as error:
+                # What is in hand stays in hand, or comes again after its visibility timeout.
+                if not is_transient(error):
+                    raise
+                logger.warning("the queue or the database is away: %s", error)
+                time.sleep(FIRST_LOOK_SECONDS)
     # Whatever is still in hand is handed back at once, for the next dispatcher.
     queue.hand_back([held.received for held in in_hand.values()])
     report.handed_back = len(in_hand)
     return report
 
 
-def take_in(queue: OrderQueue, in_hand: dict[str, InHand], report: DispatchReport) -> None:
+def take_in(
+    queue: OrderQueue, in_hand: dict[str, InHand], patience_seconds: float, report: DispatchReport
+) -> None:
     """Receive messages; one that cannot be read is put aside as a dead letter."""
-    now = time.monotonic()
-    for received in queue.receive(limit=GROUP, wait_seconds=FIRST_LOOK_SECONDS):
+    for received in queue.receive(limit=GROUP, wait_seconds=patience_seconds):
         report.received += 1
         try:
             message = OrderMessage.model_validate_json(received.body)
@@ -93,7 +108,7 @@ def take_in(queue: OrderQueue, in_hand: dict[str, InHand], report: DispatchRepor
             queue.dead_letter(received, f"cannot be read: {error.error_count()} errors")
             report.dead_letters += 1
             continue
-        in_hand[received.id] = InHand(received=received, message=message, look_at=now)
+        in_hand[received.id] = InHand(received, message, look_at=time.monotonic())
 
 
 def look_after(

@@ -16,7 +16,7 @@ from prefect.utilities.urls import url_for
 
 from store.models import Order, OrderStatus
 from tasks.orders import read_order
-from tasks.reports import announce_wait, timeline
+from tasks.reports import announce_failed_compensation, announce_wait, timeline
 
 logger = logging.getLogger("store.order_events")
 
@@ -30,6 +30,8 @@ def tell(order_ids: Iterable[str]) -> None:
         try:
             order = read_order(order_id)
             _emit(order)
+            if order.status == OrderStatus.COMPENSATION_FAILED:
+                announce_failed_compensation(order)
             if number < TIMELINES_AT_MOST:
                 _publish_timeline(order)
         except Exception:

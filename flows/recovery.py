@@ -173,14 +173,16 @@ def _expire(order_ids: list[str]) -> None:
 def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """Start the orders' runs again; an answer that waits in a dead run is recorded first."""
     of_run: dict[str, list[str]] = defaultdict(list)
+    seen: dict[str, int] = defaultdict(int)
     for order in orders:
         record_answers_left(client, read_order(order.id))
         if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
             of_run[order.run_id].append(order.id)
+            seen[order.run_id] = max(seen[order.run_id], order.continuations)
     exhausted = [
         id_
         for run_id, order_ids in of_run.items()
-        if not continue_run(client, run_id, order_ids)
+        if not continue_run(client, run_id, order_ids, seen[run_id])
         for id_ in order_ids
     ]
     if exhausted:

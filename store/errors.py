@@ -106,6 +106,10 @@ class KeyReused(StoreError):
     """An idempotency key came again with another amount, currency or payment method."""
 
 
+class RunTakenAway(StoreError):
+    """The run was ended, or started again, from outside; its order is fine and goes on."""
+
+
 class CompensationFailed(StoreError):
     """An undo failed for good; the order is ``compensation_failed`` until it is done."""
 

@@ -69,7 +69,8 @@ class Settings(BaseSettings):
         default=30,
         ge=1,
         le=12 * 3600,  # the longest that SQS allows
-        description="How long a received message stays hidden from other dispatchers.",
+        description="How long a received message stays hidden from other dispatchers; at least 30 "
+        "in production, so that one that is looked after is not delivered again meanwhile.",
     )
     queue: Literal["table", "sqs"] = Field(
         default="table",

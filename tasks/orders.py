@@ -161,6 +161,7 @@ class UnfinishedOrder:
     wait_until: datetime | None
     moved_at: datetime
     asked_at: datetime | None
+    continuations: int
     undo_tries: int
     reminded: bool
 
@@ -190,6 +191,7 @@ def _unfinished(order: Order, records: Sequence[SagaRecord]) -> UnfinishedOrder:
         wait_until=order.wait_until if order.status == OrderStatus.WAITING else None,
         moved_at=max([order.updated_at, *(record.at for record in records)]),
         asked_at=next((r.at for r in records if r.step == "prepare_order"), None),
+        continuations=order.continuations,
         undo_tries=max((record.undo_tries for record in records), default=0),
         reminded=order.reminded_attempt == order.attempt,
     )

@@ -89,6 +89,38 @@ def announce_wait(order: Order, form_url: str) -> None:
         session.get_one(Order, order.id, with_for_update=True).announced_attempt = order.attempt
 
 
+def announce_failed_compensation(order: Order) -> None:
+    """Tell the shop that something could not be given back, and what."""
+    with reading() as session:
+        failed = session.exec(
+            select(SagaRecord).where(
+                SagaRecord.order_id == order.id,
+                SagaRecord.attempt == order.attempt,
+                col(SagaRecord.undo_error).is_not(None),
+            )
+        ).all()
+        undone = [
+            f"{record.step}: {_facts(record.result)}; tried {record.undo_tries} times, last "
+            f"error: {record.undo_error}"
+            for record in failed
+        ]
+    topic().publish(
+        [
+            Notice(
+                key=f"{order.id}:{order.attempt}:compensation-failed",
+                order_id=order.id,
+                subject=f"Order {order.id}: not everything could be given back",
+                body="\n".join(
+                    [f"Order {order.id} failed ({order.error}), and so did its compensation.", ""]
+                    + undone
+                    + ["", "It is tried again by recover_orders, with growing delays."]
+                ),
+                data={"event": "compensation-failed", "orderId": order.id, "failed": undone},
+            )
+        ]
+    )
+
+
 def remind(order_ids: list[str], form_urls: dict[str, str]) -> None:
     """Remind the shop of orders whose wait is nearly over; once for each attempt.
 

@@ -13,6 +13,8 @@ from flows.dispatch import DispatchReport, InHand
 from store.queue import order_queue
 from tasks.dispatch import find_couriers
 
+PATIENCE_SECONDS = 0.5
+
 
 @dataclass
 class Dispatcher:
@@ -25,7 +27,7 @@ class Dispatcher:
     def take_in(self, messages: int) -> None:
         """Receive until so many have come; the test's own time limit ends it otherwise."""
         while self.report.received < messages:
-            dispatch.take_in(order_queue(), self.in_hand, self.report)
+            dispatch.take_in(order_queue(), self.in_hand, PATIENCE_SECONDS, self.report)
 
     def look_after(self) -> None:
         """Look after everything in hand, due or not."""

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page, ViewportSize, expect, sync_playwright
@@ -101,10 +100,6 @@ class PrefectUi:
         self.open_tab("Details")
         expect(self.main.get_by_text(name, exact=True)).to_be_visible(timeout=WAIT_MS)
 
-    def see_in_log(self, words: str) -> None:
-        """Wait until the run's log has these words."""
-        see(self.open_tab("Logs"), words)
-
     def open_tab(self, name: str) -> Locator:
         """Open a tab of the run's page; return what it shows."""
         self.main.get_by_role("tab", name=name).click()
@@ -174,8 +169,3 @@ class PrefectUi:
 def see(place: Locator, words: str) -> None:
     """Wait until these words stand there."""
     expect(place).to_contain_text(words, timeout=WAIT_MS)
-
-
-def take_picture(page: Page, path: Path) -> None:
-    """Write a picture of what the browser's window shows."""
-    page.screenshot(path=path, animations="disabled", caret="hide")

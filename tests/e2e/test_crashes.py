@@ -105,7 +105,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop whose orders have all met their faults and have ended."""
     settings = LocalSystem.settings
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("STORE_STALLED_SECONDS", "15")
+        environment.setenv("STORE_STALLED_SECONDS", "45")
         # So that the server is away for longer than Prefect's client tries by itself.
         environment.setattr(
             LocalSystem,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from sqlmodel import select
 
@@ -53,7 +54,7 @@ def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
 @pytest.fixture(scope="module")
 def typed_run(
     people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi
-) -> Iterator[str]:
+) -> str:
     """The run of an order that was typed into the deployment's form."""
     deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
     assert deployment_id is not None
@@ -93,6 +94,12 @@ def notice(system: RunningSystem, key: str) -> Notification | None:
         return found
 
 
+def pauses(system: RunningSystem, run_id: str) -> int:
+    """How often the run has paused. Its page may show the pause of before for a while."""
+    states = httpx.get(f"{system.api.url}/flow_run_states/", params={"flow_run_id": run_id})
+    return sum(state["type"] == "PAUSED" for state in states.raise_for_status().json())
+
+
 def wait_for_status(system: RunningSystem, order_id: str, status: OrderStatus) -> None:
     wait_until(
         lambda: status_of(system.local.store_url, order_id) == status, f"{status} {order_id}"
@@ -118,9 +125,10 @@ def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_wait
     ui.open_run(typed_run)
     ui.see_state("Paused")
     ui.answer(ASSIGNED)
-    ui.see_in_log(f"answer for order {typed_run} refused: {refusal}")
+    wait_until(lambda: pauses(people_answer, typed_run) == 2, "second pause of the run")
     ui.open_run(typed_run)
     ui.see_state("Paused")
+    see(ui.open_tab("Logs"), f"answer for order {typed_run} refused: {refusal}")
     see(ui.open_answer_form(), f"Your answer was refused. {refusal}")
     assert status_of(people_answer.local.store_url, typed_run) == OrderStatus.WAITING
 

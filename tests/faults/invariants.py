@@ -5,6 +5,7 @@ on SQLite and PostgreSQL, read the tables alone, and hold between any two transa
 the middle of a charge or a refund. What holds only once everything has come to rest stands in
 ``AT_REST``.
 """
+# ruff: noqa: S608  (the queries are put together from the constants below, from nothing else)
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -106,8 +107,9 @@ ALWAYS = {
         WHERE (error IS NULL) = (
           status IN ('rejected', 'compensating', 'compensation_failed', 'compensated'))""",
     "I4 courier": """
-        SELECT 'order ' || o.id || ' is ' || o.status || ' with ' || COALESCE(o.courier_id, 'nobody')
-          || ', decided was ' || COALESCE(d.courier_id, 'nobody')
+        SELECT 'order ' || o.id || ' is ' || o.status || ' with '
+          || COALESCE(o.courier_id, 'nobody') || ', decided was '
+          || COALESCE(d.courier_id, 'nobody')
         FROM orders o LEFT JOIN decisions d
           ON d.order_id = o.id AND d.attempt = o.attempt AND d.accepted
         WHERE o.status IN ('dispatching', 'dispatched')
@@ -135,8 +137,7 @@ ALWAYS = {
         SELECT 'ledger entry ' || l.key || ' (' || l.status || ') of order ' || l.order_id
           || ' has no intent in the saga log'
         FROM ledger l LEFT JOIN saga_log s
-          ON s.step = 'bill_customer' AND l.key IN (
-            s.order_id || ':' || s.attempt, s.order_id || ':' || s.attempt || ':refund')
+          ON s.order_id = l.order_id AND s.step = 'bill_customer'
         WHERE s.order_id IS NULL""",
 }
 """Invariants that hold between any two transactions."""

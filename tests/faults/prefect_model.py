@@ -21,7 +21,7 @@ from flows.checkout import store_checkout
 from flows.courier_wait import DispatchDecision, Wait
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
-from tests.faults.world import Process, World
+from tests.faults.world import Killed, Process, World
 
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
 AFTER_PAUSE = FINAL | {StateType.RUNNING, StateType.SCHEDULED, StateType.CANCELLING}
@@ -267,7 +267,7 @@ class Prefect:
         self.world = world
         self.server = Server(world)
         self.worker_alive = True
-        self.marks_crashes = True
+        self.poison: set[str] = set()
 
     # What production calls instead of Prefect
 
@@ -276,6 +276,7 @@ class Prefect:
         process = self.world.current
         if process is None:
             return task.fn(*args, **kwargs)
+        self._be_poisoned(process, task.name)
         before = process.task_try
         try:
             for run_count in range(1, task.retries + 2):
@@ -294,6 +295,14 @@ class Prefect:
             raise AssertionError("a task always returns or raises")
         finally:
             process.task_try = before
+
+    def _be_poisoned(self, process: Process, step: str) -> None:
+        """Kill the process of an order that kills its process each time it is billed."""
+        run = process.owner
+        if isinstance(run, Run) and run.order.order_id in self.poison and step == "bill_customer":
+            self.world.tell(f"{process.name} dies of its order")
+            process.doomed = True
+            raise Killed
 
     def call_flow(self, flow: Flow[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a flow as part of the process that calls it."""
@@ -321,7 +330,7 @@ class Prefect:
         order = CheckoutOrder.model_validate(parameters["order"])
         run = self.server.create(order, "pause", key=idempotency_key)
         self.get_client()._answer()
-        return FlowRun.model_construct(id=run.id, name=run.name)
+        return FlowRun.model_construct(id=run.id, name=run.name, flow_id=UUID(int=2))
 
     def pause_flow_run(
         self, wait_for_input: type[DispatchDecision], timeout: int, poll_interval: int, key: str
@@ -345,8 +354,7 @@ class Prefect:
         self, wait_for_input: type[DispatchDecision], timeout: int, key: str
     ) -> DispatchDecision:
         """Suspend as ``prefect.suspend_flow_run`` does: the process ends here."""
-        client, run_id = self.get_client(), self.running_id()
-        if self._pause(client, "Suspended", timeout, key) is not None:
+        if self._pause(self.get_client(), "Suspended", timeout, key) is not None:
             raise Pause
         return self._answer_to(f"suspended-{key}", wait_for_input)
 
@@ -393,7 +401,7 @@ class Prefect:
             if run.state.type == StateType.SCHEDULED:
                 self.server.put(run, StateType.PENDING, "Pending")
                 run.started = True
-                delay = self.world.chance.one_of([0.0, 2.0, 40.0])
+                delay = self.world.chance.weighted([0.0, 2.0, 40.0, 1200.0], [8, 8, 3, 1])
                 run.process = self.world.start(
                     run.name, _of(self.execute, run), delay=delay, owner=run
                 )
@@ -423,7 +431,7 @@ class Prefect:
         if not isinstance(run, Run) or run.process is not process:
             return
         run.process = None
-        if not (self.worker_alive and self.marks_crashes):
+        if not self.worker_alive:
             return
 
         def mark() -> None:

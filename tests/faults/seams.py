@@ -92,18 +92,27 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
     clock = SimpleNamespace(sleep=world.sleep, monotonic=world.monotonic)
     runtime = SimpleNamespace(flow_run=_FlowRun(prefect))
     threads = SimpleNamespace(current_thread=prefect.in_main_thread, main_thread=lambda: True)
+
+    def call_task(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return prefect.call_task(task, *args, **kwargs)
+
+    def call_flow(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return prefect.call_flow(flow, *args, **kwargs)
+
     replaced: list[tuple[Any, str, Any]] = [
         (store.database, "Session", SimulatedSession),
         (store.models, "datetime", Today),
         (store.queue, "time", clock),
         (store.queue, "uuid4", world.new_id),
+        # Asking an empty table rarely leaves the time to the orders.
+        (store.queue, "TABLE_POLL_SECONDS", 1.0),
         (tasks.billing, "payment_gateway", lambda: BadLineGateway(world)),
         (tasks.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (tasks.dispatch, "topic", lambda: BadLineTopic(world)),
         (tasks.reports, "topic", lambda: BadLineTopic(world)),
         (tasks.retries, "TaskRunContext", SimpleNamespace(get=prefect.task_try)),
-        (Task, "__call__", lambda task, *args, **kw: prefect.call_task(task, *args, **kw)),
-        (Flow, "__call__", lambda flow, *args, **kw: prefect.call_flow(flow, *args, **kw)),
+        (Task, "__call__", call_task),
+        (Flow, "__call__", call_flow),
         (flows.checkout, "runtime", runtime),
         (flows.checkout, "time", clock),
         (flows.courier_wait, "runtime", runtime),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID
 
-import greenlet
+import greenlet  # type: ignore[import-untyped]
 from prefect.exceptions import TerminationSignal
 from sqlalchemy.exc import OperationalError
 

@@ -1,0 +1,395 @@
+"""Defects that the simulator must find: each is put into the store for as long as a block lasts.
+
+Each is one that somebody could really make, or that the old system had. ``found_as`` are the
+invariants that it breaks, so that it is found for the right reason.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+import flows.checkout
+import flows.compensation
+import flows.continuation
+import flows.courier_wait
+import flows.recovery
+import store.payments
+import store.saga
+import tasks.billing
+import tasks.dispatch
+import tasks.inventory
+import tasks.orders
+import tasks.points
+import tests.faults.seams
+from store.database import insert_missing, transaction
+from store.errors import CourierWaitExpired
+from store.messages import CourierAnswer
+from store.models import (
+    BEFORE_PIVOT,
+    ENDED,
+    GIVING_BACK,
+    Courier,
+    Customer,
+    Decision,
+    LedgerEntry,
+    Order,
+    OrderStatus,
+    StepState,
+    utc_now,
+)
+from store.notifications import TableTopic
+from store.payments import Answer, Charge, Ledger
+from store.saga import (
+    Backward,
+    Forward,
+    SagaOrder,
+    backward,
+    forward,
+    give_up,
+    held_steps,
+    lock_orders,
+)
+from store.settings import settings
+from tests.faults.partners import BadLineGateway
+
+Patches = Sequence[tuple[Any, str, Any]]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A defect: what is replaced for it, and the invariants that it breaks."""
+
+    name: str
+    found_as: frozenset[str]
+    made: Callable[[], AbstractContextManager[None]]
+
+
+BUGS: list[Bug] = []
+
+
+def bug(*found_as: str) -> Callable[[Callable[[], Patches]], Callable[[], Patches]]:
+    """Register a function that returns what a defect replaces; its name is the defect's."""
+
+    def register(patches: Callable[[], Patches]) -> Callable[[], Patches]:
+        @contextmanager
+        def made() -> Iterator[None]:
+            with ExitStack() as stack:
+                for owner, name, wrong in patches():
+                    stack.enter_context(patch.object(owner, name, wrong))
+                yield
+
+        BUGS.append(Bug(patches.__name__, frozenset(found_as), made))
+        return patches
+
+    return register
+
+
+@bug("I1 stock", "I2 points")
+def an_undo_does_not_look_whether_it_is_done() -> Patches:
+    @contextmanager
+    def wrong(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
+        with transaction() as session:
+            orders = lock_orders(session, order_ids)
+            failing = [o for o in orders.values() if o.status in GIVING_BACK]
+            records = store.saga._records(session, failing, [step])
+            of = {record.order_id: record for record in records}
+            yield Backward(session, [(o, of[o.id]) for o in failing if o.id in of])
+
+    # Done twice in one compensation, as when two of them run at once.
+    def twice(orders: list[str]) -> dict[str, str]:
+        undo = tasks.inventory.restore_quantity.fn
+        if held_steps(orders):
+            undo(orders)
+        return right(orders)
+
+    right = flows.compensation.compensate.fn
+    return [
+        (tasks.inventory, "backward", wrong),
+        (tasks.points, "backward", wrong),
+        (flows.compensation.compensate, "fn", twice),
+    ]
+
+
+@bug("I2 points")
+def points_are_given_back_that_were_never_taken() -> Patches:
+    right = tasks.points.restore_points.fn
+
+    def wrong(order_ids: list[str]) -> list[str]:
+        with transaction() as session:
+            for order in lock_orders(session, order_ids).values():
+                if order.status in GIVING_BACK and not order.redeem:
+                    points = {order.user_id: (order.total_cents or 0) // 100}
+                    tasks.points._lock_customers(session, points)
+                    tasks.points._add_points(session, points)
+        return right(order_ids)
+
+    return [
+        (tasks.points.restore_points, "fn", wrong),
+        # The flow asks which steps are held before it calls their undos.
+        (flows.compensation, "held_steps", lambda _: set(flows.compensation.UNDO)),
+    ]
+
+
+@bug("I2 points")
+def points_are_put_back_to_their_old_number() -> Patches:
+    before: dict[str, int] = {}
+
+    def wrong(session: Session, points: dict[str, int]) -> None:
+        for user_id, added in points.items():
+            customer = session.get_one(Customer, user_id)
+            if added < 0:
+                before[user_id] = customer.points
+            points_now = before[user_id] if added > 0 else customer.points + added
+            session.execute(
+                update(Customer).where(col(Customer.id) == user_id).values(points=points_now)
+            )
+
+    return [(tasks.points, "_add_points", wrong)]
+
+
+@bug("I3 one charge", "I3 money")
+def a_charge_has_another_key_each_time() -> Patches:
+    class Wrong(BadLineGateway):
+        def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
+            keyed = {
+                charge.key: replace(charge, key=f"{charge.key}:{uuid4()}") for charge in charges
+            }
+            answers = super().capture(list(keyed.values()))
+            return {
+                key: replace(answers[charge.key], reference=key) for key, charge in keyed.items()
+            }
+
+    return [(tests.faults.seams, "BadLineGateway", Wrong)]
+
+
+@bug("I3 money", "I3 paid")
+def a_new_attempt_charges_with_the_old_key() -> Patches:
+    right = tasks.billing._charge
+    return [
+        (tasks.billing, "_charge", lambda order: replace(right(order), key=f"{order.id}:1")),
+        (store.payments, "_require_same", lambda *_: None),
+    ]
+
+
+@bug("I5 intent")
+def a_charge_has_no_intent() -> Patches:
+    return [(Forward, "intend", lambda *_, **__: None)]
+
+
+@bug("I3 money", "I4 endings", "I3 no charge in doubt")
+def a_refund_passes_over_intents() -> Patches:
+    return [(store.saga, "HOLDING", (StepState.DONE,))]
+
+
+@bug("I3 money", "I3 one charge")
+def a_refund_leaves_no_tombstone() -> Patches:
+    def wrong(ledger: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+        with transaction() as session:
+            known = store.payments._entries(session, [charge.key for charge in charges])
+            captured = {key for key, entry in known.items() if entry.status == "captured"}
+            entries = [
+                store.payments._entry(charge, "refund", "refunded")
+                for charge in charges
+                if charge.key in captured
+            ]
+            insert_missing(session, LedgerEntry, entries)
+        return {c.key: Answer("refunded" if c.key in captured else "void", c.key) for c in charges}
+
+    return [(Ledger, "refund", wrong)]
+
+
+@bug("I1 stock")
+def the_record_is_written_after_the_effect() -> Patches:
+    @contextmanager
+    def wrong(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
+        with forward(step, order_ids) as group:
+            group._write = lambda: None  # type: ignore[method-assign]
+            yield group
+        with transaction() as session:
+            group.session = session
+            Forward._write(group)
+
+    return [(tasks.inventory, "forward", wrong)]
+
+
+@bug("I1 stock")
+def the_copies_are_given_back_before_their_record() -> Patches:
+    @contextmanager
+    def wrong(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
+        with backward(step, order_ids) as group:
+            done: list[tuple[Any, ...]] = []
+            group.undone = lambda record, result: done.append((record, result))  # type: ignore[method-assign]
+            yield group
+        with backward(step, order_ids) as group:
+            for _, record in group.todo:
+                group.undone(record, record.result)
+
+    return [(tasks.inventory, "backward", wrong)]
+
+
+@bug("I4 one decision", "I4 courier", "I4 capacity")
+def a_second_decision_counts_as_well() -> Patches:
+    def waits(order: SagaOrder, attempt: int) -> bool:
+        decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
+        return order.status in decidable and order.attempt == attempt
+
+    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert", _insert_if_first)]
+
+
+def _insert_if_first(table: Any) -> Any:
+    """Return an INSERT that the unique index lets pass, as a database without it would."""
+    from sqlalchemy.dialects.sqlite import insert
+
+    return insert(table).on_conflict_do_nothing()
+
+
+@bug("I4 own reason", "I4 a crash is no failure")
+def a_run_ends_the_orders_of_other_runs() -> Patches:
+    def wrong(run_id: str) -> list[str]:
+        with transaction() as session:
+            return list(session.exec(select(Order.id).where(col(Order.status).not_in(ENDED))))
+
+    return [(flows.compensation, "orders_of_run", wrong)]
+
+
+@bug("I4 attempts")
+def a_restart_begins_a_new_attempt() -> Patches:
+    right = tasks.orders.count_continuation
+
+    def wrong(order_ids: Sequence[str], seen: int) -> bool:
+        counted = right(order_ids, seen)
+        with transaction() as session:
+            session.execute(
+                update(Order).where(col(Order.id).in_(order_ids)).values(continuing=False)
+            )
+        return counted
+
+    return [(flows.continuation, "count_continuation", wrong)]
+
+
+@bug("I4 an ending is final", "I4 forward", "I4 endings")
+def a_retry_goes_on_in_the_old_attempt() -> Patches:
+    right = tasks.orders._begin_attempt
+
+    def wrong(session: Session, new: dict[str, Any], attempt: int) -> None:
+        right(session, new, attempt - 1)
+
+    return [(tasks.orders, "_begin_attempt", wrong)]
+
+
+@bug("I4 pivot", "I4 capacity")
+def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
+    def wrong(order_ids: Sequence[str]) -> None:
+        with transaction() as session:
+            over = [
+                (order, CourierWaitExpired("no courier answered"))
+                for order in lock_orders(session, order_ids).values()
+                if order.status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
+                and order.wait_until is not None
+                and order.wait_until <= utc_now()
+            ]
+            give_up(session, over)
+
+    return [(flows.courier_wait, "expire_waits", wrong), (flows.recovery, "expire_waits", wrong)]
+
+
+@bug("I4 pivot", "I4 capacity")
+def a_failure_after_the_pivot_is_compensated() -> Patches:
+    return [(store.saga, "BEFORE_PIVOT", (*BEFORE_PIVOT, OrderStatus.DISPATCHING))]
+
+
+@bug("I4 notice")
+def the_parcel_is_announced_before_the_pivot() -> Patches:
+    right = tasks.dispatch.prepare_order.fn
+
+    def wrong(order_ids: list[str]) -> list[str]:
+        going_on = right(order_ids)
+        with transaction() as session:
+            orders = list(lock_orders(session, going_on).values())
+            notices = tasks.dispatch._notices(session, orders)
+        TableTopic().publish(notices)
+        return going_on
+
+    return [(tasks.dispatch.prepare_order, "fn", wrong)]
+
+
+@bug("I4 capacity")
+def a_courier_is_never_free_again() -> Patches:
+    right = tasks.dispatch._assign
+
+    def wrong(session: Session, copies: dict[str, int]) -> None:
+        right(session, {id_: added for id_, added in copies.items() if added > 0})
+
+    return [(tasks.dispatch, "_assign", wrong)]
+
+
+@bug("I4 capacity")
+def a_late_answer_holds_its_courier() -> Patches:
+    right = tasks.dispatch.record_answer
+
+    def wrong(order_id: str, answer: CourierAnswer) -> Decision:
+        decision = right(order_id, answer)
+        if answer.courier and decision.decided_by != answer.answered_by:
+            with transaction() as session:
+                session.execute(
+                    update(Courier)
+                    .where(col(Courier.assigned_copies) < col(Courier.capacity_copies))
+                    .values(assigned_copies=col(Courier.assigned_copies) + 1)
+                )
+        return decision
+
+    return [(flows.courier_wait, "record_answer", wrong)]
+
+
+@bug("I4 every order ends")
+def an_order_is_continued_without_end() -> Patches:
+    right = settings
+    return [
+        (
+            flows.continuation,
+            "settings",
+            lambda: right().model_copy(update={"max_continuations": 1_000_000}),
+        )
+    ]
+
+
+@bug("I4 endings")
+def a_compensation_ends_although_an_undo_failed() -> Patches:
+    def wrong(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
+        with transaction() as session:
+            giving_back = [
+                o.id for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK
+            ]
+            session.execute(
+                update(Order)
+                .where(col(Order.id).in_(giving_back))
+                .values(status=OrderStatus.COMPENSATED)
+            )
+        return dict.fromkeys(giving_back, OrderStatus.COMPENSATED)
+
+    return [(flows.compensation, "conclude_compensation", wrong)]
+
+
+@bug("I4 every order ends")
+def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
+    right = flows.recovery.next_move
+
+    def wrong(order: Any, run: Any, now: Any) -> flows.recovery.Move:
+        if order.status in GIVING_BACK:
+            return flows.recovery.Move.LEAVE
+        return right(order, run, now)
+
+    return [(flows.recovery, "next_move", wrong)]
+
+
+@bug("I4 a crash is no failure")
+def a_crash_is_taken_for_a_failure() -> Patches:
+    return [
+        (flows.compensation, "is_transient", lambda _: False),
+    ]
