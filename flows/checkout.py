@@ -10,7 +10,7 @@ import time
 from prefect import flow, runtime
 
 from flows.compensation import compensate_run
-from flows.continuation import continue_crashed_run
+from flows.continuation import CONTINUATION, continue_crashed_run
 from flows.courier_wait import Wait, await_courier
 from flows.order_events import tell
 from store.errors import OrderError, OrderInProgress
@@ -59,7 +59,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
         OrderError: the order cannot be carried out; the message says what is given back.
     """
     run_id = str(runtime.flow_run.id)
-    accepted = accept_order(order, run_id)
+    accepted = accept_order(order, run_id, CONTINUATION in runtime.flow_run.tags)
     if not accepted.owned and not await_other_run(accepted.id, run_id):
         return receipt(accepted.id)
     group = [accepted.id]

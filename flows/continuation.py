@@ -23,6 +23,9 @@ from store.models import Order
 from store.settings import settings
 from tasks.orders import count_continuation, hand_over, orders_of_run, read_order
 
+CONTINUATION = "store:continuation"
+"""Tag of a run that takes over a crashed run's order. It never begins a new attempt."""
+
 logger = logging.getLogger("store.continuation")
 
 
@@ -100,6 +103,7 @@ def _start_anew(order: Order, continuation: int) -> None:
         settings().checkout_deployment,
         parameters=parameters,
         idempotency_key=f"{order.id}:{order.attempt}:{continuation}",
+        tags=[CONTINUATION],
         timeout=0,
         as_subflow=False,
     )

@@ -69,6 +69,8 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         else:
             refused = _record(order, answer)
     if order.status not in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
+        if order.error is None:
+            raise RunTakenAway(f"order {order_id} is {order.status}: another process is at it")
         raise outcome_error(order)
 
 

@@ -14,6 +14,8 @@ from pydantic.json_schema import SkipJsonSchema
 from store.models import ID_LENGTH
 
 MAX_COPIES = 100_000
+PRINTABLE = r"^[^\u0000]*$"
+"""PostgreSQL keeps no NUL character in a text; a form may hold one."""
 
 Outcome = Literal["courier assigned", "no courier available"]
 ASSIGNED: Outcome = "courier assigned"
@@ -162,15 +164,22 @@ class CourierAnswer(BaseModel):
 
     outcome: Outcome = Field(description="Is there a courier who takes the order?")
     courier: str = Field(
-        default="", max_length=ID_LENGTH, description="The courier's id, if one takes the order."
+        default="",
+        max_length=ID_LENGTH,
+        pattern=PRINTABLE,
+        description="The courier's id, if one takes the order.",
     )
     reason: str = Field(
         default="",
         max_length=500,
+        pattern=PRINTABLE,
         description="Why no courier takes it. Shown with the order: no personal data.",
     )
     answered_by: str = Field(
-        default="", max_length=ID_LENGTH, description="Who answers: your name or initials."
+        default="",
+        max_length=ID_LENGTH,
+        pattern=PRINTABLE,
+        description="Who answers: your name or initials.",
     )
 
 

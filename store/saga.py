@@ -28,6 +28,16 @@ from store.models import (
     utc_now,
 )
 
+SEQUENCE = (
+    "check_inventory",
+    "calculate_total",
+    "redeem_points",
+    "bill_customer",
+    "prepare_order",
+    "dispatch_order",
+)
+"""The steps in their order. A step waits for the one before it, so that a process left over from
+an earlier attempt cannot run ahead of the present one."""
 COMPENSABLE = ("bill_customer", "check_inventory", "redeem_points")
 """The steps with an undo, in the order of undoing: money first, it hurts the customer most."""
 
@@ -205,8 +215,8 @@ class Forward:
 def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
     """Run ``step`` for the orders that lack it, in one transaction with its records.
 
-    Orders that have failed or been cancelled meanwhile are left alone: the step is not done for
-    them and they do not go on.
+    Orders that have failed or been cancelled meanwhile, or that lack the step before, are left
+    alone: the step is not done for them and they do not go on.
     """
     with transaction() as session:
         orders = lock_orders(session, order_ids)
@@ -215,12 +225,20 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             for id_ in order_ids
             if id_ in orders and orders[id_].status in GOING_FORWARD
         ]
-        records = {r.order_id: r for r in _records(session, live, [step])}
+        before = SEQUENCE[: SEQUENCE.index(step)]
+        found = _records(session, live, [*before, step])
+        records = {r.order_id: r for r in found if r.step == step}
+        done_steps = {(r.order_id, r.step) for r in found if r.state == StepState.DONE}
         done = {id_ for id_, r in records.items() if r.state == StepState.DONE}
         group = Forward(
             step=step,
             session=session,
-            todo=[order for order in live if order.id not in done],
+            todo=[
+                order
+                for order in live
+                if order.id not in done
+                and all((order.id, b) in done_steps or not _needs(order, b) for b in before)
+            ],
             intents={id_: r.result for id_, r in records.items() if r.state == StepState.INTENDED},
             _done=[order.id for order in live if order.id in done],
             _stopped=[
@@ -233,11 +251,20 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
         group._write()
 
 
+def _needs(order: SagaOrder, step: str) -> bool:
+    """Say whether ``step`` is one of the order's own."""
+    if step == "redeem_points":
+        return order.redeem
+    return step != "bill_customer" or order.due_cents != 0
+
+
 def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
     """End the forward way of orders, each with its error; the rows must be locked.
 
     An order of which nothing was taken is ``rejected`` at once, any other is to be compensated.
+    One that is past the pivot is left as it is: it only goes forward.
     """
+    failed = [(order, error) for order, error in failed if order.status in BEFORE_PIVOT]
     if not failed:
         return
     taken = {

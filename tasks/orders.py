@@ -40,19 +40,23 @@ class AcceptedOrder:
     started_over: bool
 
 
-def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
+def accept_order(order: CheckoutOrder, run_id: str, continuation: bool = False) -> AcceptedOrder:
     """Record the order for the flow run ``run_id``, or find it recorded already.
 
     The run that brings a new order owns it. The run that owns an order finds its own again when
     it starts over. A run that brings the orderId of another run's order joins it while it goes
     on, or begins a new attempt, with new keys, when it was rejected or compensated. So does a
-    person's Retry of the owning run.
+    person's Retry of the owning run, but not the store's own restart of a crashed one.
+
+    Args:
+        order: The order as it came in.
+        run_id: The flow run that asks.
+        continuation: Whether the run was made by the store to take over a crashed run's order.
 
     Raises:
         UserNotFound: no customer has the order's userId.
         OrderIdConflict: the orderId is taken by an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
-        OrderError: the run was started again after a crash, and its order has failed meanwhile.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -73,10 +77,10 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
                 f"orderId: {order_id} belongs to an order with other content; "
                 "use another orderId for another order"
             )
-        restarted, found.continuing = found.continuing, False
-        if found.status in GIVING_BACK:
-            if restarted:
-                raise outcome_error(found)
+        restarted = continuation
+        if found.run_id == run_id:
+            restarted, found.continuing = continuation or found.continuing, False
+        if found.status in GIVING_BACK and not restarted:
             raise OrderInProgress(
                 f"order {order_id} is {found.status}; try again when it is compensated"
             )

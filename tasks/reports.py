@@ -111,9 +111,13 @@ def announce_failed_compensation(order: Order) -> None:
                 order_id=order.id,
                 subject=f"Order {order.id}: not everything could be given back",
                 body="\n".join(
-                    [f"Order {order.id} failed ({order.error}), and so did its compensation.", ""]
-                    + undone
-                    + ["", "It is tried again by recover_orders, with growing delays."]
+                    [
+                        f"Order {order.id} failed ({order.error}), and so did its compensation.",
+                        "",
+                        *undone,
+                        "",
+                        "It is tried again by recover_orders, with growing delays.",
+                    ]
                 ),
                 data={"event": "compensation-failed", "orderId": order.id, "failed": undone},
             )

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 from sqlmodel import select
@@ -197,6 +199,8 @@ def _kill_the_workers(shop: Shop) -> None:
 
 
 def _find_couriers_for_the_rest(shop: Shop) -> None:
+    late = "its-worker-dies-and-its-time-is-over"
+    wait_until(partial(shop.has_status, late, "compensated"), "end of the wait that is over")
     shop.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
     for order_id in [*PAUSED, *SUSPENDED]:
         expected = "compensated" if order_id in COMPENSATED else "dispatched"
@@ -236,3 +240,48 @@ def test_a_crash_is_counted_as_a_continuation_and_a_restart_of_the_server_is_non
     assert shop.order("its-process-is-killed").continuations >= 1
     assert shop.order("its-process-is-terminated").continuations >= 1
     assert shop.order("it-is-suspended").continuations == 0
+
+
+def test_a_run_that_ended_badly_starts_recovery_through_the_automation(shop: Shop) -> None:
+    recovery = shop.api.deployment_id("recover-orders/local")
+    runs = _post(shop, "/flow_runs/filter", {"deployments": {"id": {"any_": [recovery]}}})
+    assert "AUTOMATION" in {(run["created_by"] or {}).get("type") for run in runs}
+
+
+def test_the_automations_applied_again_are_still_two(shop: Shop) -> None:
+    shop.local.run_module("deployments.automations")
+    names = [automation["name"] for automation in _post(shop, "/automations/filter", {})]
+    assert len(names) == len(set(names)) == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "order_id"),
+    [
+        ("store.order.waiting", "its-process-is-killed"),
+        ("store.order.dispatched", "its-process-is-terminated"),
+        ("store.order.compensated", "it-is-cancelled"),
+    ],
+)
+def test_prefect_is_told_of_an_order_by_an_event(shop: Shop, event: str, order_id: str) -> None:
+    found = {
+        "filter": {
+            "event": {"name": [event]},
+            "resource": {"id": [f"store.order.{order_id}"]},
+        }
+    }
+    wait_until(lambda: _post(shop, "/events/filter", found)["events"], f"{event} of {order_id}")
+
+
+def test_an_order_carries_its_timeline_which_names_nobody(shop: Shop) -> None:
+    wanted = {"artifacts": {"key": {"any_": ["order-it-is-cancelled"]}}}
+    timeline = _post(shop, "/artifacts/filter", wanted)[-1]
+    assert timeline["flow_run_id"] == shop.runs["it-is-cancelled"].id
+    assert "OrderCancelled" in timeline["data"]
+    assert "John" not in timeline["data"]
+    assert JOHN_DOE not in timeline["data"]
+
+
+def _post(shop: Shop, path: str, body: dict[str, Any]) -> Any:
+    answer = httpx.post(f"{shop.local.api_url}{path}", json=body, timeout=60)
+    answer.raise_for_status()
+    return answer.json()

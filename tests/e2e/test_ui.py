@@ -52,9 +52,7 @@ def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
 
 
 @pytest.fixture(scope="module")
-def typed_run(
-    people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi
-) -> str:
+def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi) -> str:
     """The run of an order that was typed into the deployment's form."""
     deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
     assert deployment_id is not None

@@ -265,9 +265,7 @@ def a_restart_begins_a_new_attempt() -> Patches:
     def wrong(order_ids: Sequence[str], seen: int) -> bool:
         counted = right(order_ids, seen)
         with transaction() as session:
-            session.execute(
-                update(Order).where(col(Order.id).in_(order_ids)).values(continuing=False)
-            )
+            session.execute(update(Order).where(col(Order.id).in_(order_ids)).values(continuing=0))
         return counted
 
     return [(flows.continuation, "count_continuation", wrong)]

@@ -50,6 +50,7 @@ class Run:
     wait: Wait
     state: State[Any]
     deployment_id: UUID | None
+    tags: list[str] = field(default_factory=list)
     pause_keys: set[str] = field(default_factory=set)
     pause_key: str = ""
     pause_until: float = 0.0
@@ -82,7 +83,7 @@ class Server:
         self._by_key: dict[str, Run] = {}
 
     def create(
-        self, order: CheckoutOrder, wait: Wait, *, key: str | None = None, deployed: bool = True
+        self, order: CheckoutOrder, wait: Wait, *, key: str | None = None, tags: Sequence[str] = ()
     ) -> Run:
         """Create a scheduled run; the same idempotency key gives the same run."""
         if key is not None and key in self._by_key:
@@ -93,7 +94,8 @@ class Server:
             order=order,
             wait=wait,
             state=self._state(StateType.SCHEDULED, "Scheduled"),
-            deployment_id=UUID(int=1) if deployed else None,
+            deployment_id=UUID(int=1),
+            tags=list(tags),
             changed_at=self.world.now,
         )
         self.runs[run.id] = run
@@ -311,10 +313,13 @@ class Prefect:
     def get_client(self, **_: object) -> Client:
         return Client(self.server)
 
-    def running_id(self) -> UUID:
-        """Return the id of the flow run whose process is at its turn."""
+    def running(self) -> Run:
+        """Return the flow run whose process is at its turn."""
         run: Run = self._process().owner
-        return run.id
+        return run
+
+    def running_id(self) -> UUID:
+        return self.running().id
 
     def task_try(self) -> Any:
         """Return what Prefect's TaskRunContext says of the task that runs now."""
@@ -324,11 +329,17 @@ class Prefect:
         return self._process().in_main_thread
 
     def run_deployment(
-        self, _name: str, *, parameters: dict[str, Any], idempotency_key: str, **_: object
+        self,
+        _name: str,
+        *,
+        parameters: dict[str, Any],
+        idempotency_key: str,
+        tags: Sequence[str] = (),
+        **_: object,
     ) -> FlowRun:
         self.get_client()._call()
         order = CheckoutOrder.model_validate(parameters["order"])
-        run = self.server.create(order, "pause", key=idempotency_key)
+        run = self.server.create(order, "pause", key=idempotency_key, tags=tags)
         self.get_client()._answer()
         return FlowRun.model_construct(id=run.id, name=run.name, flow_id=UUID(int=2))
 

@@ -160,4 +160,8 @@ class _FlowRun:
 
     @property
     def id(self) -> str:
-        return str(self._prefect.running_id())
+        return str(self._prefect.running().id)
+
+    @property
+    def tags(self) -> list[str]:
+        return self._prefect.running().tags
