@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up recover test browser screenshots lint check format constraints clean
+.PHONY: help install demo up bench recover test browser screenshots lint check format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(INSTALLED) ## start everything in a throw-away folder, show the four end
 
 up: $(INSTALLED) ## start everything and keep it until Ctrl-C; orders are kept in .local
 	@$(BIN)/python -m deployments.local up
+
+bench: $(INSTALLED) ## measure: what a message costs the dispatcher
+	@$(BIN)/python -m benchmarks.dispatch
 
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
 	@. ./.local/env && $(BIN)/python -m flows.recovery

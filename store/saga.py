@@ -252,9 +252,13 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
 
 
 def _needs(order: SagaOrder, step: str) -> bool:
-    """Say whether ``step`` is one of the order's own."""
+    """Say whether the later steps of the order wait for ``step``."""
     if step == "redeem_points":
         return order.redeem
+    if step == "prepare_order":
+        # A courier may answer before the message is recorded as sent, and that record may never
+        # come; the order's status tells `dispatch_order` that it was answered.
+        return False
     return step != "bill_customer" or order.due_cents != 0
 
 

@@ -78,8 +78,9 @@ def accept_order(order: CheckoutOrder, run_id: str, continuation: bool = False) 
                 "use another orderId for another order"
             )
         restarted = continuation
-        if found.run_id == run_id:
-            restarted, found.continuing = continuation or found.continuing, False
+        if found.run_id == run_id and found.continuing:
+            restarted = True
+            found.continuing -= 1
         if found.status in GIVING_BACK and not restarted:
             raise OrderInProgress(
                 f"order {order_id} is {found.status}; try again when it is compensated"
@@ -112,7 +113,7 @@ def _new_order(
         "copies": sum(line.quantity for line in order.lines()),
         "points_redeemed": 0,
         "continuations": 0,
-        "continuing": False,
+        "continuing": 0,
         "announced_attempt": 0,
         "reminded_attempt": 0,
         "created_at": utc_now(),
@@ -125,10 +126,11 @@ def _begin_attempt(session: Session, new: dict[str, Any], attempt: int) -> None:
     cleared = dict.fromkeys(
         ["total_cents", "due_cents", "courier_id", "wait_until", "error", "message"]
     )
+    kept = {"created_at": Order.created_at, "continuing": Order.continuing}
     session.execute(
         update(Order)
         .where(col(Order.id) == new["id"])
-        .values({**new, **cleared, "attempt": attempt, "created_at": Order.created_at})
+        .values({**new, **cleared, **kept, "attempt": attempt})
     )
 
 
@@ -215,7 +217,8 @@ def count_continuation(order_ids: Sequence[str], seen: int) -> bool:
         if max(order.continuations for order in orders) != seen:
             return False
         for order in orders:
-            order.continuations, order.continuing = seen + 1, True
+            order.continuations = seen + 1
+            order.continuing += 1
             order.updated_at = utc_now()
         return True
 

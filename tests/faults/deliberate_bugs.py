@@ -28,7 +28,6 @@ import tasks.orders
 import tasks.points
 import tests.faults.seams
 from store.database import insert_missing, transaction
-from store.errors import CourierWaitExpired
 from store.messages import CourierAnswer
 from store.models import (
     BEFORE_PIVOT,
@@ -51,7 +50,6 @@ from store.saga import (
     SagaOrder,
     backward,
     forward,
-    give_up,
     held_steps,
     lock_orders,
 )
@@ -285,14 +283,17 @@ def a_retry_goes_on_in_the_old_attempt() -> Patches:
 def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
     def wrong(order_ids: Sequence[str]) -> None:
         with transaction() as session:
-            over = [
-                (order, CourierWaitExpired("no courier answered"))
-                for order in lock_orders(session, order_ids).values()
-                if order.status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
-                and order.wait_until is not None
-                and order.wait_until <= utc_now()
-            ]
-            give_up(session, over)
+            session.execute(
+                update(Order)
+                .where(
+                    col(Order.id).in_(order_ids),
+                    col(Order.status).in_([OrderStatus.WAITING, OrderStatus.DISPATCHING]),
+                    col(Order.wait_until) <= utc_now(),
+                )
+                .values(
+                    status=OrderStatus.COMPENSATING, error="CourierWaitExpired", message="too late"
+                )
+            )
 
     return [(flows.courier_wait, "expire_waits", wrong), (flows.recovery, "expire_waits", wrong)]
 

@@ -119,7 +119,7 @@ def upgrade() -> None:
         sa.Column("error", AutoString(length=64), nullable=True),
         sa.Column("message", AutoString(), nullable=True),
         sa.Column("continuations", sa.Integer(), nullable=False),
-        sa.Column("continuing", sa.Boolean(), nullable=False),
+        sa.Column("continuing", sa.Integer(), nullable=False),
         sa.Column("announced_attempt", sa.Integer(), nullable=False),
         sa.Column("reminded_attempt", sa.Integer(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
