@@ -21,6 +21,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from rich.console import Console
 
 CHECKOUT_FLOW = "store-checkout"
+FLOWS = (CHECKOUT_FLOW, "dispatch-orders", "recover-orders")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every worker; 30 is the least."""
@@ -36,13 +37,12 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
         recovery_id: The deployment of `recover_orders`.
         silence_seconds: How long a run may be silent; more than three heartbeats.
     """
-    of_checkout = {
-        "prefect.resource.role": "flow",
-        "prefect.resource.name": CHECKOUT_FLOW,
-    }
+    of_checkout = {"prefect.resource.role": "flow", "prefect.resource.name": CHECKOUT_FLOW}
+    # The others as well: a dead run of theirs would keep its deployment's only slot from the next.
+    of_any = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
     return [
         Automation(
-            name="store: a checkout's run without a sign of life is marked as crashed",
+            name="store: a run without a sign of life is marked as crashed",
             description="Its process is gone; recover_orders then lets its order go on.",
             trigger=EventTrigger(
                 after={"prefect.flow-run.heartbeat"},
@@ -53,7 +53,7 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
                     *ENDED_BADLY,
                 },
                 match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=of_checkout,
+                match_related=of_any,
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,

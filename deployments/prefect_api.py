@@ -139,6 +139,12 @@ class PrefectApi:
             f"/deployments/{self.deployment_id(deployment)}/pause_deployment"
         ).raise_for_status()
 
+    def resume_deployment(self, deployment: str) -> None:
+        """Lets the deployment's schedules make runs again."""
+        self._http.post(
+            f"/deployments/{self.deployment_id(deployment)}/resume_deployment"
+        ).raise_for_status()
+
     def read_run(self, run_id: str) -> FlowRun:
         """The run as it stands."""
         answer = self._http.get(f"/flow_runs/{run_id}")

@@ -77,9 +77,9 @@ def accept_order(order: CheckoutOrder, run_id: str, continuation: bool = False) 
                 f"orderId: {order_id} belongs to an order with other content; "
                 "use another orderId for another order"
             )
-        restarted = continuation
-        if found.run_id == run_id and found.continuing:
-            restarted = True
+        restarted = continuation or found.continuing > 0
+        # A restart may also come after another run has taken the order, and ended it.
+        if found.continuing and (found.run_id == run_id or found.status in ENDED):
             found.continuing -= 1
         if found.status in GIVING_BACK and not restarted:
             raise OrderInProgress(

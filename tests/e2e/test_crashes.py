@@ -27,6 +27,7 @@ from .conftest import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
+RECOVERY_DEPLOYMENT = "recover-orders/local"
 COPIES = 2
 PAUSED = [
     "its-process-is-killed",
@@ -120,6 +121,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             api.pause_deployment(DISPATCH_DEPLOYMENT)
             _start_all(shop)
             _stop_single_runs(shop)
+            _hold_recovery(shop)
             _take_the_server_away(shop)
             _kill_the_workers(shop)
             _find_couriers_for_the_rest(shop)
@@ -179,13 +181,21 @@ def _take_the_server_away(shop: Shop) -> None:
     wait_until(all_pause_anew, "orders that paused anew after the server's return")
 
 
-def _kill_the_workers(shop: Shop) -> None:
-    # Killed in its work, recovery would hold its deployment's only slot until the lease is over.
-    recovery = shop.api.deployment_id("recover-orders/local")
+def _hold_recovery(shop: Shop) -> None:
+    """Let no round of recovery be under way when the server or the workers go.
+
+    It would be dead for Prefect, too, only when its lease is over, and hold its deployment's only
+    slot until then: safe, but minutes of waiting.
+    """
+    shop.api.pause_deployment(RECOVERY_DEPLOYMENT)
+    recovery = shop.api.deployment_id(RECOVERY_DEPLOYMENT)
     wait_until(
         lambda: all(run.deployment_id != recovery for run in shop.api.runs_under_way()),
         "end of the round of recovery",
     )
+
+
+def _kill_the_workers(shop: Shop) -> None:
     for process in shop.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -195,6 +205,7 @@ def _kill_the_workers(shop: Shop) -> None:
         late = session.get_one(Order, "its-worker-dies-and-its-time-is-over")
         late.wait_until = utc_now() - timedelta(minutes=5)
         session.commit()
+    shop.api.resume_deployment(RECOVERY_DEPLOYMENT)
     shop.local.start_worker()
 
 
@@ -243,7 +254,7 @@ def test_a_crash_is_counted_as_a_continuation_and_a_restart_of_the_server_is_non
 
 
 def test_a_run_that_ended_badly_starts_recovery_through_the_automation(shop: Shop) -> None:
-    recovery = shop.api.deployment_id("recover-orders/local")
+    recovery = shop.api.deployment_id(RECOVERY_DEPLOYMENT)
     runs = _post(shop, "/flow_runs/filter", {"deployments": {"id": {"any_": [recovery]}}})
     assert "AUTOMATION" in {(run["created_by"] or {}).get("type") for run in runs}
 

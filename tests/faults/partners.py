@@ -32,6 +32,7 @@ class BadLineGateway:
                 "the charge arrives late",
                 "the charge arrives twice, once late",
             ],
+            lasting_in="charges",
         ):
             case "the charge does not arrive":
                 return _unknown(charges)
@@ -55,6 +56,7 @@ class BadLineGateway:
                 "the refund's answer is lost",
                 "the refund arrives twice, once late",
             ],
+            lasting_in="refunds",
         ):
             case "the refund does not arrive":
                 return _unknown(charges)

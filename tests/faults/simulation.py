@@ -51,10 +51,10 @@ CALM_ROUNDS = 60
 CALM_TURNS = 20_000
 """So many turns in the calm mean that something goes round in circles."""
 SETTINGS = {
-    "STORE_COURIER_TIMEOUT_SECONDS": "900",
+    "STORE_COURIER_TIMEOUT_SECONDS": "240",
     "STORE_PAUSE_POLL_SECONDS": "20",
-    "STORE_REMINDER_SECONDS": "300",
-    "STORE_ASK_AGAIN_SECONDS": "200",
+    "STORE_REMINDER_SECONDS": "100",
+    "STORE_ASK_AGAIN_SECONDS": "90",
     "STORE_STALLED_SECONDS": "120",
     "STORE_MAX_CONTINUATIONS": "6",
     "STORE_VISIBILITY_TIMEOUT_SECONDS": "30",
@@ -64,7 +64,7 @@ LISTEN_SECONDS = 3
 """A dispatcher's run is short here, so that many of them meet."""
 
 BOOKS = {"novel": (12, 20_00), "atlas": (7, 75_50), "poems": (3, 5_25)}
-POINTS = {"ann": 30, "ben": 100, "cleo": 0}
+POINTS = {"ann": 60, "ben": 200}
 CARDS = [
     "pm_card_visa",
     "pm_card_chargeDeclined",
@@ -73,7 +73,7 @@ CARDS = [
     "pm_ledger_timeout_before",
     "pm_ledger_timeout_after",
 ]
-COURIERS = {"bike": 3, "van": 5}
+COURIERS = {"bike": 2, "van": 4}
 DISPATCHED = OrderStatus.DISPATCHED
 
 
@@ -247,7 +247,7 @@ class Simulation:
         if self.orders_left and (not self.sent or chance.happens(0.05)):
             self.orders_left -= 1
             self._send_order()
-        if len(self._alive(self.dispatchers)) < 2 and chance.happens(0.03):
+        if len(self._alive(self.dispatchers)) < 2 and chance.happens(0.02):
             self._dispatch()
         if world.now >= self.next_recovery or chance.happens(0.004):
             self.next_recovery = max(self.next_recovery, world.now) + 60.0
@@ -290,7 +290,7 @@ class Simulation:
             {
                 "orderId": f"order-{number}",
                 "userId": chance.one_of(list(POINTS)),
-                "redeem": chance.happens(0.5),
+                "redeem": chance.happens(0.6),
                 "paymentMethod": chance.weighted(CARDS, [6, 1, 1, 1, 1, 1]),
                 **chosen,
             }
@@ -434,8 +434,8 @@ class Simulation:
     def _calm(self) -> None:
         world = self.world
         world.tell("the calm: faults stop")
-        world.rates = Rates()
-        world.database_away_until = self.prefect.server.away_until = 0.0
+        world.end_faults()
+        self.prefect.server.away_until = 0.0
         self.prefect.worker_alive = True
         while self.orders_left:
             self.orders_left -= 1

@@ -83,6 +83,7 @@ class World:
         self.when_failed: Callable[[Exception], None] = lambda _: None
         self._hub = greenlet.getcurrent()
         self._last: Process | None = None
+        self._lasting: dict[str, tuple[str, float]] = {}
         self._started = 0
 
     def tell(self, what: str) -> None:
@@ -225,17 +226,37 @@ class World:
         """Return the simulated seconds since the beginning."""
         return self.now
 
-    def fault(self, rate: float, kinds: list[str]) -> str:
-        """Return which kind of fault happens now; the empty string for none."""
-        if self.current is None or not self.chance.happens(rate):
+    def fault(self, rate: float, kinds: list[str], lasting_in: str = "") -> str:
+        """Return which kind of fault happens now; the empty string for none.
+
+        Args:
+            rate: How probable a fault is.
+            kinds: The kinds to choose from.
+            lasting_in: The place in which a fault may last, as outages do, so that all tries of a
+                call meet the same one.
+        """
+        if self.current is None:
             return ""
-        kind = self.chance.one_of(kinds)
+        kind, until = self._lasting.get(lasting_in, ("", 0.0))
+        if self.now >= until:
+            if not self.chance.happens(rate):
+                return ""
+            kind = self.chance.one_of(kinds)
+            if lasting_in:
+                lasts = self.chance.one_of([0.0, 0.0, 30.0, 300.0])
+                self._lasting[lasting_in] = (kind, self.now + lasts)
         self.tell(f"{self.current.name}: {kind}")
         return kind
 
     def _die_if_doomed(self, process: Process) -> None:
         if process.doomed:
             raise Killed
+
+    def end_faults(self) -> None:
+        """Let everything work from now on."""
+        self.rates = Rates()
+        self.database_away_until = 0.0
+        self._lasting.clear()
 
     # The database
 
