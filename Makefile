@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench recover test browser screenshots lint check format constraints clean
+.PHONY: help install demo up bench recover test faults browser screenshots lint check format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ browser: ## install Chromium for the tests of the Prefect UI, where it is missin
 
 screenshots: $(INSTALLED) browser ## make the README's pictures in docs/pictures anew
 	@$(BIN)/python -m tests.e2e.screenshots
+
+faults: $(INSTALLED) ## simulate N seeds of faults (N=1000), or one again and shrink it (SEED=7)
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED) --shrink,--number $(or $(N),1000)) \
+		$(if $(POSTGRESQL),--postgresql)
 
 lint: $(INSTALLED) ## ruff (rules and format) and mypy (strict)
 	@$(BIN)/ruff check .

@@ -313,6 +313,10 @@ class Prefect:
     def get_client(self, **_: object) -> Client:
         return Client(self.server)
 
+    def in_a_run(self) -> bool:
+        """Say whether the process at its turn is a flow run's own."""
+        return isinstance(self._process().owner, Run)
+
     def running(self) -> Run:
         """Return the flow run whose process is at its turn."""
         run: Run = self._process().owner

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -109,10 +108,14 @@ def _settings(url: str) -> Iterator[None]:
     settings.cache_clear()
 
 
-@lru_cache(maxsize=4)
+_onlookers: dict[str, Connection] = {}
+
+
 def _onlooker(url: str) -> Connection:
     """Return a connection of its own, which sees what is committed and holds no lock."""
-    return create_engine(url, isolation_level="AUTOCOMMIT").connect()
+    if url not in _onlookers:
+        _onlookers[url] = create_engine(url, isolation_level="AUTOCOMMIT").connect()
+    return _onlookers[url]
 
 
 class Course(NamedTuple):
@@ -615,6 +618,8 @@ def put_small_shop() -> None:
 
 def dispose(url: str) -> None:
     """Close what simulations left open at ``url``."""
-    _onlooker(url).engine.dispose()
-    _onlooker.cache_clear()
+    onlooker = _onlookers.pop(url, None)
+    if onlooker is not None:
+        onlooker.close()
+        onlooker.engine.dispose()
     engine(url).dispose()
