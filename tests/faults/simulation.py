@@ -155,6 +155,7 @@ class Simulation:
         self.orders_left = 0
         self.dispatchers: list[Process] = []
         self.recoveries: list[Process] = []
+        self.next_dispatch = 100.0
         self.next_recovery = 60.0
         self.stood: dict[tuple[str, int], str] = {}
         self.asked_for: Counter[str] = Counter()
@@ -250,7 +251,10 @@ class Simulation:
         if self.orders_left and (not self.sent or chance.happens(0.05)):
             self.orders_left -= 1
             self._send_order()
-        if len(self._alive(self.dispatchers)) < 2 and chance.happens(0.02):
+        if world.now >= self.next_dispatch or (
+            len(self._alive(self.dispatchers)) < 2 and chance.happens(0.02)
+        ):
+            self.next_dispatch = max(self.next_dispatch, world.now) + 100.0
             self._dispatch()
         if world.now >= self.next_recovery or chance.happens(0.004):
             self.next_recovery = max(self.next_recovery, world.now) + 60.0
