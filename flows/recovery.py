@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from flows.compensation import compensate
 from flows.continuation import continue_run
 from flows.courier_wait import record_answers_left
-from flows.order_events import form_url
+from flows.order_events import form_url, tell
 from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.saga import abandon
@@ -141,7 +141,7 @@ def _make(
     """Make a move for its orders; a failure is reported and keeps no other move from its turn."""
     ids = [order.id for order in orders]
     acts: dict[Move, Callable[[], object]] = {
-        Move.DISPATCH: lambda: dispatch_order(ids),
+        Move.DISPATCH: lambda: tell(dispatch_order(ids)),
         Move.COMPENSATE: lambda: compensate(ids),
         Move.CANCEL: lambda: _undo(ids, OrderCancelled("the run was cancelled in Prefect")),
         Move.EXPIRE: lambda: _expire(ids),

@@ -63,7 +63,7 @@ LISTEN_SECONDS = 3
 """A dispatcher's run is short here, so that many of them meet."""
 
 BOOKS = {"novel": (12, 20_00), "atlas": (7, 75_50), "poems": (3, 5_25)}
-POINTS = {"ann": 60, "ben": 200}
+POINTS = {"ann": 150, "ben": 600}
 CARDS = [
     "pm_card_visa",
     "pm_card_chargeDeclined",
@@ -297,7 +297,7 @@ class Simulation:
             {
                 "orderId": f"order-{number}",
                 "userId": chance.one_of(list(POINTS)),
-                "redeem": chance.happens(0.6),
+                "redeem": chance.happens(0.5),
                 "paymentMethod": chance.weighted(CARDS, [6, 1, 1, 1, 1, 1]),
                 **chosen,
             }

@@ -17,6 +17,8 @@ from tests.faults.deliberate_bugs import BUGS, Bug
 from tests.faults.prefect_model import Prefect
 from tests.faults.simulation import Outcome, dispose, simulate
 
+pytestmark = pytest.mark.timeout(600)
+"""Simulations compute all the time, so a busy machine takes several times as long."""
 GROUPS, GROUP = 8, 10
 """Seeds for each run of the tests on SQLite, in groups so that none takes too long."""
 POSTGRESQL_SEEDS = 12
