@@ -9,7 +9,7 @@ import httpx
 
 from deployments.local import DISPATCH_DEPLOYMENT
 
-# A cancelled run has 30 s from its worker to end; Prefect itself ends it after 300 s.
+# A cancelled run has 30 s to end. Where no worker carries that out, Prefect ends it after 300 s.
 _ENDING_SECONDS = 360.0
 _REQUEST_SECONDS = 30.0
 _POLL_SECONDS = 0.5

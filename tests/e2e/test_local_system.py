@@ -26,11 +26,9 @@ def test_an_order_that_waited_when_the_system_was_restarted_goes_on_in_its_own_r
 ) -> None:
     local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
     wait_until(
-        lambda: local_system.api.read_run(local_system.survivor.id).is_finished,
-        "end of the order that waited",
+        lambda: local_system.api.read_run(local_system.survivor.id).state_type == "COMPLETED",
+        "completion of the run whose order waited",
     )
-    run = local_system.api.read_run(local_system.survivor.id)
-    assert (run.state_type, run.message) == ("COMPLETED", "")
     assert status_of(local_system.local.store_url, "survivor") == OrderStatus.DISPATCHED
 
 

@@ -104,8 +104,10 @@ def simulate(seed: int, url: str, decisions: Sequence[int] | None = None) -> Out
 def _settings(url: str) -> Iterator[None]:
     with patch.dict("os.environ", {**SETTINGS, "STORE_DATABASE_URL": url}):
         settings.cache_clear()
-        yield
-    settings.cache_clear()
+        try:
+            yield
+        finally:
+            settings.cache_clear()
 
 
 _onlookers: dict[str, Connection] = {}
@@ -154,7 +156,6 @@ class Simulation:
         self.world.when_failed = self.expect
         self.orders_left = 0
         self.dispatchers: list[Process] = []
-        self.recoveries: list[Process] = []
         self.next_dispatch = 100.0
         self.next_recovery = 60.0
         self.stood: dict[tuple[str, int], str] = {}
@@ -322,7 +323,7 @@ class Simulation:
         )
 
     def _recover(self) -> None:
-        self.recoveries.append(self.world.start("recovery", self._recovery_round))
+        self.world.start("recovery", self._recovery_round)
 
     def _recovery_round(self) -> None:
         report = recover_orders.fn(limit=self.chance.one_of([500, 1]))
