@@ -358,7 +358,7 @@ def an_order_is_continued_without_end() -> Patches:
     ]
 
 
-@bug("I4 endings")
+@bug("I1 stock", "I2 points", "I3 money", "I4 endings")
 def a_compensation_ends_although_an_undo_failed() -> Patches:
     def wrong(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
         with transaction() as session:
