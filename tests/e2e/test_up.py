@@ -119,7 +119,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
     [
         (signal.SIGINT, "Starting PostgreSQL"),
         (signal.SIGTERM, "Starting the Prefect server"),
-        (signal.SIGINT, "Starting the worker"),
+        (signal.SIGINT, "Starting a worker"),
     ],
 )
 def test_a_start_that_is_interrupted_leaves_nothing_running(
