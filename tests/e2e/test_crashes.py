@@ -269,7 +269,7 @@ def test_the_automations_applied_again_are_still_two(shop: Shop) -> None:
     ("event", "order_id"),
     [
         ("store.order.waiting", "its-process-is-killed"),
-        ("store.order.dispatched", "its-process-is-terminated"),
+        ("store.order.dispatched", "it-is-suspended"),
         ("store.order.compensated", "it-is-cancelled"),
     ],
 )
