@@ -10,7 +10,7 @@ import time
 from prefect import flow, runtime
 
 from flows.compensation import compensate_run
-from flows.continuation import CONTINUATION, continue_crashed_run
+from flows.continuation import continue_crashed_run, who_asked
 from flows.courier_wait import Wait, await_courier
 from flows.order_events import tell
 from store.errors import OrderError, OrderInProgress
@@ -20,7 +20,7 @@ from store.settings import settings
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import accept_order, explain, read_order, receipt
+from tasks.orders import accept_order, begin_attempt, explain, read_order, receipt
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
@@ -59,7 +59,9 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
         OrderError: the order cannot be carried out; the message says what is given back.
     """
     run_id = str(runtime.flow_run.id)
-    accepted = accept_order(order, run_id, CONTINUATION in runtime.flow_run.tags)
+    accepted = accept_order(order, run_id)
+    if accepted.failed and (asked_by := who_asked(run_id)):
+        accepted = begin_attempt(order, run_id, asked_by)
     if not accepted.owned and not await_other_run(accepted.id, run_id):
         return receipt(accepted.id)
     group = [accepted.id]

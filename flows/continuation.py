@@ -26,6 +26,9 @@ from tasks.orders import count_continuation, hand_over, orders_of_run, read_orde
 CONTINUATION = "store:continuation"
 """Tag of a run that takes over a crashed run's order. It never begins a new attempt."""
 
+CONTINUED = "a crash is not a failure of the order; it goes on"
+"""Message of the state with which the store starts a run again, unlike a person's Retry."""
+
 logger = logging.getLogger("store.continuation")
 
 
@@ -46,6 +49,26 @@ def continue_crashed_run(
     if order_ids:
         with get_client(sync_client=True) as client:
             continue_run(client, str(flow_run.id), order_ids)
+
+
+def who_asked(run_id: str) -> str | None:
+    """Tell a person's start or Retry of a run from the store's own restart, or a resume.
+
+    What started an execution is the last state in which the run was scheduled; the process itself
+    may have been slow to come, when others have been started since.
+
+    Returns:
+        The id of the state that asked for the run's present execution; none if nobody did.
+    """
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(run_id))
+        states = client.read_flow_run_states(UUID(run_id))
+    # A run that was called, not scheduled, was asked for by its first state.
+    asking = [s for s in states if s.is_scheduled() and s.name != "AwaitingConcurrencySlot"]
+    last = (asking or states)[-1]
+    first_execution = not any(s.is_running() for s in states[: states.index(last)])
+    by_the_store = last.message == CONTINUED or (first_execution and CONTINUATION in run.tags)
+    return None if by_the_store or last.name == "Resuming" else str(last.id)
 
 
 def continue_run(
@@ -88,7 +111,7 @@ def _restart(client: SyncPrefectClient, run_id: str) -> bool:
     if not run.state.is_final():
         client.set_flow_run_state(run.id, Crashed(message="the run's process is gone"))
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
-        run.id, AwaitingRetry(message="a crash is not a failure of the order; it goes on")
+        run.id, AwaitingRetry(message=CONTINUED)
     )
     logger.warning("run %s goes on after a crash: %s", run.name, answer.status.value)
     return answer.status == SetStateStatus.ACCEPT

@@ -126,9 +126,8 @@ class Courier(SQLModel, table=True):
 class Order(SQLModel, table=True):
     """One order: its input, its owner (a flow run), its attempt and where it stands.
 
-    ``continuing`` counts the store's own restarts of crashed runs that have not begun yet. It tells
-    them, which must never begin a new attempt, from a person's Retry, which does. It is a number
-    because a process that is slow to start may be given up, started again, and then come late.
+    ``asked_by`` is what asked for a second or later attempt, so that it is asked for once: the id
+    of the state in which Prefect keeps a person's Retry.
     """
 
     __tablename__ = "orders"
@@ -161,7 +160,7 @@ class Order(SQLModel, table=True):
     error: str | None = Field(default=None, max_length=ID_LENGTH)
     message: str | None = None
     continuations: int = 0
-    continuing: int = 0
+    asked_by: str | None = Field(default=None, max_length=36)
     announced_attempt: int = 0
     reminded_attempt: int = 0
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)

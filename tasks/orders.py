@@ -32,38 +32,34 @@ class AcceptedOrder:
     """An order that is recorded.
 
     ``owned`` says whether the asking run carries it out, ``started_over`` whether some of it may
-    be done already.
+    be done already, ``failed`` whether the attempt that was found has ended, or is ending,
+    without a dispatch.
     """
 
     id: str
     owned: bool
     started_over: bool
+    failed: bool = False
 
 
-def accept_order(order: CheckoutOrder, run_id: str, continuation: bool = False) -> AcceptedOrder:
+def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
     """Record the order for the flow run ``run_id``, or find it recorded already.
 
     The run that brings a new order owns it. The run that owns an order finds its own again when
-    it starts over. A run that brings the orderId of another run's order joins it while it goes
-    on, or begins a new attempt, with new keys, when it was rejected or compensated. So does a
-    person's Retry of the owning run, but not the store's own restart of a crashed one.
+    it starts over. A run that brings the orderId of another run's order joins it. Whether a failed
+    order is tried again is for the caller to know (see `begin_attempt`).
 
     Args:
         order: The order as it came in.
         run_id: The flow run that asks.
-        continuation: Whether the run was made by the store to take over a crashed run's order.
 
     Raises:
         UserNotFound: no customer has the order's userId.
         OrderIdConflict: the orderId is taken by an order with other content.
-        OrderInProgress: the order is being compensated; to be tried again after that.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
-        customer = session.get(Customer, order.user_id)
-        if customer is None:
-            raise UserNotFound(f"userId: no customer has the id {order.user_id}")
-        new = _new_order(order, order_id, run_id, customer)
+        new = _new_order(session, order, order_id, run_id)
         if insert_missing(session, Order, [new]):
             session.add_all(
                 OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
@@ -71,35 +67,66 @@ def accept_order(order: CheckoutOrder, run_id: str, continuation: bool = False) 
             )
             return AcceptedOrder(id=order_id, owned=True, started_over=False)
 
-        found = session.get_one(Order, order_id, with_for_update=True)
-        if found.request != order.content():
-            raise OrderIdConflict(
-                f"orderId: {order_id} belongs to an order with other content; "
-                "use another orderId for another order"
-            )
-        restarted = continuation or found.continuing > 0
-        # A restart may also come after another run has taken the order, and ended it.
-        if found.continuing and (found.run_id == run_id or found.status in ENDED):
-            found.continuing -= 1
-        if found.status in GIVING_BACK and not restarted:
-            raise OrderInProgress(
-                f"order {order_id} is {found.status}; try again when it is compensated"
-            )
-        if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
-            if restarted:
-                # The order ended before its crashed run could start again; nobody asked for more.
-                return AcceptedOrder(id=order_id, owned=False, started_over=True)
-            _begin_attempt(session, new, found.attempt + 1)
-            return AcceptedOrder(id=order_id, owned=True, started_over=False)
+        found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:
             found.status, found.run_id = OrderStatus.STARTED, run_id
-        return AcceptedOrder(id=order_id, owned=found.run_id == run_id, started_over=True)
+        return _as_found(found, run_id)
+
+
+def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedOrder:
+    """Try a rejected or compensated order again: a new attempt, with new keys, owned by the run.
+
+    Args:
+        order: The order as it came in; it is recorded already.
+        run_id: The flow run that asks.
+        asked_by: What asked for it, an id that is another one each time somebody asks. The same
+            one begins one attempt, however many processes bring it.
+
+    Raises:
+        OrderInProgress: the order is being compensated; to be tried again after that.
+    """
+    order_id = order.order_id or run_id
+    with transaction() as session:
+        found = _same_order(session, order, order_id)
+        if found.asked_by != asked_by:
+            if found.status in GIVING_BACK:
+                raise OrderInProgress(
+                    f"order {order_id} is {found.status}; try again when it is compensated"
+                )
+            if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+                new = _new_order(session, order, order_id, run_id)
+                _put_back(session, {**new, "attempt": found.attempt + 1, "asked_by": asked_by})
+                return AcceptedOrder(id=order_id, owned=True, started_over=False)
+        return _as_found(found, run_id)
+
+
+def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
+    """Lock and return the order of this id, if it is this very order."""
+    found = session.get_one(Order, order_id, with_for_update=True)
+    if found.request != order.content():
+        raise OrderIdConflict(
+            f"orderId: {order_id} belongs to an order with other content; "
+            "use another orderId for another order"
+        )
+    return found
+
+
+def _as_found(found: Order, run_id: str) -> AcceptedOrder:
+    return AcceptedOrder(
+        id=found.id,
+        owned=found.run_id == run_id,
+        started_over=True,
+        failed=found.status in (*GIVING_BACK, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
+    )
 
 
 def _new_order(
-    order: CheckoutOrder, order_id: str, run_id: str, customer: Customer
+    session: Session, order: CheckoutOrder, order_id: str, run_id: str
 ) -> dict[str, Any]:
     """Return the row of an order's first attempt."""
+    customer = session.get(Customer, order.user_id)
+    if customer is None:
+        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
     return {
         "id": order_id,
         "attempt": 1,
@@ -113,7 +140,6 @@ def _new_order(
         "copies": sum(line.quantity for line in order.lines()),
         "points_redeemed": 0,
         "continuations": 0,
-        "continuing": 0,
         "announced_attempt": 0,
         "reminded_attempt": 0,
         "created_at": utc_now(),
@@ -121,16 +147,15 @@ def _new_order(
     }
 
 
-def _begin_attempt(session: Session, new: dict[str, Any], attempt: int) -> None:
-    """Put an ended order back to its beginning, under a new attempt."""
+def _put_back(session: Session, attempt: dict[str, Any]) -> None:
+    """Put an ended order back to its beginning, as the row of a new attempt."""
     cleared = dict.fromkeys(
         ["total_cents", "due_cents", "courier_id", "wait_until", "error", "message"]
     )
-    kept = {"created_at": Order.created_at, "continuing": Order.continuing}
     session.execute(
         update(Order)
-        .where(col(Order.id) == new["id"])
-        .values({**new, **cleared, **kept, "attempt": attempt})
+        .where(col(Order.id) == attempt["id"])
+        .values({**attempt, **cleared, "created_at": Order.created_at})
     )
 
 
@@ -218,7 +243,6 @@ def count_continuation(order_ids: Sequence[str], seen: int) -> bool:
             return False
         for order in orders:
             order.continuations = seen + 1
-            order.continuing += 1
             order.updated_at = utc_now()
         return True
 

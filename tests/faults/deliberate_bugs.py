@@ -258,25 +258,20 @@ def a_run_ends_the_orders_of_other_runs() -> Patches:
 
 @bug("I4 attempts")
 def a_restart_begins_a_new_attempt() -> Patches:
-    right = tasks.orders.count_continuation
+    def wrong(_run_id: str) -> str:
+        return str(uuid4())
 
-    def wrong(order_ids: Sequence[str], seen: int) -> bool:
-        counted = right(order_ids, seen)
-        with transaction() as session:
-            session.execute(update(Order).where(col(Order.id).in_(order_ids)).values(continuing=0))
-        return counted
-
-    return [(flows.continuation, "count_continuation", wrong)]
+    return [(flows.checkout, "who_asked", wrong)]
 
 
 @bug("I4 an ending is final", "I4 forward", "I4 endings")
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
-    right = tasks.orders._begin_attempt
+    right = tasks.orders._put_back
 
-    def wrong(session: Session, new: dict[str, Any], attempt: int) -> None:
-        right(session, new, attempt - 1)
+    def wrong(session: Session, attempt: dict[str, Any]) -> None:
+        right(session, {**attempt, "attempt": attempt["attempt"] - 1})
 
-    return [(tasks.orders, "_begin_attempt", wrong)]
+    return [(tasks.orders, "_put_back", wrong)]
 
 
 @bug("I4 pivot", "I4 capacity")

@@ -48,7 +48,7 @@ class Run:
     name: str
     order: CheckoutOrder
     wait: Wait
-    state: State[Any]
+    states: list[State[Any]]
     deployment_id: UUID | None
     tags: list[str] = field(default_factory=list)
     pause_keys: set[str] = field(default_factory=set)
@@ -59,6 +59,10 @@ class Run:
     process: Process | None = None
     started: bool = False
     changed_at: float = 0.0
+
+    @property
+    def state(self) -> State[Any]:
+        return self.states[-1]
 
     @property
     def is_suspended(self) -> bool:
@@ -93,7 +97,7 @@ class Server:
             name=f"run {len(self.runs) + 1}",
             order=order,
             wait=wait,
-            state=self._state(StateType.SCHEDULED, "Scheduled"),
+            states=[self._state(StateType.SCHEDULED, "Scheduled")],
             deployment_id=UUID(int=1),
             tags=list(tags),
             changed_at=self.world.now,
@@ -107,7 +111,14 @@ class Server:
     def _state(
         self, kind: StateType, name: str, message: str | None = None, data: Any = None
     ) -> State[Any]:
-        return State(type=kind, name=name, message=message, data=data, timestamp=self.world.today())
+        return State(
+            id=self.world.new_id(),
+            type=kind,
+            name=name,
+            message=message,
+            data=data,
+            timestamp=self.world.today(),
+        )
 
     def put(self, run: Run, kind: StateType, name: str, message: str | None = None) -> None:
         """Set a state without asking any rule, as services of the server do."""
@@ -144,7 +155,7 @@ class Server:
         return Answer(SetStateStatus.ACCEPT, run.state)
 
     def _set(self, run: Run, state: State[Any]) -> None:
-        run.state = state
+        run.states.append(state)
         run.changed_at = self.world.now
         message = f" ({state.message})" if state.message else ""
         self.world.tell(f"{run.name} is {state.name}{message}")
@@ -223,8 +234,16 @@ class Client:
         self._call()
         run = self._run(run_id)
         return SimpleNamespace(
-            id=run.id, name=run.name, state=run.state, deployment_id=run.deployment_id
+            id=run.id,
+            name=run.name,
+            state=run.state,
+            deployment_id=run.deployment_id,
+            tags=run.tags,
         )
+
+    def read_flow_run_states(self, run_id: UUID) -> list[State[Any]]:
+        self._call()
+        return list(self._run(run_id).states)
 
     def read_flow_runs(self, flow_run_filter: Any, limit: int) -> list[Any]:
         self._call()

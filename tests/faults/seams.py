@@ -161,7 +161,3 @@ class _FlowRun:
     @property
     def id(self) -> str:
         return str(self._prefect.running().id)
-
-    @property
-    def tags(self) -> list[str]:
-        return self._prefect.running().tags

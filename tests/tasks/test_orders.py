@@ -16,7 +16,7 @@ from store.errors import (
 )
 from store.messages import CheckoutOrder
 from store.models import OrderStatus
-from tasks.orders import accept_order, explain, orders_of_run, read_order, receipt
+from tasks.orders import accept_order, begin_attempt, explain, orders_of_run, read_order, receipt
 from tests.shop import (
     an_order,
     at_once,
@@ -38,6 +38,8 @@ from tests.shop import (
 
 RUN = "0b5ab1c5-0000-4000-8000-000000000001"
 OTHER_RUN = "0b5ab1c5-0000-4000-8000-000000000002"
+ASKED = "0b5ab1c5-0000-4000-8000-00000000000a"
+ASKED_AGAIN = "0b5ab1c5-0000-4000-8000-00000000000b"
 
 
 def test_the_run_that_brings_a_new_order_owns_it(database: str) -> None:
@@ -113,8 +115,11 @@ def test_the_same_order_id_with_other_content_is_refused(
 def test_an_order_that_is_being_compensated_is_not_begun_again(database: str) -> None:
     placed("o-1", "bill_customer")
     set_order("o-1", status=OrderStatus.COMPENSATING, error="CheckoutFailed", message="")
+    found = accept_order(an_order("o-1"), OTHER_RUN)
+    assert (found.failed, found.owned) == (True, False)
     with pytest.raises(OrderInProgress, match="o-1 is compensating; try again"):
-        accept_order(an_order("o-1"), OTHER_RUN)
+        begin_attempt(an_order("o-1"), OTHER_RUN, ASKED)
+    assert order_row("o-1").attempt == 1
     give_back("o-1")
 
 
@@ -123,7 +128,8 @@ def test_a_compensated_order_begins_a_new_attempt_with_new_keys(database: str) -
     assert end_run("o-1") == "compensated"
     assert (stock(), points(), kept_cents()) == (500, 300, 0)
 
-    assert accept_order(an_order("o-1", 50, redeem=True), OTHER_RUN).owned
+    assert accept_order(an_order("o-1", 50, redeem=True), OTHER_RUN).failed
+    assert begin_attempt(an_order("o-1", 50, redeem=True), OTHER_RUN, ASKED).owned
     order = order_row("o-1")
     assert (order.attempt, order.status, order.run_id) == (2, "started", OTHER_RUN)
     assert (order.total_cents, order.due_cents, order.points_redeemed) == (None, None, 0)
@@ -147,7 +153,7 @@ def test_a_rejected_order_begins_a_new_attempt_when_copies_have_come(database: s
         carry_on(["o-1"], "check_inventory")
     assert status("o-1") == "rejected"
     placed("o-2", "check_inventory", 400)
-    assert accept_order(an_order("o-1", 501), OTHER_RUN).owned
+    assert begin_attempt(an_order("o-1", 501), OTHER_RUN, ASKED).owned
     with pytest.raises(BookOutOfStock, match="501 asked for, 100 in stock"):
         carry_on(["o-1"], "check_inventory")
     assert order_row("o-1").attempt == 2
@@ -157,7 +163,9 @@ def test_a_rejected_order_begins_a_new_attempt_when_copies_have_come(database: s
 def test_a_dispatched_order_is_never_begun_again(database: str) -> None:
     placed("o-1", "dispatch_order")
     before = shop()
-    assert not accept_order(an_order("o-1"), OTHER_RUN).owned
+    found = accept_order(an_order("o-1"), OTHER_RUN)
+    assert (found.owned, found.failed) == (False, False)
+    assert not begin_attempt(an_order("o-1"), OTHER_RUN, ASKED).owned
     carry_on(["o-1"])
     assert shop() == before
     assert order_row("o-1").attempt == 1
@@ -178,10 +186,37 @@ def test_a_compensated_order_brought_by_eight_runs_at_once_has_one_new_attempt(
     placed("o-1", "bill_customer")
     end_run("o-1")
     order = an_order("o-1")
-    accepted = at_once([partial(accept_order, order, f"run-{n}") for n in range(8)])
+    accepted = at_once(
+        [partial(begin_attempt, order, f"run-{n}", f"asked by {n}") for n in range(8)]
+    )
     owners = [answer.owned for answer in accepted if not isinstance(answer, Exception)]
     assert sorted(owners) == [False] * 7 + [True]
     assert order_row("o-1").attempt == 2
+
+
+def test_what_was_asked_once_begins_one_attempt_however_late_its_processes_come(
+    database: str,
+) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    order = an_order("o-1")
+    assert begin_attempt(order, RUN, ASKED).owned
+    carry_on(["o-1"], "bill_customer")
+    end_run("o-1")
+    late = begin_attempt(order, RUN, ASKED)
+    assert (late.owned, late.failed) == (True, True)
+    assert (order_row("o-1").attempt, status("o-1")) == (2, "compensated")
+    assert not begin_attempt(order, RUN, ASKED_AGAIN).failed
+    assert order_row("o-1").attempt == 3
+
+
+def test_another_order_under_the_same_id_begins_no_attempt(database: str) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    before = shop()
+    with pytest.raises(OrderIdConflict, match=r"^orderId: o-1 belongs to an order with other"):
+        begin_attempt(an_order("o-1", 2), OTHER_RUN, ASKED)
+    assert shop() == before
 
 
 def test_a_receipt_says_what_was_bought_and_how_it_was_paid(database: str) -> None:
