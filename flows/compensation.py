@@ -109,9 +109,11 @@ def _reason(state: State[Any]) -> OrderError | None:
     error = state.data
     if isinstance(error, OrderError):
         return error
-    if isinstance(error, BaseException) and (
-        is_transient(error)
-        or isinstance(error, RunTakenAway | httpx.TransportError | PrefectHTTPStatusError)
+    if not isinstance(error, BaseException):
+        # The flow has raised nothing: it was the server that ended the run, with its pause.
+        return None
+    if is_transient(error) or isinstance(
+        error, RunTakenAway | httpx.TransportError | PrefectHTTPStatusError
     ):
         return None
     return CheckoutFailed(state.message or "the run failed without a message")

@@ -130,8 +130,11 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
         _tell_why_not_paused(error)
     except FlowPauseTimeout:
         # The server may have failed the run already, but a decision of the last moment counts.
-        with get_client(sync_client=True) as client:
-            _end_pause(client)
+        try:
+            with get_client(sync_client=True) as client:
+                _end_pause(client)
+        except SERVER_AWAY as error:
+            logger.warning("Prefect's server is away as order %s's wait ends: %r", order.id, error)
     except ValidationError:
         # The run was set going without an answer: it was started over while this process still
         # lived. Whoever of the two sees the decision first goes on, the other finds it done.

@@ -34,7 +34,7 @@ from store.saga import abandon
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, find_couriers, prepare_order, record_answer
 from tasks.inventory import check_inventory
-from tasks.orders import accept_order
+from tasks.orders import accept_order, begin_attempt
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
@@ -81,9 +81,12 @@ def an_order(
 
 
 def place(order_id: str, quantity: int = 1, *, run_id: str | None = None, **options: Any) -> str:
-    """Accept an order for a run of its own; options are those of :func:`an_order`."""
+    """Accept an order for a run of its own, as a person starts it; options as of `an_order`."""
     order = an_order(order_id, quantity, **options)
-    return accept_order(order, run_id or str(uuid4())).id
+    run_id = run_id or str(uuid4())
+    if accept_order(order, run_id).failed:
+        begin_attempt(order, run_id, asked_by=str(uuid4()))
+    return order_id
 
 
 def carry_on(order_ids: Sequence[str], up_to: str = "dispatch_order", after: str = "") -> None:

@@ -1,6 +1,7 @@
 """A checkout's run from its input to each of its endings."""
 
 from collections.abc import Callable
+from threading import Event
 from uuid import UUID
 
 import httpx
@@ -9,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Failed
 
 from flows import checkout, compensation, courier_wait
+from flows.checkout import await_other_run
 from store.errors import (
     BillingError,
     BookOutOfStock,
@@ -21,7 +23,7 @@ from store.messages import ASSIGNED, NO_COURIER, Receipt
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
-from tests.flows.runs import Runs
+from tests.flows.runs import PATIENCE_SECONDS, Runs
 from tests.shop import (
     an_order,
     assign,
@@ -283,10 +285,20 @@ def test_a_second_run_of_the_same_order_joins_the_first(runs: Runs) -> None:
 
 
 @sqlite_only
-def test_a_second_run_shares_the_first_ones_failure_and_undoes_nothing(runs: Runs) -> None:
+def test_a_second_run_shares_the_first_ones_failure_and_undoes_nothing(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = Event()
+
+    def join(order_id: str, run_id: str) -> bool:
+        joined.set()
+        return await_other_run(order_id, run_id)
+
+    monkeypatch.setattr(checkout, "await_other_run", join)
     first = runs.check_out(EXAMPLE)
     run = runs.paused("example")
     second = runs.check_out(EXAMPLE)
+    assert joined.wait(PATIENCE_SECONDS)
     assert runs.answer(run, outcome=NO_COURIER, reason="snow") == "ACCEPT"
     for state in (first.result(), second.result()):
         with pytest.raises(NoCourierAvailable, match="snow"):
