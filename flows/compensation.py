@@ -106,7 +106,8 @@ def _reason(state: State[Any]) -> OrderError | None:
     """Return why a run's orders cannot go on; none if the run was only interrupted."""
     if state.is_cancelling() or state.is_cancelled():
         return OrderCancelled("the run was cancelled in Prefect")
-    error = state.data
+    # The engine hands over what the flow raised in a record of its result.
+    error: object = getattr(state.data, "result", state.data)
     if isinstance(error, OrderError):
         return error
     if not isinstance(error, BaseException):

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import httpx
 from prefect import Flow, Task
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound, Pause, TerminationSignal
@@ -493,7 +494,11 @@ class Prefect:
                 self._run_hooks(store_checkout.on_crashed_hooks, run, run.state)
         except Exception as error:
             failed: State[Any] = State(
-                type=StateType.FAILED, name="Failed", message=f"{error!r}"[:200], data=error
+                type=StateType.FAILED,
+                name="Failed",
+                message=f"{error!r}"[:200],
+                # As the engine hands it to the hooks of the run's own process.
+                data=ResultRecord(metadata=ResultRecordMetadata(), result=error),
             )
             state = self._report(run, failed)
             if not isinstance(error, RefusedOrder):

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Failed
+from sqlalchemy.exc import OperationalError
 
 from flows import checkout, compensation, courier_wait
 from flows.checkout import await_other_run
@@ -393,6 +394,28 @@ def test_a_defect_after_the_charge_gives_everything_back(
     assert order.message is not None
     assert "ZeroDivisionError: division by zero" in order.message
     assert books() == AS_BEFORE
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "away",
+    [httpx.ConnectError("Prefect's server"), OperationalError("SELECT 1", {}, OSError())],
+    ids=["Prefect's server", "the database"],
+)
+def test_a_run_that_fails_for_want_of_a_server_is_started_again_and_refunds_nothing(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, away: Exception
+) -> None:
+    def be_away(_order_ids: list[str]) -> None:
+        raise away
+
+    started_again = []
+    monkeypatch.setattr(checkout, "prepare_order", be_away)
+    monkeypatch.setattr(
+        compensation, "continue_run", lambda _client, *run: started_again.append(run)
+    )
+    assert runs.check_out(EXAMPLE).result().is_failed()
+    assert started_again == [(str(runs.run_of("example").id), ["example"])]
+    assert (status("example"), books()) == ("started", (450, 0))
 
 
 @sqlite_only
