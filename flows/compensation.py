@@ -5,6 +5,7 @@ from the saga log, and an undo that was done is not done again.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -31,6 +32,9 @@ from tasks.points import restore_points
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.compensation")
+
+GROUP = 1_000
+"""Orders that are given back together: a run's parameters are kept by Prefect, within bounds."""
 
 UNDO = {
     "bill_customer": refund_customer,
@@ -96,10 +100,32 @@ def compensate_run(
         with get_client(sync_client=True) as client:
             continue_run(client, str(flow_run.id), order_ids)
         return
-    to_undo = abandon(order_ids, error)
-    if to_undo:
-        with tags(*(f"order:{id_}" for id_ in to_undo[:1])):
-            compensate(to_undo)
+    abandon_and_compensate(order_ids, error)
+
+
+def abandon_and_compensate(order_ids: Sequence[str], error: OrderError) -> None:
+    """End the forward way of orders and give back what they took, in groups.
+
+    Raises:
+        CompensationFailed: not everything could be given back; all groups were tried.
+    """
+    failed = None
+    for group in batched(order_ids, GROUP):
+        to_undo = abandon(group, error)
+        if to_undo:
+            try:
+                with tags(*(f"order:{id_}" for id_ in to_undo[:1])):
+                    compensate(to_undo)
+            except CompensationFailed as problem:
+                failed = problem
+    if failed is not None:
+        raise failed
+
+
+def batched(ids: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Give the ids in groups of at most ``size``."""
+    for start in range(0, len(ids), size):
+        yield list(ids[start : start + size])
 
 
 def _reason(state: State[Any]) -> OrderError | None:

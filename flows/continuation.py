@@ -21,7 +21,14 @@ from prefect.states import AwaitingRetry, Crashed
 
 from store.models import Order
 from store.settings import settings
-from tasks.orders import count_continuation, hand_over, orders_of_run, read_order
+from tasks.batches import batches_among, hand_over_batch
+from tasks.orders import (
+    continuations_of_run,
+    count_continuation,
+    hand_over,
+    orders_of_run,
+    read_order,
+)
 
 CONTINUATION = "store:continuation"
 """Tag of a run that takes over a crashed run's order. It never begins a new attempt."""
@@ -87,16 +94,19 @@ def continue_run(
         Whether the orders go on, by this call or another one's; if not, they have had their
         number of continuations.
     """
-    orders = [read_order(id_) for id_ in order_ids]
-    continuations = max(order.continuations for order in orders) if seen is None else seen
+    continuations = continuations_of_run(run_id) if seen is None else seen
     if continuations >= settings().max_continuations:
         return False
     # Whoever counts it first does it: a hook and any number of recoveries may be here at once.
-    if not count_continuation(order_ids, continuations):
+    if not count_continuation(run_id, continuations):
         return True
-    if not _restart(client, run_id):
-        for order in orders:
-            _start_anew(order, continuations + 1)
+    if _restart(client, run_id):
+        return True
+    if batches_among([run_id]):
+        _start_batch_anew(run_id, continuations + 1)
+    else:
+        for id_ in order_ids:
+            _start_anew(read_order(id_), continuations + 1)
     return True
 
 
@@ -122,15 +132,29 @@ def _start_anew(order: Order, continuation: int) -> None:
     parameters = {"order": {**order.request, "orderId": order.id}}
     if order.request["paymentMethod"] is None:
         del parameters["order"]["paymentMethod"]
+    run = _new_run(
+        settings().checkout_deployment, parameters, f"{order.id}:{order.attempt}:{continuation}"
+    )
+    hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
+    logger.warning("order %s goes on in a new run, %s", order.id, run.id)
+
+
+def _start_batch_anew(run_id: str, continuation: int) -> None:
+    """Give a batch's unfinished orders to a new run, all of them to the same one."""
+    run = _new_run(settings().batch_deployment, {}, f"{run_id}:{continuation}")
+    hand_over_batch(from_run=run_id, to_run=str(run.id))
+    logger.warning("the batch of run %s goes on in a new run, %s", run_id, run.id)
+
+
+def _new_run(deployment: str, parameters: dict[str, Any], idempotency_key: str) -> FlowRun:
     run = run_deployment(
-        settings().checkout_deployment,
+        deployment,
         parameters=parameters,
-        idempotency_key=f"{order.id}:{order.attempt}:{continuation}",
+        idempotency_key=idempotency_key,
         tags=[CONTINUATION],
         timeout=0,
         as_subflow=False,
     )
     if not isinstance(run, FlowRun):
         raise TypeError(f"run_deployment gave {run!r}")
-    hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
-    logger.warning("order %s goes on in a new run, %s", order.id, run.id)
+    return run

@@ -127,12 +127,12 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
             key=key,
         )
     except RuntimeError as error:
-        _tell_why_not_paused(error)
+        tell_why_not_paused(error)
     except FlowPauseTimeout:
         # The server may have failed the run already, but a decision of the last moment counts.
         try:
             with get_client(sync_client=True) as client:
-                _end_pause(client)
+                end_pause(client)
         except SERVER_AWAY as error:
             logger.warning("Prefect's server is away as order %s's wait ends: %r", order.id, error)
     except ValidationError:
@@ -145,7 +145,7 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
     return None
 
 
-def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
+def tell_why_not_paused(error: RuntimeError) -> NoReturn:
     """Raise the reason why Prefect refused a pause: the run is not this process's any more."""
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(runtime.flow_run.id).state
@@ -169,7 +169,7 @@ def _sit_out_outage(order: Order) -> None:
     while _seconds_left(order) > 1:
         try:
             with get_client(sync_client=True) as client:
-                _end_pause(client)
+                end_pause(client)
                 record_answers_left(client, order)
         except SERVER_AWAY as error:
             logger.warning("Prefect's server is still away: %r", error)
@@ -178,7 +178,7 @@ def _sit_out_outage(order: Order) -> None:
             return
 
 
-def _end_pause(client: SyncPrefectClient) -> None:
+def end_pause(client: SyncPrefectClient) -> None:
     """Tell Prefect that this run goes on, where it still shows the pause, or failed it with it.
 
     A cancellation or a crash that was set meanwhile stays.

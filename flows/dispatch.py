@@ -11,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -21,16 +23,18 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from store.errors import RetryableError
-from store.messages import OrderMessage
+from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
 from store.settings import settings
-from tasks.dispatch import Decided, decisions_of, find_couriers
+from tasks.dispatch import DISPATCHER, Decided, decisions_of, find_couriers
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
 
 GROUP = 500
 """Messages that are decided in one transaction."""
+IN_HAND_AT_MOST = 10 * GROUP
+"""More than these stay in the queue: what is in hand must be looked after before it comes again."""
 LONGEST_POLL_SECONDS = 20.0
 """The longest that SQS lets a receive wait."""
 RESUMERS = 8
@@ -81,7 +85,10 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
             next_look = min((held.look_at for held in in_hand.values()), default=deadline)
             patience_seconds = min(max(next_look - now, 0.0), deadline - now, LONGEST_POLL_SECONDS)
             try:
-                take_in(queue, in_hand, patience_seconds, report)
+                if len(in_hand) < IN_HAND_AT_MOST:
+                    take_in(queue, in_hand, patience_seconds, report)
+                else:
+                    time.sleep(patience_seconds)
                 look_after(queue, in_hand, client, resumers, report)
             except (RetryableError, DBAPIError) as error:
                 # What is in hand stays in hand, or comes again after its visibility timeout.
@@ -120,7 +127,11 @@ def look_after(
 ) -> None:
     """Decide what is open, resume what is decided, delete the messages that are settled."""
     now = time.monotonic()
-    due = [held for held in in_hand.values() if held.look_at <= now]
+    due = nsmallest(
+        GROUP,
+        (held for held in in_hand.values() if held.look_at <= now),
+        key=lambda held: held.look_at,
+    )
     if not due:
         return
     known = decisions_of([held.message for held in due])
@@ -128,7 +139,7 @@ def look_after(
     if undecided:
         report.decided += len(find_couriers(undecided))
         known = decisions_of([held.message for held in due])
-    to_resume = []
+    to_resume = {}
     settled = []
     for held in due:
         state = known[held.message]
@@ -137,15 +148,21 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_settled:
+        elif state.is_settled or (
+            state.in_batch and state.answer is not None and state.others_wait
+        ):
+            # The run of a batch is resumed for its last decision; the messages before have done
+            # their work.
             settled.append(held.received)
             del in_hand[held.received.id]
         else:
-            if state.answer is not None:
-                to_resume.append(state)
+            # An open order found no room: its batch is to hand over what is decided, which makes
+            # room again.
+            if state.answer is not None or (state.is_open and state.others_hold):
+                to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
-    report.resumed += sum(resumers.map(partial(resume, client), to_resume))
+    report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
     queue.delete(settled)
     report.settled += len(settled)
     queue.hide(
@@ -157,15 +174,31 @@ def look_after(
 def resume(client: SyncPrefectClient, decided: Decided) -> bool:
     """Wake the order's run with the decision that is recorded; say whether Prefect took it.
 
+    A batch is only told to go on: it reads all its decisions from the database.
+
     Prefect answers ABORT when the run is not paused, or not yet, and when another was faster.
     None of this loses the decision, which the run finds in the database.
     """
-    if decided.run_id is None or decided.answer is None:
+    if decided.run_id is None:
         return False
+    if decided.in_batch:
+        return wake_batch(client, decided.run_id)
+    return decided.answer is not None and _resume(
+        client, decided.run_id, decided.answer.model_dump()
+    )
+
+
+def wake_batch(client: SyncPrefectClient, run_id: str) -> bool:
+    """Tell a batch's run to go on with what is decided; say whether Prefect took it."""
+    answer = BatchAnswer(outcome=GO_ON, answered_by=DISPATCHER)
+    return _resume(client, run_id, answer.model_dump())
+
+
+def _resume(client: SyncPrefectClient, run_id: str, given: dict[str, Any]) -> bool:
     try:
-        answer = client.resume_flow_run(UUID(decided.run_id), run_input=decided.answer.model_dump())
+        answer = client.resume_flow_run(UUID(run_id), run_input=given)
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.TransportError) as error:
-        logger.warning("run %s could not be resumed: %r", decided.run_id, error)
+        logger.warning("run %s could not be resumed: %r", run_id, error)
         return False
     return answer.status.value == "ACCEPT"
 

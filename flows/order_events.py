@@ -26,13 +26,14 @@ TIMELINES_AT_MOST = 20
 
 def tell(order_ids: Iterable[str]) -> None:
     """Emit an event with each order's status and renew the timeline at its run."""
-    for number, order_id in enumerate(order_ids):
+    ids = list(order_ids)
+    for order_id in ids:
         try:
             order = read_order(order_id)
             _emit(order)
             if order.status == OrderStatus.COMPENSATION_FAILED:
                 announce_failed_compensation(order)
-            if number < TIMELINES_AT_MOST:
+            if len(ids) <= TIMELINES_AT_MOST:
                 _publish_timeline(order)
         except Exception:
             logger.exception("order %s could not be told of; it is not affected", order_id)

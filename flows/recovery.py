@@ -22,11 +22,13 @@ from pydantic import BaseModel
 from flows.compensation import compensate
 from flows.continuation import continue_run
 from flows.courier_wait import record_answers_left
+from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
 from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.saga import abandon
 from store.settings import settings
+from tasks.batches import batches_among, count_by_status
 from tasks.dispatch import dispatch_order, expire_waits, send_again
 from tasks.orders import (
     UnfinishedOrder,
@@ -175,7 +177,8 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
     of_run: dict[str, list[str]] = defaultdict(list)
     seen: dict[str, int] = defaultdict(int)
     for order in orders:
-        record_answers_left(client, read_order(order.id))
+        if not order.in_batch:  # a batch's run reads its answers itself
+            record_answers_left(client, read_order(order.id))
         if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
             of_run[order.run_id].append(order.id)
             seen[order.run_id] = max(seen[order.run_id], order.continuations)
@@ -194,7 +197,14 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
 
 def _close(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
     """Give runs whose orders were finished here the ending that their dead processes cannot."""
+    batches = batches_among([id_ for id_ in run_ids if id_ is not None])
     for run_id, state in _states(client, run_ids).items():
+        if run_id in batches:
+            # It has its report to make; who has died is marked as crashed for want of a sign of
+            # life.
+            if state.is_paused() and OrderStatus.WAITING not in count_by_status(run_id):
+                wake_batch(client, run_id)
+            continue
         orders = finished_orders_of_run(run_id)
         if state.is_final() or not orders:
             continue

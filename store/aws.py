@@ -29,6 +29,7 @@ from botocore.parsers import ResponseParserError
 from store.errors import RetryableError, StoreError
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sns.client import SNSClient
     from mypy_boto3_sqs.client import SQSClient
 
@@ -83,6 +84,12 @@ def sqs(endpoint_url: str | None) -> "SQSClient":
 def sns(endpoint_url: str | None) -> "SNSClient":
     """Return this process's SNS client; it may be shared by threads."""
     client: SNSClient = _client("sns", endpoint_url)
+    return client
+
+
+def s3(endpoint_url: str | None) -> "S3Client":
+    """Return this process's S3 client; it may be shared by threads."""
+    client: S3Client = _client("s3", endpoint_url)
     return client
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -21,16 +21,23 @@ from sqlmodel import Session, SQLModel
 
 from store.settings import settings
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 SQLITE_BUSY_MILLISECONDS = 60_000
+MIGRATION_TRIES = 5
+"""Each waits a few seconds at most for its locks, and lets the checkouts through in between."""
 
 
 @cache
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=5, max_overflow=20, hide_parameters=True
+        )
 
-    sqlite = create_engine(url, connect_args={"check_same_thread": False})
+    sqlite = create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True)
 
     @event.listens_for(sqlite, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -92,11 +99,37 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema of the database at ``url`` to the newest version; safe to repeat."""
+    """Bring the schema of the database at ``url`` to the newest version; safe to repeat.
+
+    All of it is one transaction. Where the shop is open, the database may end it (a deadlock with
+    a checkout, a lock that does not come in time); it is then tried again.
+    """
     from alembic import command
+
+    for tries_left in reversed(range(MIGRATION_TRIES)):
+        try:
+            command.upgrade(_migrations(url), "head")
+        except DBAPIError as error:
+            if not (tries_left and is_connection_error(error)):
+                raise
+        else:
+            return
+
+
+def revisions(url: str) -> tuple[str | None, str | None]:
+    """Return the version that the database at ``url`` has, none if it is empty, and the newest."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    with engine(url).execution_options(store_reading=True).connect() as connection:
+        present = MigrationContext.configure(connection).get_current_revision()
+    return present, ScriptDirectory.from_config(_migrations(url)).get_current_head()
+
+
+def _migrations(url: str) -> "Config":
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["url"] = url
-    command.upgrade(config, "head")
+    return config

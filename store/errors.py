@@ -28,6 +28,14 @@ class OrderInProgress(RefusedOrder):
     """The order is still in the hands of another run, or is being compensated."""
 
 
+class UnreadableSource(StoreError):
+    """A file of orders cannot be read at all; nothing of it was recorded."""
+
+
+class BatchFailed(StoreError):
+    """More orders of a batch failed than it tolerates; those that are done stay done."""
+
+
 class InvalidDecision(StoreError):
     """A courier decision makes no sense; the order waits on for another one."""
 
@@ -92,6 +100,10 @@ class QueueUnavailable(RetryableError):
 
 class TopicUnavailable(RetryableError):
     """The topic did not answer, or did not take everything; it names what it did not take."""
+
+
+class SourceUnavailable(RetryableError):
+    """The place of a file of orders did not answer."""
 
 
 class QueueRefused(StoreError):

@@ -183,6 +183,36 @@ class CourierAnswer(BaseModel):
     )
 
 
+BatchOutcome = Literal["go on as decided", "courier assigned", "no courier available"]
+GO_ON: BatchOutcome = "go on as decided"
+
+
+class BatchAnswer(BaseModel):
+    """The answer to a batch that waits: go on, or decide on all of its orders that still wait."""
+
+    outcome: BatchOutcome = Field(
+        description="Go on with what is decided, or decide on every order that still waits."
+    )
+    courier: str = Field(
+        default="",
+        max_length=ID_LENGTH,
+        pattern=PRINTABLE,
+        description="The id of the courier who takes the orders that still wait, if one does.",
+    )
+    reason: str = Field(
+        default="",
+        max_length=500,
+        pattern=PRINTABLE,
+        description="Why no courier takes them. Shown with each order: no personal data.",
+    )
+    answered_by: str = Field(
+        default="",
+        max_length=ID_LENGTH,
+        pattern=PRINTABLE,
+        description="Who answers: your name or initials.",
+    )
+
+
 class ReceiptLine(BaseModel):
     """One title of a receipt."""
 

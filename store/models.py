@@ -132,7 +132,7 @@ class Order(SQLModel, table=True):
 
     __tablename__ = "orders"
     __table_args__ = (
-        Index("orders_by_run", "run_id"),
+        Index("orders_by_run", "run_id", "status", "id"),
         Index(
             "orders_unfinished",
             "status",
@@ -165,6 +165,20 @@ class Order(SQLModel, table=True):
     reminded_attempt: int = 0
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Batch(SQLModel, table=True):
+    """A flow run that carries many orders.
+
+    ``moved_at`` is its last sign of life: one order may stand still while the others move.
+    """
+
+    __tablename__ = "batches"
+
+    run_id: str = Field(primary_key=True, max_length=36)
+    source: str | None = None
+    started_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    moved_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
 class OrderLine(SQLModel, table=True):

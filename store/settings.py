@@ -65,6 +65,25 @@ class Settings(BaseSettings):
         default="store-checkout/local",
         description="The deployment in which an order goes on when its own run cannot.",
     )
+    batch_deployment: str = Field(
+        default="batch-checkout/nightly",
+        description="The deployment in which a batch's orders go on when their own run cannot.",
+    )
+    batch_task_runner: Literal["threads", "dask"] = Field(
+        default="threads",
+        description="What carries the chunks of a batch: `threads` of the run's own process, or "
+        "`dask`, a cluster.",
+    )
+    dask_address: str | None = Field(
+        default=None,
+        description="Address of the Dask scheduler; left out, a cluster of this machine is started "
+        "for the run.",
+    )
+    orders_folder: str | None = Field(
+        default=None,
+        description="The folder of a batch's local files. Set, no file outside of it is read; left "
+        "out, sources are relative to the folder in which the run works.",
+    )
     visibility_timeout_seconds: int = Field(
         default=30,
         ge=1,

@@ -21,6 +21,7 @@ from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
 from store.models import (
     ENDED,
+    Batch,
     Book,
     Courier,
     Decision,
@@ -123,6 +124,12 @@ class Decided:
     is_settled: bool = False
     run_id: str | None = None
     answer: CourierAnswer | None = None
+    in_batch: bool = False
+    """Its run carries other orders as well."""
+    others_wait: bool = False
+    """An order of its batch still waits for its decision."""
+    others_hold: bool = False
+    """An order of its batch is decided and holds its courier's capacity."""
 
 
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
@@ -139,21 +146,46 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
                 select(Decision).where(col(Decision.order_id).in_(ids), col(Decision.accepted))
             )
         }
+        run_ids = {order.run_id for order in orders.values() if order.run_id}
+        # After the decisions: of two dispatchers, the one that decides last sees that none waits.
+        batches = {
+            run_id: {
+                status
+                for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
+                if session.scalars(
+                    select(Order.id)
+                    .where(col(Order.run_id) == run_id, col(Order.status) == status)
+                    .limit(1)
+                ).first()
+            }
+            for run_id in session.scalars(
+                select(Batch.run_id).where(col(Batch.run_id).in_(run_ids))
+            ).all()
+        }
         return {
             message: _decided(
                 message,
                 orders.get(message.order_id),
                 decisions.get((message.order_id, message.attempt)),
+                batches,
             )
             for message in messages
         }
 
 
-def _decided(message: OrderMessage, order: Order | None, decision: Decision | None) -> Decided:
+def _decided(
+    message: OrderMessage,
+    order: Order | None,
+    decision: Decision | None,
+    batches: Mapping[str, set[OrderStatus]],
+) -> Decided:
     if order is None:
         return Decided(exists=False)
     this_attempt = order.attempt == message.attempt
     return Decided(
+        in_batch=order.run_id in batches,
+        others_wait=OrderStatus.WAITING in batches.get(order.run_id or "", ()),
+        others_hold=OrderStatus.DISPATCHING in batches.get(order.run_id or "", ()),
         exists=True,
         is_open=this_attempt and order.status == OrderStatus.WAITING,
         is_settled=not this_attempt or order.status in ENDED,
@@ -202,6 +234,38 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         )
         session.expunge(late)
         return counting[0] if counting else late
+
+
+def answer_waiting(order_ids: Sequence[str], answer: CourierAnswer) -> list[str]:
+    """Record one answer for all of a batch's orders that still wait.
+
+    A courier takes those that it has room for, in the order in which they are given; the others
+    wait on.
+
+    Returns:
+        The ids of the orders that were decided now.
+
+    Raises:
+        InvalidDecision: the answer makes no sense; nothing was recorded.
+    """
+    with transaction() as session:
+        orders = lock_orders(session, order_ids)
+        couriers = _lock_couriers(session)
+        courier = couriers.get(answer.courier)
+        free = courier.capacity_copies - courier.assigned_copies if courier else 0
+        decided = []
+        for order in (orders[id_] for id_ in order_ids if id_ in orders):
+            if not _waits(order, order.attempt):
+                continue
+            if answer.outcome == ASSIGNED and courier is not None:
+                if free < order.copies:
+                    continue
+                free -= order.copies
+            else:
+                _require_sense(order, answer, couriers)
+            decided.append((order, answer))
+        _decide(session, decided)
+        return [order.id for order, _ in decided]
 
 
 def send_again(order_ids: Sequence[str]) -> None:

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from store.database import insert_missing, reading, transaction
 from store.errors import OrderError, OrderIdConflict, OrderInProgress, UserNotFound, recorded_error
 from store.messages import CheckoutOrder, Receipt, ReceiptLine, money
 from store.models import (
+    BEFORE_PIVOT,
     ENDED,
     GIVING_BACK,
+    Batch,
     Book,
     Courier,
     Customer,
@@ -183,7 +185,8 @@ def finished_orders_of_run(run_id: str) -> list[Order]:
 class UnfinishedOrder:
     """What recovery sees of an order that has not ended.
 
-    ``moved_at`` is its last change or step, ``asked_at`` when a courier was last asked for it.
+    ``moved_at`` is its last change or step, or its batch's last sign of life; ``asked_at`` is when
+    a courier was last asked for it.
     """
 
     id: str
@@ -195,6 +198,7 @@ class UnfinishedOrder:
     continuations: int
     undo_tries: int
     reminded: bool
+    in_batch: bool = False
 
 
 def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
@@ -211,40 +215,71 @@ def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
         for record in session.exec(select(SagaRecord).where(col(SagaRecord.order_id).in_(records))):
             if record.attempt == attempts[record.order_id]:
                 records[record.order_id].append(record)
-        return [_unfinished(order, records[order.id]) for order in orders]
+        batches = {
+            batch.run_id: batch.moved_at
+            for batch in session.exec(
+                select(Batch).where(col(Batch.run_id).in_({order.run_id for order in orders}))
+            )
+        }
+        return [
+            _unfinished(order, records[order.id], batches.get(order.run_id or ""))
+            for order in orders
+        ]
 
 
-def _unfinished(order: Order, records: Sequence[SagaRecord]) -> UnfinishedOrder:
+def _unfinished(
+    order: Order, records: Sequence[SagaRecord], batch_moved_at: datetime | None
+) -> UnfinishedOrder:
+    moves = [order.updated_at, *(record.at for record in records)]
+    if batch_moved_at is not None and order.status in BEFORE_PIVOT:
+        moves.append(batch_moved_at)
     return UnfinishedOrder(
         id=order.id,
         status=order.status,
         run_id=order.run_id,
         wait_until=order.wait_until if order.status == OrderStatus.WAITING else None,
-        moved_at=max([order.updated_at, *(record.at for record in records)]),
+        moved_at=max(moves),
         asked_at=next((r.at for r in records if r.step == "prepare_order"), None),
         continuations=order.continuations,
         undo_tries=max((record.undo_tries for record in records), default=0),
-        reminded=order.reminded_attempt == order.attempt,
+        # A batch is asked about as a whole; hundreds of reminders would help nobody.
+        reminded=order.reminded_attempt == order.attempt or batch_moved_at is not None,
+        in_batch=batch_moved_at is not None,
     )
 
 
-def count_continuation(order_ids: Sequence[str], seen: int) -> bool:
-    """Count one more continuation of the orders; say whether nobody else was faster.
+def count_continuation(run_id: str, seen: int) -> bool:
+    """Count one more continuation of the run's unfinished orders; say whether nobody was faster.
 
     Args:
-        order_ids: Orders of one run.
+        run_id: The run that owns them.
         seen: The highest number of continuations among them when the caller looked.
     """
     with transaction() as session:
-        orders = session.exec(
-            select(Order).where(col(Order.id).in_(order_ids)).order_by(Order.id).with_for_update()
-        ).all()
-        if max(order.continuations for order in orders) != seen:
-            return False
-        for order in orders:
-            order.continuations = seen + 1
-            order.updated_at = utc_now()
-        return True
+        counted = session.execute(
+            update(Order)
+            .where(
+                col(Order.run_id) == run_id,
+                col(Order.status).not_in(ENDED),
+                col(Order.continuations) <= seen,
+            )
+            .values(continuations=seen + 1, updated_at=utc_now())
+            .returning(col(Order.id))
+        )
+        return counted.first() is not None
+
+
+def continuations_of_run(run_id: str) -> int:
+    """Return how often the run's unfinished orders were continued, at most."""
+    with reading() as session:
+        return (
+            session.scalar(
+                select(func.max(col(Order.continuations))).where(
+                    col(Order.run_id) == run_id, col(Order.status).not_in(ENDED)
+                )
+            )
+            or 0
+        )
 
 
 def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:

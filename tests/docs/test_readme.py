@@ -21,9 +21,10 @@ import store.errors
 import tasks
 from deployments.demo import CASES
 from deployments.local import EXAMPLE_ORDER
+from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.compensation import UNDO
-from store.messages import CheckoutOrder, CourierAnswer
+from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer
 from store.models import ENDED, OrderStatus
 from store.settings import Settings
 from tasks.retries import RETRIES
@@ -31,7 +32,7 @@ from tasks.retries import RETRIES
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 README = (PROJECT_DIR / "README.md").read_text()
 ADR_SECTIONS = ["Context", "Decision", "Consequences", "Rejected"]
-NOT_OF_THE_CHECKOUT = {"find_couriers"}
+NOT_OF_THE_CHECKOUT = {"find_couriers", "load_orders"}
 """Tasks of other flows, which are no steps of an order."""
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -250,6 +251,17 @@ def test_the_parameter_table_has_every_parameter_of_the_checkout_and_its_choices
     assert f"`{parameters['wait'].default}`, the default" in rows["wait"][0]
 
 
+def test_the_parameter_table_has_every_parameter_of_the_batch() -> None:
+    parameters = inspect.signature(batch_checkout.fn).parameters
+    assert set(table("## Batches", "Parameter")) == set(parameters)
+
+
+def test_the_answers_to_a_batch_are_those_of_its_form() -> None:
+    outcomes = get_args(BatchAnswer.model_fields["outcome"].annotation)
+    assert outcomes
+    assert set(table("## Batches", "Answer")) == set(outcomes)
+
+
 def test_the_input_table_has_every_field_of_an_order() -> None:
     fields = {field.alias for field in CheckoutOrder.model_fields.values()}
     assert set(table("## Input", "Name")) == fields
@@ -271,6 +283,9 @@ def test_each_command_that_starts_a_run_names_a_deployment_and_has_a_good_order(
         assert arguments[::2] == ["--param"] * (len(arguments) // 2)
         for argument in arguments[1::2]:
             name, _, value = argument.partition("=")
+            if deployment == "batch-checkout/nightly":
+                assert name in inspect.signature(batch_checkout.fn).parameters
+                continue
             assert name == "order"
             CheckoutOrder.model_validate_json(value)
 

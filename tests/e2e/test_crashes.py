@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -123,6 +124,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             _stop_single_runs(shop)
             _hold_recovery(shop)
             _take_the_server_away(shop)
+            _let_a_run_fall_silent(shop)
             _kill_the_workers(shop)
             _find_couriers_for_the_rest(shop)
             yield shop
@@ -179,6 +181,27 @@ def _take_the_server_away(shop: Shop) -> None:
         )
 
     wait_until(all_pause_anew, "orders that paused anew after the server's return")
+
+
+def _let_a_run_fall_silent(shop: Shop) -> None:
+    """Have a run without an order that gives one sign of life, and never another one."""
+    checkout = httpx.get(f"{shop.local.api_url}/deployments/name/{CHECKOUT_DEPLOYMENT}").json()
+    run = _post(shop, "/flow_runs/", {"flow_id": checkout["flow_id"], "state": {"type": "RUNNING"}})
+    shop.runs["it-falls-silent"] = shop.api.read_run(run["id"])
+    heartbeat = {
+        "id": str(uuid4()),
+        "occurred": utc_now().isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run['id']}"},
+        "related": [
+            {
+                "prefect.resource.id": f"prefect.flow.{checkout['flow_id']}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": "store-checkout",
+            }
+        ],
+    }
+    httpx.post(f"{shop.local.api_url}/events", json=[heartbeat]).raise_for_status()
 
 
 def _hold_recovery(shop: Shop) -> None:
@@ -265,11 +288,18 @@ def test_the_automations_applied_again_are_still_two(shop: Shop) -> None:
     assert len(names) == len(set(names)) == 2
 
 
+def test_a_run_without_a_sign_of_life_is_marked_as_crashed_by_the_automation(shop: Shop) -> None:
+    wait_until(lambda: shop.state("it-falls-silent") == "Crashed", "end of the silent run")
+    message = shop.api.read_run(shop.runs["it-falls-silent"].id).message
+    assert message == "no sign of life for 120 s"
+
+
 @pytest.mark.parametrize(
     ("event", "order_id"),
     [
         ("store.order.waiting", "its-process-is-killed"),
         ("store.order.dispatched", "it-is-suspended"),
+        ("store.order.dispatched", "its-process-is-terminated"),
         ("store.order.compensated", "it-is-cancelled"),
     ],
 )

@@ -1,12 +1,17 @@
 """Orders on the real server, worker and deployments, from their start to each ending."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
 from deployments.demo import demonstrate
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import OrderStatus
 
 from .conftest import RunningSystem, status_of, wait_until
@@ -30,6 +35,33 @@ def test_an_order_that_waited_when_the_system_was_restarted_is_dispatched(
         lambda: status_of(store_url, "survivor") == OrderStatus.DISPATCHED,
         "dispatch of the order that waited",
     )
+
+
+def test_a_file_of_orders_is_carried_out_by_the_nightly_batch(
+    local_system: RunningSystem, tmp_path: Path
+) -> None:
+    local = local_system.local
+    source = tmp_path / "orders.csv"
+    lines = [f"batch-{number},{JOHN_DOE},{STRIPED_PAJAMAS},1" for number in range(20)]
+    source.write_text("\n".join(["orderId,userId,bookId,quantity", *lines, "bad,bad,bad,0"]))
+    subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "prefect"), "deployment", "run"),
+            *("batch-checkout/nightly", "--param", f"source={source}"),
+        ],
+        env={**os.environ, **local.settings()},
+        check=True,
+        capture_output=True,
+    )
+    local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
+    wait_until(
+        lambda: all(
+            status_of(local.store_url, f"batch-{number}") == OrderStatus.DISPATCHED
+            for number in range(20)
+        ),
+        "dispatch of all orders of the batch",
+    )
+    assert (tmp_path / "orders.csv.rejects.csv").read_text().startswith("line,field,reason\n22,")
 
 
 def test_the_ui_is_served_and_calls_the_server_on_its_port(local_system: RunningSystem) -> None:

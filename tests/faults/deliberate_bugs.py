@@ -175,7 +175,7 @@ def a_new_attempt_charges_with_the_old_key() -> Patches:
     ]
 
 
-@bug("I5 intent")
+@bug("I5 intent", "I3 one charge")
 def a_charge_has_no_intent() -> Patches:
     return [(Forward, "intend", lambda *_, **__: None)]
 

@@ -1,0 +1,255 @@
+"""The flow ``batch_checkout``: many orders in one run, through the same steps as a single one.
+
+The run claims submitted orders a chunk at a time and carries several chunks at once. Each order
+keeps its own saga records, outcome and error, so one order's bad luck never stops the others. It
+may start again from its top at any time: the orders that it owns are found in the database.
+
+    python -m flows.batch submit orders.csv     record the orders of a file
+    python -m flows.batch run                   carry out all orders that are submitted
+    python -m flows.batch failed RUN_ID         the failed orders of a run, as CSV
+"""
+
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+from prefect import State, flow, get_client, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows.batch_report import Progress, publish, report_on
+from flows.batch_wait import await_decisions, record_answers_left
+from flows.compensation import compensate, compensate_run
+from flows.continuation import continue_crashed_run
+from flows.courier_wait import Wait
+from store.errors import BatchFailed, CheckoutFailed, CompensationFailed, OrderError
+from store.models import OrderStatus
+from store.saga import abandon
+from store.settings import settings
+from tasks.batches import (
+    begin_batch,
+    count_by_status,
+    giving_back,
+    pages_of_run,
+    touch_batch,
+    waits_until,
+)
+from tasks.billing import bill_customer
+from tasks.dispatch import dispatch_order, prepare_order
+from tasks.intake import claim_failed_orders, claim_orders, load_orders
+from tasks.inventory import check_inventory
+from tasks.points import redeem_points
+from tasks.pricing import calculate_total
+from tasks.retries import is_transient
+
+logger = logging.getLogger("store.batch")
+
+STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order)
+"""The steps up to the wait, as in `store_checkout`."""
+CHUNK_SIZE = 1_000
+CONCURRENCY = 2
+
+
+@flow(
+    name="batch-checkout",
+    retries=0,
+    on_failure=[compensate_run],
+    on_cancellation=[compensate_run],
+    on_crashed=[continue_crashed_run],
+)
+def batch_checkout(
+    source: str | None = None,
+    failed_of: str | None = None,
+    chunk_size: Annotated[int, Field(ge=1, le=5_000)] = CHUNK_SIZE,
+    concurrency: Annotated[int, Field(ge=1, le=32)] = CONCURRENCY,
+    tolerated_failures: Annotated[float, Field(ge=0, le=1)] = 0.25,
+    wait: Wait = "pause",
+) -> State[Any]:
+    """Check many orders out: all that are submitted, those of a file, or those that failed.
+
+    Args:
+        source: A JSONL or CSV file of orders, a local path or `s3://bucket/key`. Its orders are
+            submitted first; loading a file twice changes nothing.
+        failed_of: The id of an earlier run: only its rejected and compensated orders are taken,
+            each as a new attempt.
+        chunk_size: How many orders go through a step together.
+        concurrency: How many chunks are under way at the same time.
+        tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
+            as failed. Orders that are done stay done.
+        wait: `pause` keeps the run's process while couriers are sought; `suspend` keeps none.
+
+    Returns:
+        A completed state with the report; its message gives the counts.
+
+    Raises:
+        UnreadableSource: the file cannot be read at all; nothing of it was recorded.
+        BatchFailed: more orders failed than are tolerated; the message gives the counts.
+    """
+    if source and failed_of:
+        raise ValueError("failed_of: give either it or source; it takes failed orders only")
+    run_id = str(runtime.flow_run.id)
+    batch = begin_batch(run_id, source)
+    progress = Progress(run_id)
+    seconds: defaultdict[str, float] = defaultdict(float)
+    intake = load_orders(source, run_id) if source else None
+
+    def carry(work: Any, chunks: Iterable[list[str]]) -> None:
+        for step, spent in _carry(run_id, work, chunks, concurrency, progress):
+            seconds[step] += spent
+
+    carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
+    carry(check_out_chunk, _claims(run_id, failed_of, chunk_size))
+    refused = _answers_left(run_id, chunk_size)
+    while True:
+        carry(
+            finish_chunk,
+            pages_of_run(run_id, [OrderStatus.DISPATCHING, OrderStatus.COMPENSATING], chunk_size),
+        )
+        if waits_until(run_id) is None:
+            if not count_by_status(run_id).get(OrderStatus.DISPATCHING):
+                break
+        else:
+            refused = await_decisions(run_id, wait, chunk_size, refused)
+    report = report_on(batch, seconds, intake, progress)
+    publish(report, run_id)
+    if report.failed_share > tolerated_failures:
+        raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")
+    return Completed(message=report.message, data=report)
+
+
+def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[list[str]]:
+    """Claim one chunk after the other, each just before it is carried out."""
+    while claimed := (
+        claim_failed_orders(run_id, failed_of, chunk_size)
+        if failed_of
+        else claim_orders(run_id, chunk_size)
+    ):
+        yield claimed
+
+
+def _answers_left(run_id: str, chunk_size: int) -> str:
+    with get_client(sync_client=True) as client:
+        return record_answers_left(client, run_id, chunk_size)
+
+
+def task_runner(concurrency: int) -> TaskRunner[Any]:
+    """Return what carries the chunks, as the settings choose."""
+    if settings().batch_task_runner == "dask":
+        from prefect_dask.task_runners import DaskTaskRunner
+
+        if settings().dask_address:
+            return DaskTaskRunner(address=settings().dask_address)
+        return DaskTaskRunner(
+            cluster_kwargs={"n_workers": concurrency, "threads_per_worker": 1, "processes": True}
+        )
+    return ThreadPoolTaskRunner(max_workers=concurrency)
+
+
+def _carry(
+    run_id: str,
+    work: Any,
+    chunks: Iterable[list[str]],
+    concurrency: int,
+    progress: Progress,
+) -> Iterator[tuple[str, float]]:
+    """Carry out chunks, several at a time; give the seconds that each step took."""
+    chunks = iter(chunks)
+    chunk = next(chunks, None)
+    if chunk is None:
+        return
+    with task_runner(concurrency) as runner:
+        under_way: deque[Any] = deque()
+        while chunk is not None:
+            under_way.append(runner.submit(work, {"order_ids": chunk}))
+            # Orders are claimed only when there is somebody to carry them.
+            if len(under_way) >= concurrency:
+                yield from _finished(run_id, under_way.popleft(), progress)
+            chunk = next(chunks, None)
+        while under_way:
+            yield from _finished(run_id, under_way.popleft(), progress)
+
+
+def _finished(run_id: str, future: Any, progress: Progress) -> Iterable[tuple[str, float]]:
+    taken: dict[str, float] = future.result()
+    touch_batch(run_id)
+    progress.show()
+    return taken.items()
+
+
+@task(name="check_out_chunk", cache_policy=NO_CACHE)
+def check_out_chunk(order_ids: list[str]) -> dict[str, float]:
+    """Carry a chunk of orders up to the wait; give back what those have taken that fail.
+
+    Returns:
+        The seconds that each step took.
+    """
+    seconds: defaultdict[str, float] = defaultdict(float)
+    _check_out(order_ids, seconds)
+    _compensate(order_ids, seconds)
+    return dict(seconds)
+
+
+def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
+    """Do the steps for a group; a defect that one order hits is narrowed down to that order."""
+    going_on = order_ids
+    try:
+        for step in STEPS:
+            started = time.perf_counter()
+            going_on = step(going_on)
+            seconds[step.name] += time.perf_counter() - started
+            if not going_on:
+                return
+    except OrderError:
+        return  # none of the group goes on; each has its own error in its record
+    except Exception as error:
+        if is_transient(error):
+            raise
+        logger.exception("a step failed for a group of %d orders", len(order_ids))
+        if len(order_ids) == 1:
+            abandon(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
+            return
+        middle = len(order_ids) // 2
+        _check_out(order_ids[:middle], seconds)
+        _check_out(order_ids[middle:], seconds)
+
+
+def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
+    failing = giving_back(order_ids)
+    if not failing:
+        return
+    started = time.perf_counter()
+    try:
+        compensate(failing)
+    except CompensationFailed as problem:
+        logger.error("left to recover_orders: %s", problem)
+    seconds["compensate"] += time.perf_counter() - started
+
+
+@task(name="finish_chunk", cache_policy=NO_CACHE)
+def finish_chunk(order_ids: list[str]) -> dict[str, float]:
+    """Dispatch those orders of a chunk that have their courier, compensate those that failed.
+
+    Returns:
+        The seconds that each step took.
+    """
+    seconds: defaultdict[str, float] = defaultdict(float)
+    started = time.perf_counter()
+    try:
+        dispatch_order(order_ids)
+        seconds[dispatch_order.name] += time.perf_counter() - started
+    except OrderError:
+        pass  # none of the group is dispatched; each has its own error in its record
+    _compensate(order_ids, seconds)
+    return dict(seconds)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from flows.batch_commands import app
+
+    sys.exit(app())

@@ -1,0 +1,249 @@
+"""What people see of a batch: its progress while it runs, and its report at the end.
+
+Nothing of it may ever fail an order, so whatever goes wrong here is logged and left.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from pydantic import BaseModel
+
+from store.messages import money
+from store.models import ENDED, Batch, OrderStatus, utc_now
+from store.settings import settings
+from tasks.batches import count_by_status, failed_orders, sums_of_run
+from tasks.intake import Intake, count_submitted
+
+logger = logging.getLogger("store.batch")
+
+FAILED_SHOWN = 500
+"""Failed orders in the table at the run; `python -m flows.batch failed` gives all of them."""
+REASON_SHOWN = 200
+BAR_CELLS = 40
+BARS = 12
+
+on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
+"""Called with the orders that have ended and all that there are, after each chunk."""
+
+
+class Progress:
+    """How far a batch is: an artifact that moves in the UI, and a bar on the command line."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._artifact: UUID | None = None
+        self._started = time.monotonic()
+        self.ended: list[tuple[float, int]] = []
+        """Seconds since the start, and how many orders had ended by then."""
+
+    def show(self) -> None:
+        """Show how far the batch is now; an order that waits counts half."""
+        counts = count_by_status(self._run_id)
+        ended = sum(counts.get(status, 0) for status in ENDED)
+        passed = ended + 0.5 * sum(
+            counts.get(status, 0) for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
+        )
+        total = max(1, sum(counts.values()) + count_submitted())
+        self.ended.append((time.monotonic() - self._started, ended))
+        if (listener := on_progress.get()) is not None:
+            listener(int(passed), total)
+        try:
+            share = round(100 * passed / total, 1)
+            if self._artifact is None:
+                created: Any = create_progress_artifact(
+                    progress=share, key="batch-progress", description="The batch's orders"
+                )
+                self._artifact = created
+            else:
+                update_progress_artifact(self._artifact, progress=share)
+        except Exception:
+            logger.exception("the batch's progress could not be shown; it is not affected")
+
+
+class BatchReport(BaseModel):
+    """What a batch has done. Money is cents, times are seconds."""
+
+    orders: int
+    by_status: dict[str, int]
+    by_error: dict[str, int]
+    captured_cents: int
+    refunded_cents: int
+    points_redeemed: int
+    points_restored: int
+    seconds: float
+    step_seconds: dict[str, float]
+    slowest_step: str
+    ended_by: list[tuple[float, int]] = []
+    source: str | None = None
+    new: int = 0
+    known: int = 0
+    rejected_lines: int = 0
+    rejects_file: str | None = None
+    rejects: list[tuple[int, str, str]] = []
+
+    @property
+    def failed_share(self) -> float:
+        """Return the share of orders that did not end dispatched."""
+        failed = self.orders - self.by_status.get(OrderStatus.DISPATCHED, 0)
+        return failed / self.orders if self.orders else 0.0
+
+    @property
+    def message(self) -> str:
+        """Return the counts in one line."""
+        endings = ", ".join(f"{count} {status}" for status, count in self.by_status.items())
+        lines = f"; {self.rejected_lines} lines rejected" if self.rejected_lines else ""
+        return f"{self.orders} orders{f': {endings}' if endings else ''}{lines}"
+
+
+def report_on(
+    batch: Batch, seconds: Mapping[str, float], intake: Intake | None, progress: Progress
+) -> BatchReport:
+    """Return the report on a batch that has nothing left to do."""
+    sums = sums_of_run(batch.run_id)
+    by_status: Counter[str] = Counter()
+    by_error: Counter[str] = Counter()
+    for (status, error), count in sorted(sums.by_ending.items()):
+        by_status[status] += count
+        if error:
+            by_error[error] += count
+    slowest = max(seconds, key=lambda step: seconds[step], default="")
+    return BatchReport(
+        orders=sum(by_status.values()),
+        by_status=dict(by_status.most_common()),
+        by_error=dict(by_error.most_common()),
+        captured_cents=sums.captured_cents,
+        refunded_cents=sums.refunded_cents,
+        points_redeemed=sums.points_redeemed,
+        points_restored=sums.points_restored,
+        seconds=(utc_now() - batch.started_at).total_seconds(),
+        step_seconds={
+            step: round(seconds[step], 3) for step in sorted(seconds, key=lambda s: -seconds[s])
+        },
+        slowest_step=slowest,
+        ended_by=progress.ended,
+        source=batch.source,
+        **(
+            {
+                "new": intake.new,
+                "known": intake.known,
+                "rejected_lines": intake.rejected,
+                "rejects_file": intake.rejects_file,
+                "rejects": [(r.line, r.field, r.reason) for r in intake.rejects],
+            }
+            if intake
+            else {}
+        ),
+    )
+
+
+def publish(report: BatchReport, run_id: str) -> None:
+    """Put the report and the table of failed orders at the batch's run."""
+    try:
+        create_markdown_artifact(
+            markdown(report, run_id), key="batch-report", description=report.message
+        )
+        failed = failed_orders(run_id, limit=FAILED_SHOWN)
+        if failed:
+            create_table_artifact(
+                [
+                    {
+                        "order": each.order_id,
+                        "status": each.status,
+                        "error": each.error,
+                        "reason": each.message[:REASON_SHOWN],
+                    }
+                    for each in failed
+                ],
+                key="batch-failed-orders",
+                description=f"The first {len(failed)} orders that failed",
+            )
+    except Exception:
+        logger.exception("the batch's report could not be published; its orders are done")
+
+
+def markdown(report: BatchReport, run_id: str) -> str:
+    """Return the report as people read it."""
+    currency = settings().currency
+    rate = report.orders / report.seconds if report.seconds else 0.0
+    return "\n".join(
+        [
+            f"# Batch: {report.message}",
+            "",
+            f"{report.seconds:.1f} s, {rate:.0f} orders a second.",
+            "",
+            "```text",
+            *_bars({**report.by_status}),
+            "```",
+            "",
+            "| | |",
+            "|---|---:|",
+            f"| captured | {money(report.captured_cents, currency)} |",
+            f"| refunded | {money(report.refunded_cents, currency)} |",
+            f"| points redeemed | {report.points_redeemed} |",
+            f"| points given back | {report.points_restored} |",
+            *([f"| slowest step | {report.slowest_step} |"] if report.slowest_step else []),
+            "",
+            *_section("Why orders failed", _bars(report.by_error)),
+            *_section("Orders that had ended, over time", _throughput(report.ended_by)),
+            *_section(
+                "Seconds in each step, all chunks together",
+                [f"{step:<16} {spent:10.2f}" for step, spent in report.step_seconds.items()],
+            ),
+            *_intake(report),
+            *(
+                [f"All failed orders as CSV: `python -m flows.batch failed {run_id}`"]
+                if report.by_error
+                else []
+            ),
+        ]
+    )
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", "```text", *lines, "```", ""] if lines else []
+
+
+def _bars(counts: dict[str, int]) -> list[str]:
+    """Return a bar for each count; a picture that every page and terminal shows."""
+    most = max(counts.values(), default=1)
+    return [
+        f"{name:<22} {'█' * max(1, round(BAR_CELLS * count / most)):<{BAR_CELLS}} {count}"
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _throughput(ended_by: list[tuple[float, int]]) -> list[str]:
+    """Return bars of the orders that had ended by some moments."""
+    every = max(1, -(-len(ended_by) // BARS))
+    moments = [*ended_by[::-1][::every]][::-1]
+    return _bars({f"{seconds:8.1f} s": ended for seconds, ended in moments})
+
+
+def _intake(report: BatchReport) -> list[str]:
+    if report.source is None:
+        return []
+    rows = [
+        f"| {line} | {field} | {reason} |".replace("\n", " ")
+        for line, field, reason in report.rejects
+    ]
+    return [
+        f"## {report.source}",
+        "",
+        f"{report.new} new orders, {report.known} known ones, {report.rejected_lines} lines "
+        "rejected.",
+        "",
+        *(["| line | field | reason |", "|---:|---|---|", *rows, ""] if rows else []),
+        *([f"All rejected lines: `{report.rejects_file}`", ""] if report.rejects_file else []),
+    ]

@@ -1,0 +1,207 @@
+"""A batch: one run that carries many orders, and what is asked about all of them at once.
+
+Nothing here reads more of a batch than a page of ids or a few sums, however large it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, update
+from sqlalchemy import select as select_columns
+from sqlmodel import col, select
+
+from store.database import insert_missing, reading, transaction
+from store.models import (
+    ENDED,
+    Batch,
+    Order,
+    OrderStatus,
+    SagaRecord,
+    StepState,
+    utc_now,
+)
+
+
+def begin_batch(run_id: str, source: str | None) -> Batch:
+    """Record that the run carries a batch, or find it recorded already; return its record."""
+    with transaction() as session:
+        insert_missing(
+            session,
+            Batch,
+            [{"run_id": run_id, "source": source, "started_at": utc_now(), "moved_at": utc_now()}],
+        )
+        batch = session.get_one(Batch, run_id)
+        session.expunge(batch)
+        return batch
+
+
+def touch_batch(run_id: str) -> None:
+    """Give a sign of life of the batch, so that recovery lets it work."""
+    with transaction() as session:
+        session.execute(update(Batch).where(col(Batch.run_id) == run_id).values(moved_at=utc_now()))
+
+
+def hand_over_batch(from_run: str, to_run: str) -> None:
+    """Make another run the owner of a batch's unfinished orders."""
+    with transaction() as session:
+        source = session.get_one(Batch, from_run).source
+        now = utc_now()
+        insert_missing(
+            session,
+            Batch,
+            [{"run_id": to_run, "source": source, "started_at": now, "moved_at": now}],
+        )
+        session.execute(
+            update(Order)
+            .where(col(Order.run_id) == from_run, col(Order.status).not_in(ENDED))
+            .values(run_id=to_run, updated_at=now)
+        )
+
+
+def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return those of the runs that carry a batch, each with its last sign of life."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Batch.run_id), col(Batch.moved_at)).where(col(Batch.run_id).in_(run_ids))
+        )
+        return dict(found.tuples().all())
+
+
+def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:
+    """Give the ids of the run's orders that have one of the statuses, a page at a time.
+
+    Orders may change their status meanwhile: none comes twice, and one that gets the status
+    behind the page that is looked at is not missed for good, since its run asks again.
+    """
+    for status in statuses:
+        last = ""
+        while page := _page(run_id, status, last, size):
+            yield page
+            last = page[-1]
+
+
+def _page(run_id: str, status: OrderStatus, after: str, size: int) -> list[str]:
+    with reading() as session:
+        return list(
+            session.scalars(
+                select(Order.id)
+                .where(
+                    col(Order.run_id) == run_id,
+                    col(Order.status) == status,
+                    col(Order.id) > after,
+                )
+                .order_by(Order.id)
+                .limit(size)
+            )
+        )
+
+
+def count_by_status(run_id: str) -> dict[str, int]:
+    """Return how many of the run's orders have each status."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.status), func.count())
+            .where(col(Order.run_id) == run_id)
+            .group_by(col(Order.status))
+        )
+        return dict(found.tuples().all())
+
+
+def giving_back(order_ids: Sequence[str]) -> list[str]:
+    """Return those of the orders that failed and hold something that is to be given back."""
+    with reading() as session:
+        return list(
+            session.scalars(
+                select(Order.id).where(
+                    col(Order.id).in_(order_ids), col(Order.status) == OrderStatus.COMPENSATING
+                )
+            )
+        )
+
+
+def waits_until(run_id: str) -> datetime | None:
+    """Return when the wait of the run's last waiting order ends; none if none waits."""
+    with reading() as session:
+        return session.scalar(
+            select(func.max(col(Order.wait_until))).where(
+                col(Order.run_id) == run_id, col(Order.status) == OrderStatus.WAITING
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOrder:
+    """An order of a batch that was not dispatched, and why."""
+
+    order_id: str
+    status: str
+    error: str
+    message: str
+
+
+def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[FailedOrder]:
+    """Return a page of the run's orders that have failed, by id."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.id), col(Order.status), col(Order.error), col(Order.message))
+            .where(
+                col(Order.run_id) == run_id,
+                col(Order.error).is_not(None),
+                col(Order.id) > after,
+            )
+            .order_by(col(Order.id))
+            .limit(limit)
+        )
+        return [
+            FailedOrder(id_, status, error or "", message or "")
+            for id_, status, error, message in found
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a batch has moved: money in cents, points, and how its orders ended."""
+
+    by_ending: dict[tuple[str, str], int]
+    captured_cents: int
+    refunded_cents: int
+    points_redeemed: int
+    points_restored: int
+
+
+def sums_of_run(run_id: str) -> Sums:
+    """Return what the run's orders have come to, in their present attempts."""
+    with reading() as session:
+        by_ending = {
+            (status, error or ""): count
+            for status, error, count in session.execute(
+                select(col(Order.status), col(Order.error), func.count())
+                .where(col(Order.run_id) == run_id)
+                .group_by(col(Order.status), col(Order.error))
+            )
+        }
+        taken = (
+            select_columns(
+                col(SagaRecord.step),
+                func.sum(col(Order.due_cents)),
+                func.sum(SagaRecord.undo_result["amount_cents"].as_integer()),  # type: ignore[index]
+                func.sum(col(Order.points_redeemed)),
+                func.sum(SagaRecord.undo_result["points"].as_integer()),  # type: ignore[index]
+            )
+            .join(
+                Order,
+                (col(Order.id) == col(SagaRecord.order_id))
+                & (col(Order.attempt) == col(SagaRecord.attempt)),
+            )
+            .where(
+                col(Order.run_id) == run_id,
+                col(SagaRecord.step).in_(["bill_customer", "redeem_points"]),
+                col(SagaRecord.state).in_([StepState.DONE, StepState.UNDONE]),
+            )
+            .group_by(col(SagaRecord.step))
+        )
+        steps = {step: tuple(int(s or 0) for s in sums) for step, *sums in session.execute(taken)}
+        captured, refunded, _, _ = steps.get("bill_customer", (0, 0, 0, 0))
+        _, _, redeemed, restored = steps.get("redeem_points", (0, 0, 0, 0))
+        return Sums(by_ending, captured, refunded, redeemed, restored)

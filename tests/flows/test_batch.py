@@ -1,0 +1,326 @@
+"""A batch's run from its file to its report, with failures, couriers that are full and crashes."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry, Cancelling
+
+from flows import batch
+from flows.batch import batch_checkout
+from flows.compensation import compensate_run
+from flows.dispatch import dispatch_orders
+from flows.recovery import recover_orders
+from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
+from store.errors import BatchFailed
+from store.messages import GO_ON, NO_COURIER
+from store.models import OrderStatus
+from tasks.batches import count_by_status, failed_orders
+from tasks.intake import count_submitted, submit_orders
+from tests.flows.runs import Runs, eventually
+from tests.shop import (
+    an_order,
+    assign,
+    assigned_copies,
+    carry_on,
+    decisions,
+    kept_cents,
+    order_row,
+    placed,
+    queued,
+    set_capacities,
+    sqlite_only,
+    status,
+    stock,
+)
+
+
+class Batches:
+    """Batch runs in threads of their own, and dispatchers that follow each other."""
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+
+    def start(self, **parameters: Any) -> "Future[State[Any]]":
+        def execute() -> State[Any]:
+            state = batch_checkout(**parameters, return_state=True)
+            assert isinstance(state, State)
+            return state
+
+        return self.runs.in_thread(execute)
+
+    def again(self, run: FlowRun, **parameters: Any) -> "Future[State[Any]]":
+        """Execute a run again from its top under the same id."""
+        self.runs.client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+        again = self.runs.client.read_flow_run(run.id)
+        defaults = {"source": None, "failed_of": None, "chunk_size": 3, "concurrency": 2}
+
+        def execute() -> State[Any]:
+            state = run_flow(
+                batch_checkout,
+                flow_run=again,
+                parameters={**defaults, "tolerated_failures": 1.0, "wait": "pause", **parameters},
+                return_type="state",
+            )
+            assert isinstance(state, State)
+            return state
+
+        return self.runs.in_thread(execute)
+
+    def paused(self, after: int = 0) -> FlowRun:
+        """Wait until a batch waits for its couriers, with more forms than ``after``."""
+
+        def look() -> FlowRun | None:
+            for run in self.runs._found("batch-checkout", FlowRunFilter()):
+                if run.state_type == StateType.PAUSED and self._forms(run) > after:
+                    return run
+            return None
+
+        return eventually(look, "a paused batch")
+
+    def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
+        """Let dispatchers follow each other until the batch has ended."""
+        while not running.done():
+            dispatch_orders(listen_seconds=1)
+        while queued():
+            dispatch_orders(listen_seconds=1)
+        return running.result()
+
+    def _forms(self, run: FlowRun) -> int:
+        inputs = self.runs.client.filter_flow_run_input(
+            run.id, key_prefix="paused-batch-", limit=100, exclude_keys=set()
+        )
+        return len([form for form in inputs if form.key.endswith("-description")])
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        found = self.runs.client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run_id)]))
+        )
+        return {artifact.key or "": artifact.data for artifact in found}
+
+
+@pytest.fixture
+def batches(runs: Runs) -> Batches:
+    return Batches(runs)
+
+
+def submit(count: int, prefix: str = "o", **options: Any) -> list[str]:
+    ids = [f"{prefix}-{number:03d}" for number in range(count)]
+    submit_orders([an_order(id_, **options) for id_ in ids])
+    return ids
+
+
+def run_id_of(state: State[Any]) -> str:
+    return str(state.state_details.flow_run_id)
+
+
+def test_a_file_of_orders_ends_with_each_order_on_its_own(batches: Batches, tmp_path: Path) -> None:
+    good = [{"orderId": f"o-{number}", "quantity": 1} for number in range(7)]
+    orders = [
+        *good,
+        {"orderId": "too-many", "quantity": 501},
+        {"orderId": "declined", "quantity": 2, "paymentMethod": "pm_card_chargeDeclined"},
+        {"orderId": "too-large", "quantity": 201},
+        {"orderId": "bad", "quantity": 0},
+    ]
+    path = tmp_path / "orders.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"userId": EDUARDO_SANTANA, "bookId": TEN_X_RULE, **order}) + "\n"
+            for order in orders
+        )
+    )
+    running = batches.start(source=str(path), chunk_size=5, tolerated_failures=0.5)
+    state = batches.dispatched(running)
+
+    assert state.is_completed(), state.message
+    assert state.message == ("10 orders: 7 dispatched, 2 compensated, 1 rejected; 1 lines rejected")
+    assert {status(f"o-{number}") for number in range(7)} == {"dispatched"}
+    assert {id_: order_row(id_).error for id_ in ("too-many", "declined", "too-large")} == {
+        "too-many": "BookOutOfStock",
+        "declined": "BillingError",
+        "too-large": "NoCourierAvailable",
+    }
+    assert (stock(), kept_cents(), queued(), assigned_copies()) == (493, 7 * 20_00, [], {})
+    report = state.result()
+    assert (report.new, report.rejected_lines) == (10, 1)
+    assert (report.captured_cents, report.refunded_cents) == (208 * 20_00, 201 * 20_00)
+    assert report.slowest_step
+    artifacts = batches.artifacts(run_id_of(state))
+    assert set(artifacts) >= {"batch-progress", "batch-report", "batch-failed-orders"}
+    assert artifacts["batch-progress"] == 100
+    assert "4160.00 USD" in artifacts["batch-report"]
+    assert "| 11 | quantity |" in artifacts["batch-report"]
+    assert len(json.loads(artifacts["batch-failed-orders"])) == 3
+    assert [each.order_id for each in failed_orders(run_id_of(state))] == [
+        "declined",
+        "too-large",
+        "too-many",
+    ]
+
+    # The same file once more: nothing is new, nothing is done twice.
+    again = batches.start(source=str(path)).result()
+    assert again.is_completed()
+    assert again.message == "0 orders; 1 lines rejected"
+    assert (stock(), kept_cents()) == (493, 7 * 20_00)
+
+
+@sqlite_only
+def test_two_batches_at_once_share_the_orders(batches: Batches) -> None:
+    submit(20)
+    first, second = batches.start(chunk_size=4), batches.start(chunk_size=4)
+    states = [batches.dispatched(first), batches.dispatched(second)]
+    assert [state.is_completed() for state in states] == [True, True]
+    done = [count_by_status(run_id_of(state)).get("dispatched", 0) for state in states]
+    assert sum(done) == 20
+    assert (stock(), count_submitted(), queued()) == (480, 0, [])
+
+
+@sqlite_only
+def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches) -> None:
+    set_capacities(only=5)
+    submit(8)
+    state = batches.dispatched(batches.start())
+    assert state.message == "8 orders: 8 dispatched"
+    assert (assigned_copies(), queued()) == ({}, [])
+
+
+@sqlite_only
+def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None:
+    set_capacities(only=5)
+    submit(3)
+    placed("holds-the-courier", "find_couriers", 3)
+    running = batches.start()
+    run = batches.paused()
+    dispatch_orders(listen_seconds=2)
+    # Two of three were decided; the run was told to hand them over, and waits again.
+    eventually(lambda: decisions("o-000") and decisions("o-001"), "two decisions")
+    assert not running.done()
+    assert status("o-002") == "waiting"
+    carry_on(["holds-the-courier"], after="find_couriers")
+    assert batches.dispatched(running).is_completed()
+    assert batches.runs.client.read_flow_run(run.id).state_type == StateType.COMPLETED
+
+
+@sqlite_only
+def test_a_person_answers_for_all_orders_that_still_wait(batches: Batches) -> None:
+    submit(4)
+    running = batches.start(chunk_size=2, tolerated_failures=0.5)
+    run = batches.paused()
+    runs = batches.runs
+    assert runs.answer(run) == "REJECT"
+    assert runs.answer(run, outcome="courier assigned") == "ACCEPT"
+    run = batches.paused(after=1)
+    assert status("o-000") == "waiting"
+    assert runs.answer(run, outcome=NO_COURIER, reason="snow", answered_by="Ada") == "ACCEPT"
+    state = running.result()
+    with pytest.raises(BatchFailed, match="4 orders: 4 compensated; more than 50% failed"):
+        state.result()
+    assert (stock(), kept_cents(), order_row("o-000").message) == (500, 0, "snow")
+
+    # A later run takes the failed ones alone, as new attempts.
+    submit(1, "other")
+    later = batches.dispatched(batches.start(failed_of=run_id_of(state)))
+    assert later.message == "4 orders: 4 dispatched"
+    assert (order_row("o-000").attempt, status("other-000")) == (2, "submitted")
+
+
+@sqlite_only
+def test_the_wait_of_a_batch_ends(batches: Batches, setting: Callable[[str, object], None]) -> None:
+    setting("courier_timeout_seconds", 3)
+    submit(2)
+    state = batches.start(tolerated_failures=1.0).result()
+    assert state.message == "2 orders: 2 compensated"
+    assert order_row("o-000").error == "CourierWaitExpired"
+
+
+@sqlite_only
+def test_a_defect_that_one_order_hits_costs_that_order_only(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(7)
+    real = batch.STEPS[1]
+
+    class Defective:
+        name = "calculate_total"
+
+        def __call__(self, order_ids: list[str]) -> list[str]:
+            if "o-004" in order_ids:
+                raise ZeroDivisionError("a defect")
+            return real(order_ids)
+
+    steps = (batch.STEPS[0], Defective(), *batch.STEPS[2:])
+    monkeypatch.setattr(batch, "STEPS", steps)
+    state = batches.dispatched(batches.start())
+    assert state.message == "7 orders: 6 dispatched, 1 compensated"
+    assert order_row("o-004").message == "ZeroDivisionError: a defect"
+
+
+def test_a_batch_that_died_goes_on_where_it_was(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(9)
+    real = batch.STEPS[-1]
+    deaths = iter([False, True])
+
+    class Deadly:
+        name = "prepare_order"
+
+        def __call__(self, order_ids: list[str]) -> list[str]:
+            if next(deaths, False):
+                raise SystemExit("the process is told to stop")
+            return real(order_ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "STEPS", (*batch.STEPS[:-1], Deadly()))
+        with pytest.raises(BaseException):  # noqa: B017, PT011
+            batches.start(chunk_size=3, concurrency=1).result()
+    (run,) = batches.runs._found("batch-checkout", FlowRunFilter())
+    counts = count_by_status(str(run.id))
+    assert (counts, count_submitted()) == ({"waiting": 3, "started": 3}, 3)
+    assert kept_cents() == 6 * 20_00
+    state = batches.dispatched(batches.again(run))
+    assert state.message == "9 orders: 9 dispatched"
+    assert (stock(), kept_cents()) == (491, 9 * 20_00)
+
+
+@sqlite_only
+def test_a_cancelled_batch_gives_everything_back(batches: Batches) -> None:
+    submit(5)
+    running = batches.start(chunk_size=2)
+    run = batches.paused()
+    compensate_run(batch_checkout, run, Cancelling())
+    assert count_by_status(str(run.id)) == {"compensated": 5}
+    assert (stock(), kept_cents()) == (500, 0)
+    assert batches.runs.answer(run, outcome=GO_ON) == "ACCEPT"
+    assert running.result().is_failed()
+
+
+@sqlite_only
+def test_recovery_leaves_a_batch_alone_that_works_and_ends_one_that_died(
+    batches: Batches, setting: Callable[[str, object], None]
+) -> None:
+    submit(4)
+    running = batches.start(chunk_size=2)
+    run = batches.paused()
+    report = recover_orders()
+    assert (report.unfinished, report.moves) == (4, {})
+    # The decisions came, and the resume was lost: recovery hands over, and wakes the batch.
+    for number in range(4):
+        assign(f"o-{number:03d}")
+    setting("stalled_seconds", 1)
+
+    def handed_over() -> bool:
+        recover_orders()
+        return count_by_status(str(run.id)) == {OrderStatus.DISPATCHED: 4}
+
+    eventually(handed_over, "all orders dispatched")
+    eventually(lambda: recover_orders() and running.done(), "the end of the batch")
+    assert running.result().message == "4 orders: 4 dispatched"
