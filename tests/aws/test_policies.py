@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deployments import provision, redrive
+from console.main import main as checkout
+from deployments import provision
 from deployments.provision import Resources, policies
 from store import aws
 from store.queue import order_queue
@@ -99,7 +100,7 @@ def test_the_operators_policy_is_what_a_redrive_uses(
     for message in order_queue().receive(limit=10, wait_seconds=20):
         order_queue().dead_letter(message, "why")
     calls.made.clear()
-    assert redrive.main() == 0
+    assert checkout(["redrive"]) == 0
     assert capsys.readouterr().out == "Dead letters put into the queue again: 1\n"
     assert used(calls) == allowed("operator")
 

@@ -1,4 +1,4 @@
-"""What the README and the other documents name exists, and what exists is named there."""
+"""What the documents name exists, and what exists is named there."""
 
 import importlib
 import inspect
@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 import store.errors
 import tasks
+from console.main import commands
 from deployments.demo import CASES
 from deployments.local import EXAMPLE_ORDER
 from flows.batch import batch_checkout
@@ -52,22 +53,24 @@ def name_of(document: Path) -> str:
     return str(document.relative_to(PROJECT_DIR))
 
 
-def section(heading: str) -> str:
-    """The README's text under a heading, up to the next heading of its level or above."""
+def section(place: str) -> str:
+    """The text under a heading, `README.md ## Layout`, up to the next one of its level or above."""
+    name, _, heading = place.partition(" ")
     level = heading.partition(" ")[0]
-    _, found, rest = README.partition(f"\n{heading}\n")
-    assert found, f"the README has no heading {heading!r}"
+    text = (PROJECT_DIR / name).read_text()
+    _, found, rest = f"\n{text}".partition(f"\n{heading}\n")
+    assert found, f"{name} has no heading {heading!r}"
     return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def table(heading: str, first_column: str) -> dict[str, list[str]]:
+def table(place: str, first_column: str) -> dict[str, list[str]]:
     """The cells of each row under a heading, by the code in its first cell.
 
     `first_column` tells the section's tables apart; all of that name are read.
     """
     rows: dict[str, list[str]] = {}
     is_wanted = False
-    for line in section(heading).splitlines():
+    for line in section(place).splitlines():
         if not line.startswith("|"):
             is_wanted = False
             continue
@@ -76,9 +79,9 @@ def table(heading: str, first_column: str) -> dict[str, list[str]]:
             is_wanted = True
         elif is_wanted and not cells[0].startswith("---"):
             for name in _CODE.findall(cells[0]):
-                assert name not in rows, f"{name} has two rows under {heading!r}"
+                assert name not in rows, f"{name} has two rows under {place!r}"
                 rows[name] = cells[1:]
-    assert rows, f"no table of {first_column!r} under {heading!r}"
+    assert rows, f"no table of {first_column!r} under {place!r}"
     return rows
 
 
@@ -143,22 +146,23 @@ def anchors(path: Path) -> set[str]:
 
 
 def checkout_commands() -> Iterator[tuple[str, list[str]]]:
-    """Each `prefect deployment run` of the README: the deployment, and its further arguments."""
-    for line in code_of(README).splitlines():
-        if line.startswith("prefect deployment run "):
-            deployment, *arguments = shlex.split(line)[3:]
-            yield deployment, arguments
+    """Each `prefect deployment run` of a document: the deployment, and its further arguments."""
+    for document in documents():
+        for line in code_of(document.read_text()).splitlines():
+            if line.startswith("prefect deployment run "):
+                deployment, *arguments = shlex.split(line)[3:]
+                yield deployment, arguments
 
 
 def test_the_settings_table_has_every_setting_and_no_other() -> None:
     settings = {f"STORE_{name.upper()}" for name in Settings.model_fields}
-    assert set(table("### The store", "Setting")) == settings
+    assert set(table("docs/settings.md ## The store", "Setting")) == settings
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_the_settings_table_gives_a_settings_default_and_its_choices(name: str) -> None:
     field = Settings.model_fields[name]
-    default, meaning = table("### The store", "Setting")[f"STORE_{name.upper()}"]
+    default, meaning = table("docs/settings.md ## The store", "Setting")[f"STORE_{name.upper()}"]
     assert default == default_as_written(field.get_default(call_default_factory=True))
     assert meaning
     if get_origin(field.annotation) is Literal:
@@ -167,8 +171,8 @@ def test_the_settings_table_gives_a_settings_default_and_its_choices(name: str) 
 
 def test_every_setting_that_a_document_names_exists() -> None:
     known = {
-        *table("### The store", "Setting"),
-        *table("### The deployments", "Variable"),
+        *table("docs/settings.md ## The store", "Setting"),
+        *table("docs/settings.md ## The deployments", "Variable"),
     }
     for document in documents():
         named = set(re.findall(r"\bSTORE_[A-Z_]+\b", document.read_text()))
@@ -177,12 +181,14 @@ def test_every_setting_that_a_document_names_exists() -> None:
 
 def test_the_deployments_table_has_every_variable_of_prefect_yaml() -> None:
     variables = re.findall(r"\{\{ *\$(\w+) *\}\}", (PROJECT_DIR / "prefect.yaml").read_text())
-    assert set(table("### The deployments", "Variable")) == set(variables)
+    assert set(table("docs/settings.md ## The deployments", "Variable")) == set(variables)
 
 
 def test_the_prefect_table_has_every_variable_that_the_local_system_sets() -> None:
     source = (PROJECT_DIR / "deployments" / "local.py").read_text()
-    assert set(table("### Prefect", "Variable")) == set(re.findall(r'"(PREFECT_\w+)":', source))
+    assert set(table("docs/settings.md ## Prefect", "Variable")) == set(
+        re.findall(r'"(PREFECT_\w+)":', source)
+    )
 
 
 @pytest.mark.parametrize("name", ["PREFECT_CLIENT_MAX_RETRIES", "PREFECT_WORKER_QUERY_SECONDS"])
@@ -190,17 +196,17 @@ def test_the_prefect_table_gives_the_value_that_the_local_system_sets(name: str)
     source = (PROJECT_DIR / "deployments" / "local.py").read_text()
     value = re.search(rf'"{name}": "(\w+)"', source)
     assert value is not None
-    assert table("### Prefect", "Variable")[name][0] == f"`{value[1]}`"
+    assert table("docs/settings.md ## Prefect", "Variable")[name][0] == f"`{value[1]}`"
 
 
 def test_the_status_table_has_every_status_and_says_which_is_an_end() -> None:
-    rows = table("## Statuses of an order", "Status")
+    rows = table("docs/reference.md ## Statuses of an order", "Status")
     assert set(rows) == set(OrderStatus)
     assert {status for status, (ended, _) in rows.items() if ended == "yes"} == set(ENDED)
 
 
 def test_the_error_tables_have_every_error_under_its_kind() -> None:
-    text = section("## Errors")
+    text = section("docs/reference.md ## Errors")
     refused, ends, other = re.split(r"^(?:The order ends|Not an ending)", text, flags=re.MULTILINE)
     named = {
         "refused": set(re.findall(r"^\| `(\w+)` \|", refused, re.MULTILINE)),
@@ -216,35 +222,37 @@ def test_the_error_tables_have_every_error_under_its_kind() -> None:
     }
 
 
-def test_the_readme_names_every_task() -> None:
-    assert task_names() <= set(_CODE.findall(section("## Steps and undos")))
+def test_the_reference_names_every_task() -> None:
+    assert task_names() <= set(_CODE.findall(section("docs/reference.md ## Steps and undos")))
 
 
 def test_the_steps_table_pairs_each_step_with_its_undo_in_the_code() -> None:
-    rows = table("## Steps and undos", "Step")
+    rows = table("docs/reference.md ## Steps and undos", "Step")
     undos = {step: undo for step, (_, undo) in rows.items() if not undo.startswith("none: ")}
     assert undos == {step: f"`{undo.name}`" for step, undo in UNDO.items()}
     assert set(rows) == task_names() - {undo.name for undo in UNDO.values()} - NOT_OF_THE_CHECKOUT
 
 
-def test_the_readme_gives_the_order_of_undoing() -> None:
+def test_the_documents_give_the_order_of_undoing() -> None:
     undos = ", ".join(f"`{undo.name}`" for undo in UNDO.values())
-    assert f"The undos run in the order {undos}." in " ".join(README.split())
+    steps = section("docs/reference.md ## Steps and undos")
+    assert f"The undos run in the order {undos}." in " ".join(steps.split())
     assert [f"{undo.name}" for undo in UNDO.values()] == re.findall(
         r"\w+\[\"((?:refund|restore)_\w+)\"\]", README
     )
 
 
-def test_the_readme_gives_the_number_of_retries() -> None:
-    assert f"task `bill_customer`, {RETRIES} retries" in README
+def test_the_way_from_the_original_gives_the_number_of_retries() -> None:
+    text = (PROJECT_DIR / "docs" / "migrating.md").read_text()
+    assert f"task `bill_customer`, {RETRIES} retries" in text
 
 
 def test_the_deployments_table_has_every_deployment_and_no_other() -> None:
-    assert set(table("## Steps and undos", "Deployment")) == deployments()
+    assert set(table("docs/reference.md ## Steps and undos", "Deployment")) == deployments()
 
 
 def test_the_parameter_table_has_every_parameter_of_the_checkout_and_its_choices() -> None:
-    rows = table("## Start a checkout", "Parameter")
+    rows = table("README.md ## Start a checkout", "Parameter")
     parameters = inspect.signature(store_checkout.fn).parameters
     assert set(rows) == set(parameters)
     assert set(get_args(parameters["wait"].annotation)) <= set(_CODE.findall(rows["wait"][0]))
@@ -253,22 +261,22 @@ def test_the_parameter_table_has_every_parameter_of_the_checkout_and_its_choices
 
 def test_the_parameter_table_has_every_parameter_of_the_batch() -> None:
     parameters = inspect.signature(batch_checkout.fn).parameters
-    assert set(table("## Batches", "Parameter")) == set(parameters)
+    assert set(table("docs/batches.md # Batches", "Parameter")) == set(parameters)
 
 
 def test_the_answers_to_a_batch_are_those_of_its_form() -> None:
     outcomes = get_args(BatchAnswer.model_fields["outcome"].annotation)
     assert outcomes
-    assert set(table("## Batches", "Answer")) == set(outcomes)
+    assert set(table("docs/batches.md # Batches", "Answer")) == set(outcomes)
 
 
 def test_the_input_table_has_every_field_of_an_order() -> None:
     fields = {field.alias for field in CheckoutOrder.model_fields.values()}
-    assert set(table("## Input", "Name")) == fields
+    assert set(table("docs/reference.md ## Input", "Name")) == fields
 
 
 def test_the_form_table_has_every_field_of_the_answer_and_every_outcome() -> None:
-    rows = table("### Answer a waiting order", "Field")
+    rows = table("docs/answering.md # Answer a waiting order", "Field")
     assert set(rows) == set(CourierAnswer.model_fields)
     outcomes = get_args(CourierAnswer.model_fields["outcome"].annotation)
     assert outcomes
@@ -299,6 +307,20 @@ def test_the_demos_output_in_the_readme_has_its_cases_and_their_endings() -> Non
 
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)
+def test_each_checkout_command_that_a_document_names_exists(document: Path) -> None:
+    known = {command.split()[0] for command in commands()}
+    for line in code_of(document.read_text()).splitlines():
+        if called := re.match(r"^`?checkout ([a-z-]+)", line):
+            assert called[1] in known, line
+
+
+def test_every_command_has_its_row() -> None:
+    assert set(table("docs/operating.md ## Commands", "Command")) == {
+        f"checkout {name}" for name in commands()
+    }
+
+
+@pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_each_make_target_and_module_that_a_document_names_exists(document: Path) -> None:
     code = code_of(document.read_text())
     assert set(_MAKE.findall(code)) <= make_targets()
@@ -324,7 +346,9 @@ def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -> None:
-    folders = "|".join(("flows", "tasks", "store", "seed", "deployments", "tests", "docs"))
+    folders = "|".join(
+        ("flows", "tasks", "store", "seed", "deployments", "console", "tests", "docs", "benchmarks")
+    )
     for name in re.findall(rf"\b(?:{folders})/[\w/.-]*\w", code_of(document.read_text())):
         assert name in deployments() or (PROJECT_DIR / name).exists(), name
 

@@ -1,0 +1,90 @@
+"""The command line ``checkout``: its subcommands, and what their errors look like.
+
+A command returns its exit status: 0, or 1 where it was refused or has found something wrong. Wrong
+usage is 2. Errors go to standard error with a remedy, never with a traceback for what may happen.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import httpx
+from cyclopts import App, CycloptsError
+from prefect.exceptions import PrefectHTTPStatusError
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from console import queue
+from console.output import terminal
+from store.errors import StoreError
+
+REFUSED = 1
+WRONG_USAGE = 2
+
+app = App(
+    name="checkout",
+    help="Look after the shop's orders. Every command is safe while workers run.",
+    version_flags=[],
+)
+app.command(queue.redrive)
+
+
+def commands(of: App = app, above: str = "") -> dict[str, App]:
+    """Return every command by the words that call it, those of groups included."""
+    found: dict[str, App] = {}
+    for name in of:
+        if not name.startswith("-"):
+            found |= commands(of[name], f"{above} {name}".strip())
+    return found or {above: of}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one command; return the exit status.
+
+    Args:
+        arguments: Those of the command line, where it is left out.
+    """
+    try:
+        status = app(
+            arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        return _complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
+    except ValidationError as error:
+        return _complain(_what_is_wrong(error))
+    except StoreError as error:
+        return _complain(str(error))
+    except DBAPIError as error:
+        return _complain(
+            f"The store's database cannot be used: {error.orig}\n"
+            "Is it running, does STORE_DATABASE_URL name it, and has "
+            "`python -m deployments.migrate` been run?"
+        )
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        return _complain(
+            f"Prefect's server does not answer as it should: {error!r}\n"
+            "Is it running, and does PREFECT_API_URL name it?"
+        )
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str, status: int = REFUSED) -> int:
+    terminal(stderr=True).print(message, markup=False, style="red")
+    return status
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """Name each wrong field; a setting as the environment variable that holds it."""
+    is_setting = error.title == "Settings"
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        name = f"STORE_{where.upper()}" if is_setting and where else where
+        lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

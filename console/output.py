@@ -1,0 +1,81 @@
+"""How the commands speak: answers on standard output, as a table or as JSON, the rest on error."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[
+    bool, Parameter(name="--json", negative="", help="Print JSON, for programs, not a table.")
+]
+"""The option that every command which prints an answer has."""
+
+_WIDTH_WITHOUT_TERMINAL = 150
+"""A terminal tells its width; into a file or a pipe a table needs some."""
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """Return a console for people; made when asked for, so that a redirected stream counts."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document, in ISO 8601 where it has a time."""
+    terminal().print(
+        json.dumps(value, indent=2, ensure_ascii=False, default=_as_json),
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str
+) -> None:
+    """Print rows under their columns, numbers to the right; ``empty`` where there is no row."""
+    found = [list(row) for row in rows]
+    if not found:
+        terminal().print(empty, markup=False)
+        return
+    table = Table(title=title)
+    for at, column in enumerate(columns):
+        is_number = all(isinstance(row[at], int | float | None) for row in found)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in found:
+        table.add_row(*(_as_text(cell) for cell in row))
+    terminal().print(table)
+
+
+def print_answer(
+    title: str, rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str
+) -> None:
+    """Print rows that share their keys: a JSON list, or a table with the keys as columns."""
+    if as_json:
+        print_json(list(rows))
+    else:
+        columns = list(rows[0]) if rows else []
+        print_table(
+            title,
+            [column.replace("_", " ") for column in columns],
+            ([row[column] for column in columns] for row in rows),
+            empty=empty,
+        )
+
+
+def _as_text(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, datetime):
+        return f"{cell:%Y-%m-%d %H:%M:%S}"
+    # Square brackets are markup for rich.
+    return str(cell).replace("[", r"\[")
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

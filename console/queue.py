@@ -1,0 +1,14 @@
+"""The order queue: its dead letters back into it."""
+
+from console.output import AsJson, print_json, terminal
+from store.queue import order_queue
+
+
+def redrive(*, as_json: AsJson = False) -> int:
+    """Put the order queue's dead letters back into it, once their cause is mended."""
+    redriven = order_queue().redrive()
+    if as_json:
+        print_json({"redriven": redriven})
+    else:
+        terminal().print(f"Dead letters put into the queue again: {redriven}")
+    return 0

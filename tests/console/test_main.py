@@ -1,0 +1,52 @@
+"""What every command has in common: its help, its exit status, and what its errors say."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from console.main import commands, main
+from store.database import transaction
+from store.models import QueuedMessage, utc_now
+from tests.shop import sqlite_only
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_says_what_it_is_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    first, *_ = commands()[name].help.splitlines()
+    assert first.endswith(".")
+    assert first.split()[0] in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["nonsense"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "redrive" in said.err
+
+
+def test_a_missing_setting_is_named_as_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["redrive"]) == 1
+    assert "STORE_DATABASE_URL: Field required" in capsys.readouterr().err
+
+
+def test_a_database_without_tables_is_told_with_the_remedy(
+    setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting("database_url", "sqlite://")
+    assert main(["redrive"]) == 1
+    assert "python -m deployments.migrate" in capsys.readouterr().err
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database")
+def test_redrive_puts_dead_letters_back_and_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with transaction() as session:
+        session.add(QueuedMessage(id="m", body="{}", visible_at=utc_now(), dead_at=utc_now()))
+    assert main(["redrive", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"redriven": 1}
+    assert main(["redrive"]) == 0
+    assert "again: 0" in capsys.readouterr().out
