@@ -1,4 +1,4 @@
-"""The store's Prefect automations, as code: created or renewed by name.
+"""The store's Prefect automations, as code: created, or renewed where they differ, by name.
 
 They make things faster and visible; nothing depends on them. A run without a sign of life is
 marked as crashed, and a checkout's run that ended badly starts `recover_orders` at once instead of
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client
@@ -20,8 +21,8 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from rich.console import Console
 
-CHECKOUT_FLOW = "store-checkout"
-FLOWS = (CHECKOUT_FLOW, "dispatch-orders", "recover-orders")
+CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
+FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every worker; 30 is the least."""
@@ -37,7 +38,7 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
         recovery_id: The deployment of `recover_orders`.
         silence_seconds: How long a run may be silent; more than three heartbeats.
     """
-    of_checkout = {"prefect.resource.role": "flow", "prefect.resource.name": CHECKOUT_FLOW}
+    of_checkout = {"prefect.resource.role": "flow", "prefect.resource.name": list(CHECKOUT_FLOWS)}
     # The others as well: a dead run of theirs would keep its deployment's only slot from the next.
     of_any = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
     return [
@@ -90,7 +91,10 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
 
 
 async def apply(silence_seconds: int = SILENCE_SECONDS) -> list[str]:
-    """Create the automations that are missing, renew those of the same name.
+    """Create the automations that are missing, renew those of the same name that differ.
+
+    One that is as it should be is left alone: renewing it would give its trigger a new id, and
+    Prefect would forget the runs that it is watching.
 
     Returns:
         Their names.
@@ -104,12 +108,22 @@ async def apply(silence_seconds: int = SILENCE_SECONDS) -> list[str]:
     for automation in wanted:
         # Names are no keys for Prefect: creating one twice makes two.
         try:
-            automation.id = (await Automation.aread(name=automation.name)).id
+            found = await Automation.aread(name=automation.name)
         except ValueError:
             await automation.acreate()
-        else:
+            continue
+        if _definition(found) != _definition(automation):
+            automation.id = found.id
             await automation.aupdate()
     return [automation.name for automation in wanted]
+
+
+def _definition(automation: Automation) -> dict[str, Any]:
+    """Return what an automation does, without the ids that the server gives to it."""
+    definition = automation.model_dump(mode="json", exclude={"id": True, "trigger": {"id"}})
+    definition["trigger"]["expect"].sort()  # sets, as JSON
+    definition["trigger"]["after"].sort()
+    return definition
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -206,10 +206,12 @@ def _close(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
                 wake_batch(client, run_id)
             continue
         orders = finished_orders_of_run(run_id)
-        if state.is_final() or not orders:
+        all_well = all(order.status == OrderStatus.DISPATCHED for order in orders)
+        # A crash that its order has survived is no ending that a person should have to look into.
+        ended = state.is_final() and not (state.is_crashed() and all_well)
+        if ended or not orders:
             continue
         message = "; ".join(f"order {o.id} is {o.status}" for o in orders[:3])
-        all_well = all(order.status == OrderStatus.DISPATCHED for order in orders)
         ending = Completed if all_well else Failed
         client.set_flow_run_state(
             UUID(run_id), ending(message=f"finished by recover_orders: {message}")

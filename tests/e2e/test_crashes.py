@@ -282,10 +282,11 @@ def test_a_run_that_ended_badly_starts_recovery_through_the_automation(shop: Sho
     assert "AUTOMATION" in {(run["created_by"] or {}).get("type") for run in runs}
 
 
-def test_the_automations_applied_again_are_still_two(shop: Shop) -> None:
+def test_the_automations_applied_again_are_the_same_two_and_forget_no_run(shop: Shop) -> None:
+    before = _post(shop, "/automations/filter", {})
     shop.local.run_module("deployments.automations")
-    names = [automation["name"] for automation in _post(shop, "/automations/filter", {})]
-    assert len(names) == len(set(names)) == 2
+    assert _post(shop, "/automations/filter", {}) == before
+    assert len({automation["name"] for automation in before}) == len(before) == 2
 
 
 def test_a_run_without_a_sign_of_life_is_marked_as_crashed_by_the_automation(shop: Shop) -> None:

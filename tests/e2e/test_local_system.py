@@ -26,7 +26,7 @@ def test_the_four_endings_of_an_order_are_as_expected_and_the_books_balance(
     assert wrong == [], local_system.printed.getvalue()
 
 
-def test_an_order_that_waited_when_the_system_was_restarted_is_dispatched(
+def test_an_order_that_waited_when_the_system_was_restarted_is_dispatched_and_its_run_completed(
     local_system: RunningSystem,
 ) -> None:
     local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
@@ -34,6 +34,10 @@ def test_an_order_that_waited_when_the_system_was_restarted_is_dispatched(
     wait_until(
         lambda: status_of(store_url, "survivor") == OrderStatus.DISPATCHED,
         "dispatch of the order that waited",
+    )
+    run = local_system.survivor.id
+    wait_until(
+        lambda: local_system.api.read_run(run).state_type == "COMPLETED", "completion of its run"
     )
 
 
