@@ -5,7 +5,7 @@ from the saga log, and an undo that was done is not done again.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -92,26 +92,30 @@ def compensate_run(
     Orders of other runs are never touched. An interruption (Prefect's server or the database was
     away) is no failure of an order: the run is started again.
     """
-    order_ids = orders_of_run(str(flow_run.id))
-    if not order_ids:
+    orders = orders_of_run(str(flow_run.id))
+    if not orders:
         return
     error = _reason(state)
     if error is None:
         with get_client(sync_client=True) as client:
-            continue_run(client, str(flow_run.id), order_ids)
+            continue_run(client, str(flow_run.id), list(orders))
         return
-    abandon_and_compensate(order_ids, error)
+    abandon_and_compensate(orders, error)
 
 
-def abandon_and_compensate(order_ids: Sequence[str], error: OrderError) -> None:
+def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None:
     """End the forward way of orders and give back what they took, in groups.
+
+    Args:
+        orders: The orders, each with the attempt that has failed; another one is left alone.
+        error: Why they cannot go on.
 
     Raises:
         CompensationFailed: not everything could be given back; all groups were tried.
     """
     failed = None
-    for group in batched(order_ids, GROUP):
-        to_undo = abandon(group, error)
+    for group in batched(list(orders), GROUP):
+        to_undo = abandon(group, error, attempts=orders)
         if to_undo:
             try:
                 with tags(*(f"order:{id_}" for id_ in to_undo[:1])):

@@ -52,10 +52,10 @@ def continue_crashed_run(
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    order_ids = orders_of_run(str(flow_run.id))
-    if order_ids:
+    orders = orders_of_run(str(flow_run.id))
+    if orders:
         with get_client(sync_client=True) as client:
-            continue_run(client, str(flow_run.id), order_ids)
+            continue_run(client, str(flow_run.id), list(orders))
 
 
 def who_asked(run_id: str) -> str | None:

@@ -145,7 +145,7 @@ def _make(
     acts: dict[Move, Callable[[], object]] = {
         Move.DISPATCH: lambda: tell(dispatch_order(ids)),
         Move.COMPENSATE: lambda: compensate(ids),
-        Move.CANCEL: lambda: _undo(ids, OrderCancelled("the run was cancelled in Prefect")),
+        Move.CANCEL: lambda: _undo(orders, OrderCancelled("the run was cancelled in Prefect")),
         Move.EXPIRE: lambda: _expire(ids),
         Move.SEND_AGAIN: lambda: send_again(ids),
         Move.CONTINUE: lambda: _continue(client, orders),
@@ -159,8 +159,9 @@ def _make(
     report.moves[move] = ids
 
 
-def _undo(order_ids: list[str], error: OrderCancelled | CheckoutFailed) -> None:
-    to_undo = abandon(order_ids, error)
+def _undo(orders: Sequence[UnfinishedOrder], error: OrderCancelled | CheckoutFailed) -> None:
+    attempts = {order.id: order.attempt for order in orders}
+    to_undo = abandon(list(attempts), error, attempts)
     if to_undo:
         compensate(to_undo)
 
@@ -174,19 +175,19 @@ def _expire(order_ids: list[str]) -> None:
 
 def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """Start the orders' runs again; an answer that waits in a dead run is recorded first."""
-    of_run: dict[str, list[str]] = defaultdict(list)
+    of_run: dict[str, list[UnfinishedOrder]] = defaultdict(list)
     seen: dict[str, int] = defaultdict(int)
     for order in orders:
         if not order.in_batch:  # a batch's run reads its answers itself
             record_answers_left(client, read_order(order.id))
         if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
-            of_run[order.run_id].append(order.id)
+            of_run[order.run_id].append(order)
             seen[order.run_id] = max(seen[order.run_id], order.continuations)
     exhausted = [
-        id_
-        for run_id, order_ids in of_run.items()
-        if not continue_run(client, run_id, order_ids, seen[run_id])
-        for id_ in order_ids
+        order
+        for run_id, its in of_run.items()
+        if not continue_run(client, run_id, [order.id for order in its], seen[run_id])
+        for order in its
     ]
     if exhausted:
         _undo(

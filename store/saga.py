@@ -5,7 +5,7 @@ transaction each, the orders locked, the effect and its record committed togethe
 again at any time; an order that has its step already is passed over.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -299,15 +299,31 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
     )
 
 
-def abandon(order_ids: Sequence[str], error: OrderError) -> list[str]:
+def abandon(
+    order_ids: Sequence[str], error: OrderError, attempts: Mapping[str, int] | None = None
+) -> list[str]:
     """End the forward way of those orders that are before the pivot, with ``error``.
+
+    Args:
+        order_ids: The orders.
+        error: Why they cannot go on.
+        attempts: The attempt that each order was in when ``error`` was found. An order that has
+            begun another one since is left alone: the error is none of that attempt's.
 
     Returns:
         The ids of the orders among ``order_ids`` of which something is left to be given back.
     """
     with transaction() as session:
         orders = lock_orders(session, order_ids)
-        give_up(session, [(o, error) for o in orders.values() if o.status in BEFORE_PIVOT])
+        give_up(
+            session,
+            [
+                (o, error)
+                for o in orders.values()
+                if o.status in BEFORE_PIVOT
+                and (attempts is None or o.attempt == attempts.get(o.id))
+            ],
+        )
         return [o.id for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
 
 

@@ -161,16 +161,15 @@ def _put_back(session: Session, attempt: dict[str, Any]) -> None:
     )
 
 
-def orders_of_run(run_id: str) -> list[str]:
-    """Return the ids of the orders that the flow run owns and that have not ended."""
+def orders_of_run(run_id: str) -> dict[str, int]:
+    """Return the orders that the flow run owns and that have not ended, each with its attempt."""
     with reading() as session:
-        return list(
-            session.exec(
-                select(Order.id)
-                .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
-                .order_by(Order.id)
-            )
+        found = session.execute(
+            select(col(Order.id), col(Order.attempt))
+            .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
+            .order_by(col(Order.id))
         )
+        return dict(found.tuples().all())
 
 
 def finished_orders_of_run(run_id: str) -> list[Order]:
@@ -190,6 +189,7 @@ class UnfinishedOrder:
     """
 
     id: str
+    attempt: int
     status: str
     run_id: str | None
     wait_until: datetime | None
@@ -235,6 +235,7 @@ def _unfinished(
         moves.append(batch_moved_at)
     return UnfinishedOrder(
         id=order.id,
+        attempt=order.attempt,
         status=order.status,
         run_id=order.run_id,
         wait_until=order.wait_until if order.status == OrderStatus.WAITING else None,

@@ -249,9 +249,10 @@ def _insert_if_first(table: Any) -> Any:
 
 @bug("I4 own reason", "I4 a crash is no failure")
 def a_run_ends_the_orders_of_other_runs() -> Patches:
-    def wrong(run_id: str) -> list[str]:
+    def wrong(_run_id: str) -> dict[str, int]:
         with transaction() as session:
-            return list(session.exec(select(Order.id).where(col(Order.status).not_in(ENDED))))
+            unfinished = session.exec(select(Order).where(col(Order.status).not_in(ENDED)))
+            return {order.id: order.attempt for order in unfinished}
 
     return [(flows.compensation, "orders_of_run", wrong)]
 

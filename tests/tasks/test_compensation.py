@@ -340,6 +340,17 @@ def test_an_undo_that_fails_for_one_group_is_tried_again_for_all_of_it(database:
     assert kept_cents() == 0
 
 
+def test_what_was_found_about_an_attempt_does_not_end_the_next_one(database: str) -> None:
+    placed("o-1", "bill_customer", 10)
+    found = {"o-1": 1}
+    end_run("o-1")
+    placed("o-1", "bill_customer", 10)
+    assert abandon(["o-1"], CheckoutFailed("its run ended too often"), found) == []
+    assert status("o-1") == "started"
+    assert abandon(["o-1"], CheckoutFailed("its run ended too often"), {"o-1": 2}) == ["o-1"]
+    give_back("o-1")
+
+
 def steps_with_a_record() -> set[str]:
     """The steps that the tasks record in the saga log, read from their source."""
     found = set()

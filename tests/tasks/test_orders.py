@@ -48,7 +48,7 @@ def test_the_run_that_brings_a_new_order_owns_it(database: str) -> None:
     order = order_row("o-1")
     assert (order.status, order.run_id, order.attempt) == ("started", RUN, 1)
     assert (order.copies, order.redeem, order.payment_method) == (50, True, "pm_card_visa")
-    assert orders_of_run(RUN) == ["o-1"]
+    assert orders_of_run(RUN) == {"o-1": 1}
 
 
 def test_an_order_without_an_order_id_is_known_by_its_run(database: str) -> None:
@@ -61,7 +61,7 @@ def test_an_unknown_user_is_refused_and_nothing_is_recorded(database: str, redee
     with pytest.raises(UserNotFound, match=r"^userId: no customer has the id nobody$"):
         accept_order(an_order("o-1", user_id="nobody", redeem=redeem), RUN)
     assert shop() == before
-    assert orders_of_run(RUN) == []
+    assert orders_of_run(RUN) == {}
 
 
 def test_a_run_that_starts_over_finds_its_own_order_as_it_stands(database: str) -> None:
@@ -80,7 +80,7 @@ def test_a_second_run_with_the_same_order_does_not_own_it(database: str) -> None
     place("o-1", run_id=RUN)
     second = accept_order(an_order("o-1"), OTHER_RUN)
     assert (second.id, second.owned) == ("o-1", False)
-    assert orders_of_run(OTHER_RUN) == []
+    assert orders_of_run(OTHER_RUN) == {}
 
 
 def test_the_same_order_in_another_spelling_is_the_same_order(database: str) -> None:
