@@ -21,6 +21,7 @@ from store.errors import (
     CompensationFailed,
     OrderCancelled,
     OrderError,
+    RefusedOrder,
     RunTakenAway,
 )
 from store.models import OrderStatus
@@ -143,8 +144,9 @@ def _reason(state: State[Any]) -> OrderError | None:
     if not isinstance(error, BaseException):
         # The flow has raised nothing: it was the server that ended the run, with its pause.
         return None
+    # A refusal says nothing about an order that the run owns: another process has begun it.
     if is_transient(error) or isinstance(
-        error, RunTakenAway | httpx.TransportError | PrefectHTTPStatusError
+        error, RefusedOrder | RunTakenAway | httpx.TransportError | PrefectHTTPStatusError
     ):
         return None
     return CheckoutFailed(state.message or "the run failed without a message")

@@ -18,6 +18,7 @@ from store.errors import (
     CourierWaitExpired,
     NoCourierAvailable,
     OrderIdConflict,
+    OrderInProgress,
     UserNotFound,
 )
 from store.messages import ASSIGNED, NO_COURIER, Receipt
@@ -398,18 +399,22 @@ def test_a_defect_after_the_charge_gives_everything_back(
 
 @sqlite_only
 @pytest.mark.parametrize(
-    "away",
-    [httpx.ConnectError("Prefect's server"), OperationalError("SELECT 1", {}, OSError())],
-    ids=["Prefect's server", "the database"],
+    "interruption",
+    [
+        httpx.ConnectError("Prefect's server"),
+        OperationalError("SELECT 1", {}, OSError()),
+        OrderInProgress("another process of this run has begun the order's next attempt"),
+    ],
+    ids=["Prefect's server is away", "the database is away", "another process is at it"],
 )
-def test_a_run_that_fails_for_want_of_a_server_is_started_again_and_refunds_nothing(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch, away: Exception
+def test_a_run_that_fails_for_no_reason_of_its_order_is_started_again_and_refunds_nothing(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, interruption: Exception
 ) -> None:
-    def be_away(_order_ids: list[str]) -> None:
-        raise away
+    def be_interrupted(_order_ids: list[str]) -> None:
+        raise interruption
 
     started_again = []
-    monkeypatch.setattr(checkout, "prepare_order", be_away)
+    monkeypatch.setattr(checkout, "prepare_order", be_interrupted)
     monkeypatch.setattr(
         compensation, "continue_run", lambda _client, *run: started_again.append(run)
     )
