@@ -20,9 +20,10 @@ from store.settings import settings
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import accept_order, begin_attempt, explain, read_order, receipt
+from tasks.orders import accept_order, begin_attempt, read_order
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
+from tasks.reports import explain, receipt
 
 
 def order_name() -> str:

@@ -25,7 +25,8 @@ from store.messages import CourierAnswer
 from store.models import Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import expire_waits, record_answer
-from tasks.orders import describe, outcome_error, read_order
+from tasks.orders import outcome_error, read_order
+from tasks.reports import describe
 
 logger = logging.getLogger("store.courier_wait")
 

@@ -1,4 +1,4 @@
-"""What people read about an order: its timeline, and the notices to the shop.
+"""What people read about an order: its timeline, form and receipt, and the notices to the shop.
 
 Nothing in here names a customer: notices, artifacts and logs outlive the order and are seen by
 many.
@@ -9,10 +9,23 @@ from datetime import timedelta
 from sqlmodel import col, select
 
 from store.database import reading, transaction
-from store.messages import money
-from store.models import Decision, Order, OrderStatus, SagaRecord, StepState, utc_now
+from store.errors import OrderError, OrderInProgress
+from store.messages import Receipt, ReceiptLine, money
+from store.models import (
+    Book,
+    Courier,
+    Decision,
+    Order,
+    OrderLine,
+    OrderStatus,
+    SagaRecord,
+    StepState,
+    utc_now,
+)
 from store.notifications import Notice, topic
+from store.saga import lock_orders, taken_by
 from store.settings import settings
+from tasks.orders import outcome_error
 
 
 def timeline(order_id: str) -> str:
@@ -78,6 +91,106 @@ def _answer_row(answer: Decision) -> str:
         f"| {answer.attempt} | {answer.outcome} | {answer.courier_id or ''} "
         f"| {answer.decided_at:%Y-%m-%d %H:%M:%S} | {late} |"
     )
+
+
+def describe(order: Order, refused: str) -> str:
+    """Return, in Markdown, what a person is asked to decide about a waiting order.
+
+    ``refused`` says what was wrong with the last answer, if there was one.
+    """
+    with reading() as session:
+        lines = session.exec(
+            select(OrderLine, Book.title)
+            .join(Book, col(Book.id) == col(OrderLine.book_id))
+            .where(OrderLine.order_id == order.id)
+            .order_by(OrderLine.book_id)
+        ).all()
+        couriers = session.exec(select(Courier).order_by(Courier.id)).all()
+        rows = [
+            f"| {title} | {line.quantity} | {money(line.unit_price_cents or 0, order.currency)} |"
+            for line, title in lines
+        ]
+        free = [
+            f"`{courier.id}` ({courier.capacity_copies - courier.assigned_copies} copies free)"
+            for courier in couriers
+        ]
+    return "\n".join(
+        [
+            *([f"**Your answer was refused.** {refused}", ""] if refused else []),
+            f"Order `{order.id}` waits for a courier until {order.wait_until:%Y-%m-%d %H:%M} UTC.",
+            "",
+            "| title | copies | price each |",
+            "|---|---:|---:|",
+            *rows,
+            "",
+            f"Total {money(order.total_cents or 0, order.currency)}, paid with "
+            f"{order.points_redeemed} points and {money(order.due_cents or 0, order.currency)}.",
+            "",
+            f"Couriers: {', '.join(free) or 'none'}.",
+            "",
+            "Is there a courier who takes the order? If not, it is refunded and undone.",
+        ]
+    )
+
+
+def explain(order_id: str, error: OrderError) -> OrderError:
+    """Return ``error`` with one more sentence: what its compensation gives back."""
+    with transaction() as session:
+        order = lock_orders(session, [order_id])[order_id]
+        taken = taken_by(session, order)
+    parts = []
+    if cents := taken.get("bill_customer", {}).get("amount_cents"):
+        in_doubt = "reference" not in taken["bill_customer"]
+        amount = money(cents, order.currency)
+        parts.append(f"{amount}, if it was captured" if in_doubt else amount)
+    if copies := taken.get("check_inventory", {}).get("copies"):
+        parts.append(f"{sum(copies.values())} copies")
+    if points := taken.get("redeem_points", {}).get("points"):
+        parts.append(f"{points} points")
+    given_back = f"Given back: {', '.join(parts)}." if parts else "Nothing was taken."
+    return type(error)(f"{str(error).rstrip('.')}. {given_back}")
+
+
+def receipt(order_id: str) -> Receipt:
+    """Return the receipt of a dispatched order.
+
+    Raises:
+        OrderError: the order ended otherwise; its reason.
+        OrderInProgress: the order has not ended.
+    """
+    with reading() as session:
+        order = session.get_one(Order, order_id)
+        if order.error is not None:
+            raise outcome_error(order)
+        if order.status != OrderStatus.DISPATCHED:
+            raise OrderInProgress(f"order {order_id} is {order.status}")
+        lines = session.exec(
+            select(OrderLine, Book.title)
+            .join(Book, col(Book.id) == col(OrderLine.book_id))
+            .where(OrderLine.order_id == order_id)
+            .order_by(OrderLine.book_id)
+        ).all()
+        dispatched = session.get_one(SagaRecord, (order_id, order.attempt, "dispatch_order"))
+        return Receipt(
+            order_id=order.id,
+            attempt=order.attempt,
+            status=order.status,
+            lines=[
+                ReceiptLine(
+                    book_id=line.book_id,
+                    title=title,
+                    quantity=line.quantity,
+                    unit_price_cents=line.unit_price_cents or 0,
+                )
+                for line, title in lines
+            ],
+            currency=order.currency,
+            total_cents=order.total_cents or 0,
+            points_redeemed=order.points_redeemed,
+            billed_cents=order.due_cents or 0,
+            courier=order.courier_id or "",
+            dispatched_at=dispatched.at,
+        )
 
 
 def announce_wait(order: Order, form_url: str) -> None:

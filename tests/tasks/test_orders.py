@@ -6,17 +6,14 @@ import pytest
 
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import (
-    BookHasNoPrice,
-    BookNotFound,
     BookOutOfStock,
-    CheckoutFailed,
     OrderIdConflict,
     OrderInProgress,
     UserNotFound,
 )
 from store.messages import CheckoutOrder
 from store.models import OrderStatus
-from tasks.orders import accept_order, begin_attempt, explain, orders_of_run, read_order, receipt
+from tasks.orders import accept_order, begin_attempt, orders_of_run, read_order
 from tests.shop import (
     an_order,
     at_once,
@@ -217,61 +214,6 @@ def test_another_order_under_the_same_id_begins_no_attempt(database: str) -> Non
     with pytest.raises(OrderIdConflict, match=r"^orderId: o-1 belongs to an order with other"):
         begin_attempt(an_order("o-1", 2), OTHER_RUN, ASKED)
     assert shop() == before
-
-
-def test_a_receipt_says_what_was_bought_and_how_it_was_paid(database: str) -> None:
-    placed("o-1", "dispatch_order", items={TEN_X_RULE: 5, STRIPED_PAJAMAS: 4}, redeem=True)
-    slip = receipt("o-1")
-    assert (slip.order_id, slip.attempt, slip.status) == ("o-1", 1, "dispatched")
-    assert {(line.title, line.quantity, line.unit_price_cents) for line in slip.lines} == {
-        ("The 10X Rule", 5, 20_00),
-        ("The Boy in the Striped Pajamas", 4, 75_00),
-    }
-    assert (slip.total_cents, slip.points_redeemed, slip.billed_cents) == (400_00, 300, 100_00)
-    assert (slip.currency, slip.courier) == ("USD", "city-vans")
-
-
-def test_an_unfinished_order_has_no_receipt(database: str) -> None:
-    placed("o-1", "bill_customer")
-    with pytest.raises(OrderInProgress, match="o-1 is started"):
-        receipt("o-1")
-
-
-def test_a_failed_order_has_its_reason_instead_of_a_receipt(database: str) -> None:
-    place("o-1", book_id="unknown")
-    with pytest.raises(BookNotFound):
-        carry_on(["o-1"], "check_inventory")
-    with pytest.raises(BookNotFound, match=r"^no book has the id unknown$"):
-        receipt("o-1")
-
-
-@pytest.mark.parametrize(
-    ("up_to", "given_back"),
-    [
-        (None, "Nothing was taken."),
-        ("check_inventory", "Given back: 50 copies."),
-        ("redeem_points", "Given back: 50 copies, 300 points."),
-        ("prepare_order", "Given back: 700.00 USD, 50 copies, 300 points."),
-    ],
-)
-def test_an_error_says_what_is_given_back(
-    database: str, up_to: str | None, given_back: str
-) -> None:
-    place("o-1", 50, redeem=True)
-    if up_to:
-        carry_on(["o-1"], up_to)
-    error = explain("o-1", BookHasNoPrice("it has no price"))
-    assert type(error) is BookHasNoPrice
-    assert str(error) == f"it has no price. {given_back}"
-
-
-def test_an_order_that_another_hand_has_compensated_is_not_said_to_have_taken_nothing(
-    database: str,
-) -> None:
-    placed("o-1", "prepare_order", 50, redeem=True)
-    end_run("o-1", CheckoutFailed("its run was lost"))
-    error = explain("o-1", CheckoutFailed("its run was lost"))
-    assert str(error) == "its run was lost. Given back: 700.00 USD, 50 copies, 300 points."
 
 
 def test_an_order_read_is_the_order_as_it_stands(database: str) -> None:
