@@ -29,6 +29,7 @@ from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.saga import abandon
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
+from tasks.compensations import next_try_at
 from tasks.dispatch import dispatch_order, expire_waits, send_again
 from tasks.orders import (
     UnfinishedOrder,
@@ -44,9 +45,6 @@ PAGE = 200
 """Orders looked at together; also the most runs that Prefect's API returns at once."""
 HOOK_TIME = timedelta(seconds=5)
 """How long the hooks of an ended run have for their own work before recovery steps in."""
-RETRY_UNDO_FIRST = timedelta(minutes=1)
-RETRY_UNDO_LAST = timedelta(hours=1)
-"""A failed undo is tried again after a time that doubles between these."""
 
 
 class Move(StrEnum):
@@ -95,7 +93,7 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
                     moves[move].append(order)
         for move, orders in moves.items():
             _make(move, orders, client, report)
-        _close(client, {order.run_id for orders in moves.values() for order in orders})
+        close_runs(client, {order.run_id for orders in moves.values() for order in orders})
     if report.moves:
         logger.warning("recovered: %s", report.model_dump())
     return report
@@ -109,8 +107,8 @@ def next_move(order: UnfinishedOrder, run: State | None, now: datetime) -> Move:
     stalled = idle > timedelta(seconds=settings().stalled_seconds)
     match OrderStatus(order.status):
         case OrderStatus.COMPENSATION_FAILED:
-            delay = min(RETRY_UNDO_FIRST * 2 ** min(order.undo_tries, 10), RETRY_UNDO_LAST)
-            return Move.COMPENSATE if now - order.moved_at > delay else Move.LEAVE
+            due = now > next_try_at(order.undo_tries, order.moved_at)
+            return Move.COMPENSATE if due else Move.LEAVE
         case OrderStatus.COMPENSATING:
             return Move.COMPENSATE if stalled or (ended and idle > HOOK_TIME) else Move.LEAVE
         case OrderStatus.DISPATCHING:
@@ -196,8 +194,11 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
         )
 
 
-def _close(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
-    """Give runs whose orders were finished here the ending that their dead processes cannot."""
+def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
+    """Give runs whose orders were finished for them the ending that their dead processes cannot.
+
+    A batch's run that has nothing left to wait for is woken, so that it ends by itself.
+    """
     batches = batches_among([id_ for id_ in run_ids if id_ is not None])
     for run_id, state in _states(client, run_ids).items():
         if run_id in batches:
@@ -215,7 +216,7 @@ def _close(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
         message = "; ".join(f"order {o.id} is {o.status}" for o in orders[:3])
         ending = Completed if all_well else Failed
         client.set_flow_run_state(
-            UUID(run_id), ending(message=f"finished by recover_orders: {message}")
+            UUID(run_id), ending(message=f"finished without its process: {message}")
         )
 
 

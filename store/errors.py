@@ -36,6 +36,34 @@ class BatchFailed(StoreError):
     """More orders of a batch failed than it tolerates; those that are done stay done."""
 
 
+class OrderNotFound(StoreError):
+    """No order has this id."""
+
+
+class CourierHasOrder(StoreError):
+    """A courier has accepted the order: it only goes forward, and cannot be cancelled any more."""
+
+
+class NothingToCancel(StoreError):
+    """The order has ended, or is being given back already; a cancellation would change nothing."""
+
+
+class OrderNotFailed(StoreError):
+    """The order is neither rejected nor compensated, so it begins no new attempt."""
+
+
+class NothingToUndo(StoreError):
+    """There is no such undo: it is done, it was never needed, or it has not failed."""
+
+
+class DeploymentNotFound(StoreError):
+    """Prefect has no deployment of the name that a setting gives."""
+
+
+class NoPrefectServer(StoreError):
+    """No Prefect server is named, or the one that is named does not answer."""
+
+
 class InvalidDecision(StoreError):
     """A courier decision makes no sense; the order waits on for another one."""
 
@@ -79,7 +107,7 @@ class CourierWaitExpired(OrderError):
 
 
 class OrderCancelled(OrderError):
-    """The run was cancelled by a person before a courier had accepted."""
+    """The order, or its run, was cancelled by a person before a courier had accepted."""
 
 
 class CheckoutFailed(OrderError):

@@ -75,6 +75,23 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
         return [order.id for order, _ in undo.todo]
 
 
+def settle_copies(session: Session, copies: Mapping[str, int], *, put_back: bool) -> None:
+    """Book copies that a person has seen to: back on the shelf, or lost and written off.
+
+    A lost copy is taken out of all that ever came in, so that the stock still adds up.
+    """
+    _lock_books(session, set(copies))
+    if put_back:
+        _add_copies(session, copies)
+    else:
+        session.connection().execute(
+            update(Book)
+            .where(col(Book.id) == bindparam("book"))
+            .values(initial_quantity=col(Book.initial_quantity) - bindparam("lost")),
+            [{"book": id_, "lost": quantity} for id_, quantity in copies.items()],
+        )
+
+
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[OrderLine]]:
     lines: dict[str, list[OrderLine]] = {id_: [] for id_ in order_ids}
     for line in session.exec(select(OrderLine).where(col(OrderLine.order_id).in_(order_ids))):

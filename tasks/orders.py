@@ -9,13 +9,22 @@ from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from store.database import insert_missing, reading, transaction
-from store.errors import OrderError, OrderIdConflict, OrderInProgress, UserNotFound, recorded_error
+from store.errors import (
+    BookNotFound,
+    OrderError,
+    OrderIdConflict,
+    OrderInProgress,
+    OrderNotFound,
+    UserNotFound,
+    recorded_error,
+)
 from store.messages import CheckoutOrder
 from store.models import (
     BEFORE_PIVOT,
     ENDED,
     GIVING_BACK,
     Batch,
+    Book,
     Customer,
     Order,
     OrderLine,
@@ -99,15 +108,45 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
         return _as_found(found, run_id)
 
 
+def known_order(order: CheckoutOrder) -> Order | None:
+    """Return the order that this one was recorded as, if it was; nothing is changed.
+
+    Raises:
+        OrderIdConflict: the orderId is taken by an order with other content.
+        UserNotFound: it is new, and no customer has its userId.
+        BookNotFound: it is new, and no book has one of its bookIds.
+    """
+    with reading() as session:
+        found = session.get(Order, order.order_id) if order.order_id else None
+        if found is not None:
+            require_same(order.content(), found.request, found.id)
+            session.expunge(found)
+            return found
+        _customer_of(session, order)
+        for line in order.lines():
+            if session.get(Book, line.book_id) is None:
+                raise BookNotFound(f"bookId: no book has the id {line.book_id}")
+    return None
+
+
 def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
     """Lock and return the order of this id, if it is this very order."""
     found = session.get_one(Order, order_id, with_for_update=True)
-    if found.request != order.content():
+    require_same(order.content(), found.request, order_id)
+    return found
+
+
+def require_same(content: dict[str, Any], known: dict[str, Any], order_id: str) -> None:
+    """Refuse an order that comes with the id of another one.
+
+    Raises:
+        OrderIdConflict: the two contents differ.
+    """
+    if content != known:
         raise OrderIdConflict(
             f"orderId: {order_id} belongs to an order with other content; "
             "use another orderId for another order"
         )
-    return found
 
 
 def _as_found(found: Order, run_id: str) -> AcceptedOrder:
@@ -123,9 +162,7 @@ def _new_order(
     session: Session, order: CheckoutOrder, order_id: str, run_id: str
 ) -> dict[str, Any]:
     """Return the row of an order's first attempt."""
-    customer = session.get(Customer, order.user_id)
-    if customer is None:
-        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
+    customer = _customer_of(session, order)
     return {
         "id": order_id,
         "attempt": 1,
@@ -144,6 +181,13 @@ def _new_order(
         "created_at": utc_now(),
         "updated_at": utc_now(),
     }
+
+
+def _customer_of(session: Session, order: CheckoutOrder) -> Customer:
+    customer = session.get(Customer, order.user_id)
+    if customer is None:
+        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
+    return customer
 
 
 def _put_back(session: Session, attempt: dict[str, Any]) -> None:
@@ -207,21 +251,30 @@ def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
             .order_by(Order.id)
             .limit(limit)
         ).all()
-        records: dict[str, list[SagaRecord]] = {order.id: [] for order in orders}
-        attempts = {order.id: order.attempt for order in orders}
-        for record in session.exec(select(SagaRecord).where(col(SagaRecord.order_id).in_(records))):
-            if record.attempt == attempts[record.order_id]:
-                records[record.order_id].append(record)
-        batches = {
-            batch.run_id: batch.moved_at
-            for batch in session.exec(
-                select(Batch).where(col(Batch.run_id).in_({order.run_id for order in orders}))
-            )
-        }
-        return [
-            _unfinished(order, records[order.id], batches.get(order.run_id or ""))
-            for order in orders
-        ]
+        return _as_unfinished(session, orders)
+
+
+def as_unfinished(order: Order) -> UnfinishedOrder:
+    """Return what recovery sees of this order."""
+    with reading() as session:
+        return _as_unfinished(session, [order])[0]
+
+
+def _as_unfinished(session: Session, orders: Sequence[Order]) -> list[UnfinishedOrder]:
+    records: dict[str, list[SagaRecord]] = {order.id: [] for order in orders}
+    attempts = {order.id: order.attempt for order in orders}
+    for record in session.exec(select(SagaRecord).where(col(SagaRecord.order_id).in_(records))):
+        if record.attempt == attempts[record.order_id]:
+            records[record.order_id].append(record)
+    batches = {
+        batch.run_id: batch.moved_at
+        for batch in session.exec(
+            select(Batch).where(col(Batch.run_id).in_({order.run_id for order in orders}))
+        )
+    }
+    return [
+        _unfinished(order, records[order.id], batches.get(order.run_id or "")) for order in orders
+    ]
 
 
 def _unfinished(
@@ -291,11 +344,49 @@ def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
 
 
 def read_order(order_id: str) -> Order:
-    """Return the order as it stands."""
+    """Return the order as it stands.
+
+    Raises:
+        OrderNotFound: no order has the id.
+    """
     with reading() as session:
-        order = session.get_one(Order, order_id)
+        order = session.get(Order, order_id)
+        if order is None:
+            raise OrderNotFound(
+                f"There is no order {order_id}, or its run has not begun yet. "
+                "`checkout list` shows those there are."
+            )
         session.expunge(order)
         return order
+
+
+def find_orders(
+    *,
+    status: OrderStatus | None = None,
+    user_id: str | None = None,
+    book_id: str | None = None,
+    accepted_from: datetime | None = None,
+    accepted_until: datetime | None = None,
+    limit: int,
+) -> list[Order]:
+    """Return the newest orders that fit all that is given."""
+    wanted = select(Order)
+    if status is not None:
+        wanted = wanted.where(col(Order.status) == status)
+    if user_id is not None:
+        wanted = wanted.where(col(Order.user_id) == user_id)
+    if book_id is not None:
+        with_book = select(OrderLine.order_id).where(col(OrderLine.book_id) == book_id)
+        wanted = wanted.where(col(Order.id).in_(with_book))
+    if accepted_from is not None:
+        wanted = wanted.where(col(Order.created_at) >= accepted_from)
+    if accepted_until is not None:
+        wanted = wanted.where(col(Order.created_at) <= accepted_until)
+    newest_first = (col(Order.created_at).desc(), col(Order.id).desc())
+    with reading() as session:
+        found = list(session.exec(wanted.order_by(*newest_first).limit(limit)))
+        session.expunge_all()
+        return found
 
 
 def outcome_error(order: Order) -> OrderError:

@@ -88,6 +88,23 @@ def restore_points(order_ids: list[str]) -> list[str]:
         return [order.id for order, _ in undo.todo]
 
 
+def settle_points(session: Session, user_id: str, points: int, *, put_back: bool) -> None:
+    """Book points that a person has seen to: back on the account, or made good in another way.
+
+    Points made good otherwise are taken out of all that were ever granted, so that they still
+    add up.
+    """
+    _lock_customers(session, [user_id])
+    if put_back:
+        _add_points(session, {user_id: points})
+    else:
+        session.execute(
+            update(Customer)
+            .where(col(Customer.id) == user_id)
+            .values(initial_points=col(Customer.initial_points) - points)
+        )
+
+
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, Customer]:
     customers = session.exec(
         select(Customer)

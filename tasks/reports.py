@@ -140,7 +140,7 @@ def explain(order_id: str, error: OrderError) -> OrderError:
         taken = taken_by(session, order)
     parts = []
     if cents := taken.get("bill_customer", {}).get("amount_cents"):
-        in_doubt = "reference" not in taken["bill_customer"]
+        in_doubt = taken["bill_customer"].keys().isdisjoint(["reference", "settled_by"])
         amount = money(cents, order.currency)
         parts.append(f"{amount}, if it was captured" if in_doubt else amount)
     if copies := taken.get("check_inventory", {}).get("copies"):

@@ -2,8 +2,9 @@
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -14,10 +15,12 @@ from prefect import Task
 from sqlalchemy import update
 from sqlmodel import col, select
 
+import tasks.inventory
+import tasks.points
 from flows import compensation
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.database import reading, transaction
-from store.errors import CheckoutFailed, OrderError
+from store.errors import CheckoutFailed, CompensationFailed, OrderError
 from store.messages import ASSIGNED, CheckoutOrder, CourierAnswer, OrderMessage
 from store.models import (
     Book,
@@ -30,6 +33,7 @@ from store.models import (
     QueuedMessage,
     SagaRecord,
 )
+from store.payments import Ledger
 from store.saga import abandon
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, find_couriers, prepare_order, record_answer
@@ -127,6 +131,34 @@ def end_run(order_id: str, error: OrderError | None = None) -> str:
     if abandon([order_id], error or CheckoutFailed("the run failed")):
         give_back(order_id)
     return status(order_id)
+
+
+UNDO_STANDS_ON: dict[str, tuple[Any, str]] = {
+    "bill_customer": (Ledger, "refund"),
+    "check_inventory": (tasks.inventory, "_add_copies"),
+    "redeem_points": (tasks.points, "_add_points"),
+}
+
+
+@contextmanager
+def undos_fail(*steps: str) -> Iterator[None]:
+    """Inside, the undos of these steps fail for good."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("it is broken")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for step in steps:
+            patch.setattr(*UNDO_STANDS_ON[step], broken)
+        yield
+
+
+def failed(order_id: str, *steps: str, run_id: str | None = None) -> str:
+    """The original's example, whose run failed, and these of whose undos did so as well."""
+    placed(order_id, "prepare_order", 50, redeem=True, run_id=run_id)
+    with undos_fail(*steps), pytest.raises(CompensationFailed):
+        end_run(order_id)
+    return order_id
 
 
 def messages_about(order_ids: Sequence[str]) -> list[OrderMessage]:
