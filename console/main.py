@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from console import queue
+from console import batch, compensations, orders, queue, show
 from console.output import terminal
 from store.errors import StoreError
 
@@ -25,16 +25,23 @@ app = App(
     help="Look after the shop's orders. Every command is safe while workers run.",
     version_flags=[],
 )
+app.command(orders.submit)
+app.command(orders.list_orders, name="list")
+app.command(show.show)
+app.command(orders.cancel)
+app.command(orders.retry)
+app.command(compensations.app)
+app.command(batch.app)
 app.command(queue.redrive)
 
 
 def commands(of: App = app, above: str = "") -> dict[str, App]:
     """Return every command by the words that call it, those of groups included."""
-    found: dict[str, App] = {}
+    found: dict[str, App] = {above: of} if of.default_command else {}
     for name in of:
         if not name.startswith("-"):
             found |= commands(of[name], f"{above} {name}".strip())
-    return found or {above: of}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int = REFUSED) -> int:
-    terminal(stderr=True).print(message, markup=False, style="red")
+    # No wrapping: a remedy is to be copied.
+    terminal(stderr=True).print(message, markup=False, style="red", soft_wrap=True)
     return status
 
 

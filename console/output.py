@@ -1,11 +1,15 @@
 """How the commands speak: answers on standard output, as a table or as JSON, the rest on error."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 from rich.table import Table
 
@@ -66,6 +70,51 @@ def print_answer(
             ([row[column] for column in columns] for row in rows),
             empty=empty,
         )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people read it, in its two largest units: ``2 h 5 min``."""
+    rest = max(0, int(seconds))
+    parts: list[tuple[int, str]] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
+
+
+def confirmed(question: str) -> bool:
+    """Ask a person on standard error, so that standard output has the answer alone.
+
+    Where nobody answers, at the end of the input, the answer is no.
+    """
+    terminal(stderr=True).print(f"{question} \\[y/N] ", end="")
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        return False
+
+
+@contextmanager
+def quiet_runs() -> Iterator[None]:
+    """Keep off the terminal what a flow run in this process logs: the answer says what it came to.
+
+    Prefect keeps the logs at the run all the same.
+    """
+    handlers = [
+        handler
+        for logger in (logging.getLogger(), logging.getLogger("prefect"))
+        for handler in logger.handlers
+        if isinstance(handler, PrefectConsoleHandler)
+    ]
+    before = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, before, strict=True):
+            handler.setLevel(level)
 
 
 def _as_text(cell: object) -> str:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -22,8 +23,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
+from console.output import terminal
+from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
@@ -33,11 +36,10 @@ from deployments.local import (
     Progress,
     exit_on_signals,
 )
-from deployments.orders import Holdings, console, open_store, read_holdings, saga_table
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import money
-from store.models import ENDED, Order, OrderStatus
+from store.models import ENDED, Order, OrderStatus, SagaRecord
 from store.payments import DECLINED_METHOD
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
@@ -230,7 +232,36 @@ def _print_details(output: Console, system: LocalSystem, session: Session, endin
                 f"total {money(total, order.currency)}, {order.points_redeemed} points redeemed, "
                 f"bill {money(due, order.currency)}"
             )
-        output.print(saga_table(session, order, "Saga log"))
+        output.print(_saga_table(session, order))
+
+
+def _saga_table(session: Session, order: Order) -> Table:
+    """What was done of the order, and what of it was undone."""
+    table = Table(
+        "try", "step", "state", "result", "done at", "undone at", "given back", title="Saga log"
+    )
+    records = session.exec(
+        select(SagaRecord)
+        .where(SagaRecord.order_id == order.id)
+        .order_by(col(SagaRecord.attempt), col(SagaRecord.at))
+    )
+    for record in records:
+        table.add_row(
+            str(record.attempt),
+            record.step,
+            record.state,
+            json.dumps(record.result),
+            _clock(record.at),
+            _clock(record.undone_at),
+            "" if record.undo_result is None else json.dumps(record.undo_result),
+        )
+    if not table.row_count:
+        table.add_row("", "nothing was taken", "", "", "", "", "")
+    return table
+
+
+def _clock(moment: datetime | None) -> str:
+    return "" if moment is None else moment.astimezone().strftime("%H:%M:%S")
 
 
 def compare(before: Holdings, after: Holdings) -> tuple[Table, list[str]]:
@@ -280,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.demo")
     parser.add_argument("--keep", action="store_true", help="keep databases and logs at the end")
     options = parser.parse_args(arguments)
-    progress = Progress(console())
+    progress = Progress(terminal())
     data_dir = Path(mkdtemp(prefix="store-demo-"))
     keep = options.keep
     try:

@@ -469,7 +469,7 @@ def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> 
         f"  source {shlex.quote(str(env_file))}",
         f"  {checkout}",
         "  prefect flow-run ls",
-        "  python -m deployments.orders",
+        "  checkout list",
     ):
         console.print(Text(line, style="bold"), soft_wrap=True)
     console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")

@@ -3,10 +3,6 @@
 The run claims submitted orders a chunk at a time and carries several chunks at once. Each order
 keeps its own saga records, outcome and error, so one order's bad luck never stops the others. It
 may start again from its top at any time: the orders that it owns are found in the database.
-
-    python -m flows.batch submit orders.csv     record the orders of a file
-    python -m flows.batch run                   carry out all orders that are submitted
-    python -m flows.batch failed RUN_ID         the failed orders of a run, as CSV
 """
 
 import logging
@@ -245,11 +241,3 @@ def finish_chunk(order_ids: list[str]) -> dict[str, float]:
         pass  # none of the group is dispatched; each has its own error in its record
     _compensate(order_ids, seconds)
     return dict(seconds)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from flows.batch_commands import app
-
-    sys.exit(app())

@@ -28,7 +28,7 @@ from tasks.intake import Intake, count_submitted
 logger = logging.getLogger("store.batch")
 
 FAILED_SHOWN = 500
-"""Failed orders in the table at the run; `python -m flows.batch failed` gives all of them."""
+"""Failed orders in the table at the run; `checkout batch failed` gives all of them."""
 REASON_SHOWN = 200
 BAR_CELLS = 40
 BARS = 12
@@ -202,7 +202,7 @@ def markdown(report: BatchReport, run_id: str) -> str:
             ),
             *_intake(report),
             *(
-                [f"All failed orders as CSV: `python -m flows.batch failed {run_id}`"]
+                [f"All failed orders as CSV: `checkout batch failed {run_id}`"]
                 if report.by_error
                 else []
             ),

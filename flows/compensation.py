@@ -46,7 +46,7 @@ UNDO = {
 
 
 @flow(name="compensate", retries=0)
-def compensate(order_ids: list[str]) -> dict[str, str]:
+def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     """Give back all that failed orders have taken: money, copies, points, in this order.
 
     Only what was done is undone, each once, so it may run again at any time. An undo that fails
@@ -54,6 +54,7 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
 
     Args:
         order_ids: Orders that are to be compensated; others are left alone.
+        step: The only step that is undone, where a person wants one tried alone.
 
     Returns:
         The status of each order: `compensated`.
@@ -62,14 +63,14 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
     held = held_steps(order_ids)
-    for step, undo in UNDO.items():
-        if step not in held:
+    for of_step, undo in UNDO.items():
+        if of_step not in held or step not in (None, of_step):
             continue
         try:
             undo(order_ids)
         except Exception as error:
             logger.exception("undo %s failed", undo.name)
-            record_undo_failure(step, order_ids, f"{type(error).__name__}: {error}")
+            record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
     statuses = conclude_compensation(order_ids)
     tell(statuses)
     failed = sorted(

@@ -7,6 +7,7 @@ bounded number of times, so that one which kills its process every time is compe
 
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -129,11 +130,11 @@ def _restart(client: SyncPrefectClient, run_id: str) -> bool:
 
 def _start_anew(order: Order, continuation: int) -> None:
     """Give the order to a new run; the idempotency key makes it one, however often it is asked."""
-    parameters = {"order": {**order.request, "orderId": order.id}}
-    if order.request["paymentMethod"] is None:
-        del parameters["order"]["paymentMethod"]
-    run = _new_run(
-        settings().checkout_deployment, parameters, f"{order.id}:{order.attempt}:{continuation}"
+    run = new_run(
+        settings().checkout_deployment,
+        parameters_of(order),
+        f"{order.id}:{order.attempt}:{continuation}",
+        tags=[CONTINUATION],
     )
     hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
     logger.warning("order %s goes on in a new run, %s", order.id, run.id)
@@ -141,17 +142,36 @@ def _start_anew(order: Order, continuation: int) -> None:
 
 def _start_batch_anew(run_id: str, continuation: int) -> None:
     """Give a batch's unfinished orders to a new run, all of them to the same one."""
-    run = _new_run(settings().batch_deployment, {}, f"{run_id}:{continuation}")
+    run = new_run(settings().batch_deployment, {}, f"{run_id}:{continuation}", tags=[CONTINUATION])
     hand_over_batch(from_run=run_id, to_run=str(run.id))
     logger.warning("the batch of run %s goes on in a new run, %s", run_id, run.id)
 
 
-def _new_run(deployment: str, parameters: dict[str, Any], idempotency_key: str) -> FlowRun:
+def parameters_of(order: Order) -> dict[str, Any]:
+    """Return the parameters of a run that carries a recorded order out, as it came in."""
+    given = {name: value for name, value in order.request.items() if value is not None}
+    return {"order": {**given, "orderId": order.id}}
+
+
+def new_run(
+    deployment: str,
+    parameters: dict[str, Any],
+    idempotency_key: str | None,
+    *,
+    name: str | None = None,
+    tags: Sequence[str] = (),
+) -> FlowRun:
+    """Have a worker start a run of a deployment; a known key gives the run that it was first for.
+
+    Raises:
+        ObjectNotFound: there is no such deployment.
+    """
     run = run_deployment(
         deployment,
         parameters=parameters,
+        flow_run_name=name,
         idempotency_key=idempotency_key,
-        tags=[CONTINUATION],
+        tags=tags,
         timeout=0,
         as_subflow=False,
     )

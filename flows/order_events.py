@@ -50,7 +50,12 @@ def tell_of_wait(order: Order) -> None:
 
 def form_url(order: Order) -> str:
     """Return the address of the order's run in the Prefect UI, where it can be resumed."""
-    return url_for("flow-run", obj_id=UUID(order.run_id)) or "" if order.run_id else ""
+    return run_url(order.run_id) if order.run_id else ""
+
+
+def run_url(run_id: str) -> str:
+    """Return the address of a run in the Prefect UI."""
+    return url_for("flow-run", obj_id=UUID(run_id)) or ""
 
 
 def _emit(order: Order) -> None:

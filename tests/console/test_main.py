@@ -1,11 +1,15 @@
 """What every command has in common: its help, its exit status, and what its errors say."""
 
+import io
 import json
+import logging
 from collections.abc import Callable
 
 import pytest
+from prefect.logging.handlers import PrefectConsoleHandler
 
 from console.main import commands, main
+from console.output import duration, quiet_runs
 from store.database import transaction
 from store.models import QueuedMessage, utc_now
 from tests.shop import sqlite_only
@@ -39,6 +43,38 @@ def test_a_database_without_tables_is_told_with_the_remedy(
     setting("database_url", "sqlite://")
     assert main(["redrive"]) == 1
     assert "python -m deployments.migrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-5, "0 s"),
+        (0.9, "0 s"),
+        (59, "59 s"),
+        (300, "5 min"),
+        (301, "5 min 1 s"),
+        (7_500, "2 h 5 min"),
+        (86_400, "1 d"),
+        (90_061, "1 d 1 h"),
+    ],
+)
+def test_a_length_of_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_what_a_run_of_the_command_logs_is_kept_off_the_terminal() -> None:
+    terminal = io.StringIO()
+    handler = PrefectConsoleHandler(stream=terminal)
+    logger = logging.getLogger("prefect")
+    logger.addHandler(handler)
+    try:
+        with quiet_runs():
+            logger.error("a traceback")
+        logger.error("the next one")
+    finally:
+        logger.removeHandler(handler)
+    assert "a traceback" not in terminal.getvalue()
+    assert "the next one" in terminal.getvalue()
 
 
 @sqlite_only

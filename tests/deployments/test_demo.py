@@ -9,7 +9,7 @@ import pytest
 
 from deployments import demo
 from deployments.demo import CASES, Ending, compare
-from deployments.orders import Holdings
+from deployments.holdings import Holdings
 from deployments.prefect_api import FlowRun
 from seed.catalogue import BOOKS, COURIERS
 from store.models import Order, OrderStatus

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem, Progress
-from deployments.orders import open_store
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus

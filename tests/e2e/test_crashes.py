@@ -18,8 +18,8 @@ import psutil
 import pytest
 from sqlmodel import select
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.orders import open_store
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import LedgerEntry, Order, SagaRecord, utc_now

@@ -1,14 +1,22 @@
-"""Orders in the Prefect UI, in a real browser: started, answered, cancelled and tried again."""
+"""Orders in the Prefect UI, in a real browser: started, answered, cancelled and tried again.
+
+One of them is started, cancelled and tried again by the command `checkout` instead.
+"""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlmodel import select
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER
-from deployments.orders import open_store
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.database import engine
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
@@ -24,6 +32,12 @@ pytestmark = pytest.mark.timeout(900)
 
 # The example in another customer's name: the demo, on the same system, counts the points of its.
 TYPED_ORDER = json.loads(EXAMPLE_ORDER) | {"userId": JOHN_DOE}
+
+
+BY_COMMAND = (
+    *("--order-id", "by-command", "--user", JOHN_DOE),
+    *("--book", STRIPED_PAJAMAS, "--quantity", "2"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +56,7 @@ def waiting_runs(people_answer: RunningSystem) -> dict[str, str]:
             {"orderId": order_id, "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 2},
         ).id
         for order_id in ("without-a-courier", "cancelled-by-a-person")
-    }
+    } | {"by-command": command(people_answer, "submit", *BY_COMMAND)["run_id"]}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +90,19 @@ def compensated_run(
     ui.see_state("Failed")
     wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
     return waiting_runs[order_id]
+
+
+def command(system: RunningSystem, *arguments: str) -> Any:
+    """Call the command `checkout` as a person does; return what it printed as JSON."""
+    said = subprocess.run(
+        [str(Path(sys.executable).parent / "checkout"), *arguments, "--json"],
+        env={**os.environ, **system.local.settings()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout)
 
 
 def read_order(system: RunningSystem, order_id: str) -> Order:
@@ -195,6 +222,31 @@ def test_a_paused_run_cancelled_in_the_ui_is_compensated(
     wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
     assert read_order(people_answer, order_id).error == "OrderCancelled"
     see(ui.open_timeline(), f"Order {order_id}: {OrderStatus.COMPENSATED}")
+
+
+def test_an_order_of_the_command_line_is_cancelled_with_its_process_and_tried_again(
+    people_answer: RunningSystem, waiting_runs: dict[str, str]
+) -> None:
+    order_id, run_id = "by-command", waiting_runs["by-command"]
+    wait_until(
+        lambda: people_answer.api.read_run(run_id).state_type == "PAUSED", "paused run of the order"
+    )
+    ended = command(people_answer, "cancel", order_id, "--yes")
+    assert (ended["status"], ended["error"]) == ("compensated", "OrderCancelled")
+    # Its worker has ended its process before the run is shown as cancelled.
+    wait_until(
+        lambda: people_answer.api.read_run(run_id).state_type == "CANCELLED", "end of its run"
+    )
+    again = command(people_answer, "retry", order_id)["run_id"]
+    wait_until(
+        lambda: people_answer.api.read_run(again).state_type == "PAUSED", "paused second attempt"
+    )
+    shown = command(people_answer, "show", order_id)
+    assert (shown["status"], shown["attempt"], shown["run_id"]) == ("waiting", 2, again)
+    assert {run_id: "Cancelled", again: "Paused"}.items() <= {
+        each["id"]: each["state"] for each in shown["runs"]
+    }.items()
+    assert command(people_answer, "cancel", order_id, "--yes")["attempt"] == 2
 
 
 def test_the_books_balance_after_what_people_did(

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from sqlmodel import select
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER, PROJECT_DIR
-from deployments.orders import open_store
 from store.models import Order, OrderStatus
 
 from .conftest import wait_until
@@ -103,9 +103,9 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
                 return session.exec(select(Order.status)).all() == [OrderStatus.DISPATCHED]
 
         wait_until(the_order_is_dispatched, "dispatched order")
-        shown = in_its_environment(data_dir, "python", "-m", "deployments.orders")
-        assert shown.returncode == 0, shown.stderr
-        assert "dispatch_order" in shown.stdout
+        listed = in_its_environment(data_dir, "checkout", "list")
+        assert listed.returncode == 0, listed.stderr
+        assert "dispatched" in listed.stdout
 
         assert len(of_the_system(data_dir)) > 3
         process.send_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.flow_engine import run_flow
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelled
 
 from flows.checkout import store_checkout
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder, CourierAnswer
@@ -72,17 +72,27 @@ class Runs:
     def retry(self, run: FlowRun, order: CheckoutOrder) -> "Future[State[Any]]":
         """Execute a run again from its top under the same id, as the UI's Retry makes a worker."""
         self.client.set_flow_run_state(run.id, AwaitingRetry())
-        again = self.client.read_flow_run(run.id)
+        return self._execute(self.client.read_flow_run(run.id), order)
+
+    def execute(self, run: FlowRun) -> "Future[State[Any]]":
+        """Execute a run that was started by deployment, as a worker does."""
+        return self._execute(run, CheckoutOrder.model_validate(run.parameters["order"]))
+
+    def _execute(self, run: FlowRun, order: CheckoutOrder) -> "Future[State[Any]]":
         parameters = {"order": order, "wait": "pause"}
 
         def execute() -> State[Any]:
             state = run_flow(
-                store_checkout, flow_run=again, parameters=parameters, return_type="state"
+                store_checkout, flow_run=run, parameters=parameters, return_type="state"
             )
             assert isinstance(state, State)
             return state
 
         return self.in_thread(execute)
+
+    def end(self, order_id: str) -> None:
+        """End the order's one run as cancelled, as one that nobody has executed."""
+        self.client.set_flow_run_state(self.run_of(order_id).id, Cancelled(), force=True)
 
     def of_order(self, order_id: str) -> list[FlowRun]:
         """The checkout runs that are named by the order, oldest first."""

@@ -15,6 +15,7 @@ from prefect.states import AwaitingRetry, Cancelling
 
 from flows import batch
 from flows.batch import batch_checkout
+from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
@@ -289,6 +290,23 @@ def test_a_batch_that_died_goes_on_where_it_was(
     state = batches.dispatched(batches.again(run))
     assert state.message == "9 orders: 9 dispatched"
     assert (stock(), kept_cents()) == (491, 9 * 20_00)
+
+
+@sqlite_only
+def test_an_order_of_a_batch_is_cancelled_alone_and_the_last_that_waits_wakes_it(
+    batches: Batches,
+) -> None:
+    first, last = submit(2)
+    running = batches.start(tolerated_failures=1)
+    run = batches.paused()
+    assert cancel_order(first, 1, "").status == "compensated"
+    still = batches.runs.client.read_flow_run(run.id)
+    assert (still.state_type, status(last)) == (StateType.PAUSED, "waiting")
+    assert cancel_order(last, 1, "").status == "compensated"
+    woken = batches.runs.client.read_flow_run(run.id)
+    assert woken.state_type != StateType.PAUSED
+    assert running.result().message == "2 orders: 2 compensated"
+    assert (kept_cents(), stock()) == (0, 500)
 
 
 @sqlite_only

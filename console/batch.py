@@ -1,0 +1,147 @@
+"""Many orders in one run: submitted ahead, carried out with a progress bar, their failures."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from cyclopts import App
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from console.orders import order_from_json
+from console.output import AsJson, print_json, terminal
+from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
+from flows.batch_report import BatchReport, on_progress
+from store.errors import RefusedOrder
+from tasks.batches import FailedOrder, failed_orders
+from tasks.intake import load_orders, submit_orders
+
+app = App(name="batch", help="Check many orders out in one run.")
+
+
+@app.command
+def submit(source: str, /, *, as_json: AsJson = False) -> int:
+    """Record orders for the next batch: one, or those of a file. Twice changes nothing.
+
+    A line of the file that is no good order is named with its field and reason, and keeps no other
+    from being recorded; the exit status is then 1.
+
+    Args:
+        source: A JSONL or CSV file, s3://bucket/key, or one order as JSON.
+    """
+    if source.lstrip().startswith("{"):
+        (answer,) = submit_orders([order_from_json(source)])
+        if isinstance(answer, RefusedOrder):
+            raise answer
+        if as_json:
+            print_json({"new": int(answer), "known": int(not answer), "rejected": 0, "rejects": []})
+        else:
+            terminal().print("submitted" if answer else "known already; nothing changed")
+        return 0
+    intake = load_orders.fn(source)
+    if as_json:
+        print_json(
+            {
+                "new": intake.new,
+                "known": intake.known,
+                "rejected": intake.rejected,
+                "rejects": [
+                    {"line": each.line, "field": each.field, "reason": each.reason}
+                    for each in intake.rejects
+                ],
+                "rejects_file": intake.rejects_file,
+            }
+        )
+        return 1 if intake.rejected else 0
+    output = terminal()
+    output.print(f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected")
+    for each in intake.rejects:
+        output.print(f"  line {each.line}: {each.field}: {each.reason}", markup=False)
+    if intake.rejects_file:
+        output.print(f"  all of them: {intake.rejects_file}", markup=False)
+    return 1 if intake.rejected else 0
+
+
+@app.command
+def run(
+    source: str | None = None,
+    /,
+    *,
+    failed_of: str | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    concurrency: int = CONCURRENCY,
+    tolerated_failures: float = 0.25,
+    as_json: AsJson = False,
+) -> int:
+    """Carry out all submitted orders now, in this process, with a progress bar.
+
+    It ends when every order has ended. The exit status is 1 if more orders failed than are
+    tolerated; orders that are done stay done.
+
+    Args:
+        source: A file whose orders are submitted first.
+        failed_of: The id of an earlier run: its failed orders are taken again, and no others.
+        chunk_size: How many orders go through a step together.
+        concurrency: How many chunks are under way at the same time.
+        tolerated_failures: The share of orders, from 0 to 1, that may fail.
+    """
+    output = terminal(stderr=True)
+    columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=output) as bar:
+        orders = bar.add_task("orders", total=None)
+        token = on_progress.set(lambda done, total: bar.update(orders, completed=done, total=total))
+        try:
+            state = batch_checkout(
+                source=source,
+                failed_of=failed_of,
+                chunk_size=chunk_size,
+                concurrency=concurrency,
+                tolerated_failures=tolerated_failures,
+                return_state=True,
+            )
+        finally:
+            on_progress.reset(token)
+    output.print(state.message, style="green" if state.is_completed() else "red", markup=False)
+    if as_json:
+        result = state.result(raise_on_failure=False)
+        report = result.model_dump(mode="json") if isinstance(result, BatchReport) else None
+        print_json({"state": state.name, "message": state.message, "report": report})
+    return 0 if state.is_completed() else 1
+
+
+@app.command
+def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -> int:
+    """List the failed orders of a batch's run, as CSV.
+
+    Args:
+        run_id: The id of the batch's flow run.
+        to: The file to write; left out, standard output.
+    """
+    if as_json:
+        print_json(
+            [
+                {
+                    "order_id": each.order_id,
+                    "status": each.status,
+                    "error": each.error,
+                    "message": each.message,
+                }
+                for page in _pages(run_id)
+                for each in page
+            ]
+        )
+        return 0
+    with to.open("w", newline="", encoding="utf-8") if to else nullcontext(sys.stdout) as file:
+        writer = csv.writer(file)
+        writer.writerow(["orderId", "status", "error", "reason"])
+        for page in _pages(run_id):
+            writer.writerows([e.order_id, e.status, e.error, e.message] for e in page)
+    return 0
+
+
+def _pages(run_id: str) -> Iterator[list[FailedOrder]]:
+    last = ""
+    while page := failed_orders(run_id, after=last):
+        yield page
+        last = page[-1].order_id

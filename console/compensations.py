@@ -1,0 +1,167 @@
+"""The compensation queue: what could not be given back, tried again, or settled by a person."""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from console.orders import undo_as_data
+from console.output import AsJson, duration, print_json, print_table, quiet_runs, terminal
+from flows.by_hand import settle_undo, try_undos
+from flows.compensation import UNDO
+from store.models import OrderStatus, utc_now
+from tasks.compensations import failed_undos, open_undos
+from tasks.orders import read_order
+
+Step = Literal[
+    "refund_customer",
+    "restore_quantity",
+    "restore_points",
+    "bill_customer",
+    "check_inventory",
+    "redeem_points",
+]
+"""An undo, by its own name or by that of the step that it undoes."""
+
+app = App(name="compensations")
+
+
+@app.default
+def compensations(
+    *,
+    limit: Annotated[int, Parameter(name=["--limit", "-n"])] = 100,
+    as_json: AsJson = False,
+) -> int:
+    """List what could not be given back: what is at stake, why, and when it is tried again.
+
+    recover_orders tries each again by itself, after a minute at first and an hour at most. Retry
+    one at once with `checkout compensations retry`; what you have made good by hand is recorded
+    with `checkout compensations settle`.
+
+    Args:
+        limit: Of how many orders at most, the longest waiting first.
+    """
+    failed = failed_undos(limit)
+    if as_json:
+        print_json([undo_as_data(undo) for undo in failed])
+        return 0
+    now = utc_now()
+    print_table(
+        "Failed undos",
+        ["order", "attempt", "undo", "at stake", "tries", "next try", "error"],
+        (
+            [
+                undo.order_id,
+                undo.attempt,
+                UNDO[undo.step].name,
+                undo.at_stake,
+                undo.tries,
+                "under way"
+                if undo.next_try_at is None
+                else f"in {duration((undo.next_try_at - now).total_seconds())}",
+                undo.error,
+            ]
+            for undo in failed
+        ),
+        empty="Everything that failed was given back.",
+    )
+    return 0
+
+
+def _step(named: Step | None) -> str | None:
+    return next((step for step, undo in UNDO.items() if undo.name == named), named)
+
+
+@app.command
+def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -> int:
+    """Try at once to give back what is left of an order, instead of at the next time.
+
+    It is the same as what recover_orders does, and safe at the same moment.
+
+    Args:
+        order: The order's id.
+        step: The one undo to try, or the step that it undoes; left out, all that are left.
+    """
+    with quiet_runs():
+        left = try_undos(order, _step(step))
+    ended = read_order(order)
+    if as_json:
+        print_json(
+            {
+                "order_id": order,
+                "status": ended.status,
+                "left": [undo_as_data(undo) for undo in left],
+            }
+        )
+        return 0
+    output = terminal()
+    output.print(f"Given back; order {order} is {ended.status}.", markup=False)
+    for undo in left:
+        output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}", markup=False)
+    return 0
+
+
+@app.command
+def settle(
+    order: str,
+    step: Step,
+    /,
+    *,
+    reason: str,
+    by: str,
+    put_back: Annotated[bool, Parameter(negative="")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Record that you have seen to a failed undo by hand, so that it is not tried again.
+
+    It is kept in the order's timeline with your name and your reason, and the books are corrected:
+
+    refund_customer: the money was given back outside of the payment gateway.
+
+    restore_quantity: the copies are lost and written off; with --put-back they are on the shelf
+    and in stock again.
+
+    restore_points: the points were made good in another way and are written off; with --put-back
+    they are on the customer's account again.
+
+    With the last one settled or given back, the order is compensated.
+
+    Args:
+        order: The order's id.
+        step: The undo that failed, or the step that it undoes.
+        reason: What you did. No personal data: it is shown with the order.
+        by: Who you are: your name or initials.
+        put_back: Book the copies or points as back. Do not change the tables yourself as well.
+    """
+    of_step = _step(step)
+    if of_step is None or (put_back and of_step == "bill_customer"):
+        raise CycloptsError(msg="--put-back is for copies and points; money is not kept here.")
+    for name, text in (("--reason", reason), ("--by", by)):
+        if not text.strip():
+            raise CycloptsError(msg=f"{name} is empty; it is what others find later.")
+    stake = next((undo for undo in open_undos(order) if undo.step == of_step), None)
+    with quiet_runs():
+        settled = settle_undo(
+            order, of_step, by=by.strip(), reason=reason.strip(), put_back=put_back
+        )
+    left = open_undos(order)
+    if as_json:
+        print_json(
+            {
+                "order_id": order,
+                "status": settled.status,
+                "settled": undo_as_data(replace(stake, next_try_at=None)) if stake else None,
+                "left": [undo_as_data(undo) for undo in left],
+            }
+        )
+        return 0
+    output = terminal()
+    what = f", {stake.at_stake}" if stake else ""
+    output.print(
+        f"Settled: {UNDO[of_step].name} of order {order}{what}. It is {settled.status}.",
+        markup=False,
+    )
+    if settled.status == OrderStatus.COMPENSATION_FAILED:
+        for undo in left:
+            output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}", markup=False)
+    return 0

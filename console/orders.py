@@ -1,0 +1,350 @@
+"""Orders one by one: sent, listed, cancelled, tried again."""
+
+import sys
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import CycloptsError, Parameter
+from pydantic import ValidationError
+
+from console.output import (
+    AsJson,
+    confirmed,
+    duration,
+    print_json,
+    print_table,
+    quiet_runs,
+    terminal,
+)
+from flows.by_hand import cancel_order, require_cancellable
+from flows.compensation import UNDO
+from flows.order_events import run_url
+from flows.order_runs import start_again
+from flows.order_runs import submit as start_checkout
+from store.errors import RefusedOrder, UnreadableSource
+from store.messages import CheckoutOrder, money
+from store.models import Order, OrderStatus, utc_now
+from tasks.compensations import OpenUndo, open_undos
+from tasks.orders import find_orders, outcome_error, read_order
+from tasks.reports import explain
+
+FLAGS = {
+    "userId": "--user",
+    "bookId": "--book",
+    "quantity": "--quantity",
+    "items": "--item",
+    "redeem": "--redeem",
+    "orderId": "--order-id",
+    "paymentMethod": "--payment-method",
+}
+"""The option for each field of an order."""
+
+
+def submit(
+    source: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    /,
+    *,
+    user: str | None = None,
+    book: str | None = None,
+    quantity: int | None = None,
+    item: Annotated[list[str] | None, Parameter(negative="")] = None,
+    redeem: Annotated[bool, Parameter(negative="")] = False,
+    order_id: str | None = None,
+    payment_method: str | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Start the checkout of one order, and print its id and the link to its run.
+
+    The order is given by options, or as JSON: {"userId": "…", "bookId": "…", "quantity": 1}. With
+    an --order-id (orderId) it is started once, however often it is sent.
+
+    Args:
+        source: A file that holds the order as JSON, or - for standard input.
+        user: The customer's id.
+        book: The book's id, for an order of one title.
+        quantity: How many copies of the book.
+        item: BOOK=COPIES, once for each title of a cart; instead of --book and --quantity.
+        redeem: Pay with the customer's points as far as they go.
+        order_id: Your own id of the order. Left out, it gets the id of its run.
+        payment_method: What to charge. Left out, the customer's own payment method.
+    """
+    given = {
+        "userId": user,
+        "bookId": book,
+        "quantity": quantity,
+        "items": [_item(each) for each in item] if item else None,
+        "redeem": redeem or None,
+        "orderId": order_id,
+        "paymentMethod": payment_method,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if source is not None and options:
+        raise CycloptsError(msg=f"Give the order as {source} or by options, not both.")
+    order = order_from_json(_text_of(source)) if source else _order_from(options)
+    id_, run, known = start_checkout(order)
+    run_id = str(run.id) if run else known.run_id if known else None
+    url = run_url(run_id) if run_id else ""
+    state = run.state.name if run and run.state else None
+    if as_json:
+        print_json(
+            {
+                "order_id": id_,
+                "run_id": run_id,
+                "run_url": url,
+                "run_state": state,
+                "known": known is not None,
+                "status": known.status if known else None,
+            }
+        )
+        return 0
+    if known is None:
+        _say(f"Order {id_}: its run is {state}.", url, f"checkout show {id_}: how it goes.")
+        return 0
+    has_failed = known.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+    _say(
+        f"Order {id_} is known already, and {known.status}; nothing was started.",
+        url,
+        f"checkout retry {id_}: a new attempt." if has_failed else f"checkout show {id_}: more.",
+    )
+    return 0
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        if line:
+            terminal().print(line, markup=False, soft_wrap=True)
+
+
+def _item(text: str) -> dict[str, Any]:
+    book, _, quantity = text.rpartition("=")
+    if not book or not quantity.isdecimal():
+        raise CycloptsError(msg=f"--item {text}: give BOOK=COPIES, for example --item {text}=1.")
+    return {"bookId": book, "quantity": int(quantity)}
+
+
+def _text_of(source: str) -> str:
+    if source == "-":
+        return sys.stdin.read()
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UnreadableSource(
+            f"{source} cannot be read: {error.strerror}. Name a file that holds the order as JSON, "
+            "or - for standard input."
+        ) from error
+
+
+def order_from_json(text: str) -> CheckoutOrder:
+    """Return the order that a text holds as JSON.
+
+    Raises:
+        RefusedOrder: it is none; each wrong field is named.
+    """
+    try:
+        return CheckoutOrder.model_validate_json(text)
+    except ValidationError as error:
+        raise RefusedOrder(_problems(error, {})) from error
+
+
+def _order_from(options: dict[str, Any]) -> CheckoutOrder:
+    try:
+        return CheckoutOrder.model_validate(options)
+    except ValidationError as error:
+        raise RefusedOrder(_problems(error, FLAGS)) from error
+
+
+def _problems(error: ValidationError, flags: dict[str, str]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        # Pydantic puts the kinds of types that it tried between the names.
+        names = [
+            str(part)
+            for depth, part in enumerate(problem["loc"])
+            if depth == 0 or isinstance(part, int) or part in FLAGS
+        ]
+        flag = f" ({flags[names[0]]})" if names and names[0] in flags else ""
+        where = f"{'.'.join(names)}{flag}: " if names else ""
+        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+    example = '{"userId": "…", "bookId": "…", "quantity": 1}'
+    return "\n".join(
+        [
+            *lines,
+            f"Nothing was started. An order is {example} or the same by options; "
+            "checkout submit --help explains each.",
+        ]
+    )
+
+
+def list_orders(
+    *,
+    status: OrderStatus | None = None,
+    customer: str | None = None,
+    book: str | None = None,
+    older_than: timedelta | None = None,
+    younger_than: timedelta | None = None,
+    limit: Annotated[int, Parameter(name=["--limit", "-n"])] = 20,
+    as_json: AsJson = False,
+) -> int:
+    """List orders, the newest first; with several options those that fit all of them.
+
+    Args:
+        status: Orders that stand there.
+        customer: Orders of the customer with this id.
+        book: Orders with copies of the book with this id.
+        older_than: Orders accepted longer ago than this: 90s, 15m, 2h, 3d, 1d12h.
+        younger_than: Orders accepted within this time.
+        limit: How many at most.
+    """
+    now = utc_now()
+    found = find_orders(
+        status=status,
+        user_id=customer,
+        book_id=book,
+        accepted_from=now - younger_than if younger_than else None,
+        accepted_until=now - older_than if older_than else None,
+        limit=limit,
+    )
+    if as_json:
+        print_json([_as_data(order, now) for order in found])
+        return 0
+    print_table(
+        "Orders",
+        [
+            *("order", "status", "attempt", "age", "time left", "customer", "copies"),
+            *("total", "points", "charge", "why"),
+        ],
+        (
+            [
+                order.id,
+                order.status,
+                order.attempt,
+                duration((now - order.created_at).total_seconds()),
+                _time_left(order, now),
+                order.user_id,
+                order.copies,
+                _amount(order.total_cents, order),
+                order.points_redeemed,
+                _amount(order.due_cents, order),
+                f"{order.error}: {order.message}" if order.error else "",
+            ]
+            for order in found
+        ),
+        empty="There is no such order.",
+    )
+    return 0
+
+
+def _amount(cents: int | None, order: Order) -> str:
+    return "" if cents is None else money(cents, order.currency)
+
+
+def _time_left(order: Order, now: datetime) -> str:
+    if order.status != OrderStatus.WAITING or order.wait_until is None:
+        return ""
+    return duration((order.wait_until - now).total_seconds())
+
+
+def _as_data(order: Order, now: datetime) -> dict[str, Any]:
+    return {
+        "order_id": order.id,
+        "status": order.status,
+        "attempt": order.attempt,
+        "accepted_at": order.created_at,
+        "age_seconds": int((now - order.created_at).total_seconds()),
+        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
+        "user_id": order.user_id,
+        "copies": order.copies,
+        "currency": order.currency,
+        "total_cents": order.total_cents,
+        "points_redeemed": order.points_redeemed,
+        "due_cents": order.due_cents,
+        "courier": order.courier_id,
+        "error": order.error,
+        "message": order.message,
+        "run_id": order.run_id,
+    }
+
+
+def cancel(
+    order: str,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="")] = False,
+    reason: str = "",
+    as_json: AsJson = False,
+) -> int:
+    """Cancel an order that no courier has accepted, and give back all that it took.
+
+    What would be given back is shown first, and you are asked. Once a courier has accepted, the
+    parcel is on its way and the order cannot be cancelled. Of a batch, only this order ends.
+
+    Args:
+        order: The order's id.
+        yes: Do not ask.
+        reason: Why. It is kept with the order; no personal data.
+    """
+    found = read_order(order)
+    require_cancellable(found)
+    undos = open_undos(order)
+    if not as_json or not yes:
+        _preview(found, undos, to_stderr=as_json)
+    if not yes and not confirmed(f"Cancel order {order}?"):
+        terminal(stderr=True).print("Nothing was changed. (--yes does it without the question.)")
+        return 1
+    with quiet_runs():
+        ended = cancel_order(order, found.attempt, reason)
+    message = str(explain(order, outcome_error(ended)))
+    if as_json:
+        print_json(
+            {
+                "order_id": order,
+                "attempt": ended.attempt,
+                "status": ended.status,
+                "error": ended.error,
+                "message": message,
+                "preview": [undo_as_data(undo) for undo in undos],
+            }
+        )
+    else:
+        _say(f"Order {order} is {ended.status}: {message}")
+    return 0
+
+
+def _preview(order: Order, undos: list[OpenUndo], *, to_stderr: bool) -> None:
+    output = terminal(stderr=to_stderr)
+    output.print(f"Order {order.id} (attempt {order.attempt}) is {order.status}.", markup=False)
+    if not undos:
+        output.print("It has taken nothing, so cancelling it gives nothing back.")
+        return
+    output.print("Cancelling it gives back:")
+    for undo in undos:
+        output.print(f"  {UNDO[undo.step].name:<16}  {undo.at_stake}", markup=False)
+
+
+def undo_as_data(undo: OpenUndo) -> dict[str, Any]:
+    """Return an undo for programs, with the name of its task."""
+    return {**asdict(undo), "undo": UNDO[undo.step].name, "at_stake": undo.at_stake}
+
+
+def retry(order: str, /, *, as_json: AsJson = False) -> int:
+    """Try a rejected or compensated order again: a new attempt, charged anew under a new key.
+
+    Its new run is started and its link printed. Called twice it is one attempt.
+
+    Args:
+        order: The order's id.
+    """
+    run = start_again(order)
+    state = run.state.name if run.state else None
+    url = run_url(str(run.id))
+    if as_json:
+        print_json({"order_id": order, "run_id": str(run.id), "run_url": url, "run_state": state})
+    else:
+        _say(
+            f"Order {order} is tried again; its run is {state}.",
+            url,
+            f"checkout show {order}: how it goes.",
+        )
+    return 0

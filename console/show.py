@@ -1,0 +1,263 @@
+"""One order's whole story: where it stands, what happens next, and one timeline of all attempts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import httpx
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+
+from console.orders import undo_as_data
+from console.output import AsJson, duration, print_json, print_table, terminal
+from flows.order_events import form_url
+from flows.order_runs import OrderRun, prefect_client, runs_of_order
+from flows.recovery import Move, next_move
+from store.errors import NoPrefectServer, OrderNotFound
+from store.messages import money
+from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
+from tasks.compensations import next_try_at, open_undos
+from tasks.orders import as_unfinished
+from tasks.story import Event, Story, story
+
+BY_RECOVERY: dict[Move, str] = {
+    Move.DISPATCH: "recover_orders hands it over in its next round.",
+    Move.COMPENSATE: "recover_orders gives it back in its next round.",
+    Move.CANCEL: "Its run was cancelled: recover_orders gives it back in its next round.",
+    Move.EXPIRE: "Its time is over: recover_orders gives it back in its next round.",
+    Move.CONTINUE: "Its run has ended or stands still: recover_orders starts it again in its next "
+    "round.",
+    Move.SEND_AGAIN: "recover_orders asks the couriers once more in its next round.",
+    Move.REMIND: "recover_orders reminds the shop of it in its next round.",
+}
+"""What recovery does next, where it has something to do."""
+
+
+def show(order: str, /, *, as_json: AsJson = False) -> int:
+    """Show one order: where it stands, what happens next, and everything that happened to it.
+
+    One timeline holds all attempts: steps, what was given back, runs in Prefect with their links,
+    messages, charges and refunds, answers and who gave them, notifications. While Prefect's server
+    is away the rest is shown.
+
+    Args:
+        order: The order's id.
+    """
+    try:
+        told = story(order)
+    except OrderNotFound:
+        # Its run may not have come so far, or may have been refused.
+        runs, away = _runs(order, None)
+        if not runs:
+            raise
+        return _show_unrecorded(order, runs, as_json=as_json)
+    runs, away = _runs(order, told.order.run_id)
+    owner = next((run for run in runs if run.id == told.order.run_id), None)
+    next_ = what_next(told.order, owner.state if owner else None, utc_now(), is_known=away is None)
+    if told.order.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED) and any(
+        _is_to_start(run) for run in runs
+    ):
+        next_ = "A run is scheduled for it (below), which begins a new attempt."
+    notes = [*([away] if away else []), *told.notes]
+    if told.order.run_id and owner is None and away is None:
+        notes.append(f"Its run {told.order.run_id} is not in Prefect any more.")
+    held = open_undos(order) if told.order.status in BEFORE_PIVOT else []
+    events = in_order([*told.events, *_events(runs)])
+    if as_json:
+        print_json(
+            {
+                **_as_data(told),
+                "next": next_,
+                "cancelling_gives_back": [undo_as_data(undo) for undo in held],
+                "prefect_answers": away is None,
+                "runs": [_run_as_data(run) for run in runs],
+                "notes": notes,
+                "timeline": [asdict(event) for event in events],
+            }
+        )
+        return 0
+    _print_header(told, next_, ", ".join(undo.at_stake for undo in held))
+    _print_runs(runs)
+    _print_timeline(events)
+    for note in notes:
+        terminal().print(note, markup=False, style="yellow")
+    return 0
+
+
+def _runs(order_id: str, owner: str | None) -> tuple[list[OrderRun], str | None]:
+    """Return the order's runs, and why they are not known if the server is away."""
+    try:
+        with prefect_client() as client:
+            return runs_of_order(client, order_id, owner), None
+    except NoPrefectServer as error:
+        return [], f"The runs in Prefect are not shown: {error}"
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        return [], f"The runs in Prefect are not shown: its server went away ({error!r})."
+
+
+def _is_to_start(run: OrderRun) -> bool:
+    is_checkout = run.flow == "store-checkout"
+    return is_checkout and run.state is not None and run.state.is_scheduled()
+
+
+def what_next(order: Order, run: State[Any] | None, now: datetime, *, is_known: bool) -> str:
+    """Say what happens to an order next, if nobody does anything.
+
+    Args:
+        order: The order as it stands.
+        run: The state of its run; none if Prefect has no such run.
+        now: The present moment.
+        is_known: Whether Prefect could be asked.
+    """
+    will_be = _next(order, run, now)
+    if not is_known or order.status in (*ENDED, OrderStatus.SUBMITTED):
+        return will_be
+    move = next_move(as_unfinished(order), run, now)
+    return f"{will_be} {BY_RECOVERY[move]}" if move in BY_RECOVERY else will_be
+
+
+def _next(order: Order, run: State[Any] | None, now: datetime) -> str:
+    match OrderStatus(order.status):
+        case OrderStatus.SUBMITTED:
+            return "It is recorded, and waits for the next batch to take it."
+        case OrderStatus.STARTED:
+            return f"Its run carries it out{f' ({run.name})' if run else ''}."
+        case OrderStatus.WAITING:
+            until = order.wait_until or now
+            return (
+                f"It waits for a courier until {until:%Y-%m-%d %H:%M:%S} UTC, for another "
+                f"{duration((until - now).total_seconds())}; without an answer it is given back. "
+                f"Answer here, with the button “Resume”: {form_url(order)}"
+            )
+        case OrderStatus.DISPATCHING:
+            return f"Courier {order.courier_id} has accepted; its run hands the parcel over."
+        case OrderStatus.DISPATCHED:
+            return f"Nothing: courier {order.courier_id} has the parcel."
+        case OrderStatus.COMPENSATING:
+            return "What it took is being given back."
+        case OrderStatus.COMPENSATION_FAILED:
+            seen = as_unfinished(order)
+            again = next_try_at(seen.undo_tries, seen.moved_at)
+            return (
+                f"recover_orders tries again to give back what is left, from "
+                f"{again:%Y-%m-%d %H:%M:%S} UTC on. checkout compensations: what is left."
+            )
+        case OrderStatus.COMPENSATED | OrderStatus.REJECTED:
+            return f"Nothing. checkout retry {order.id}: a new attempt."
+
+
+def _events(runs: Sequence[OrderRun]) -> Iterator[Event]:
+    for run in runs:
+        for state in run.states:
+            is_first = state is run.states[0]
+            what = f"{run.flow} run {run.id[:8]}: {state.name}"
+            kind = "continuation" if state.is_continuation else "run"
+            if is_first and run.is_takeover:
+                kind, what = "continuation", f"{what}, in place of a run that was gone"
+            facts = {"run_id": run.id, "flow": run.flow, "state": state.name, "url": run.url}
+            yield Event(state.at, None, kind, what, state.message, facts)
+
+
+def in_order(events: Sequence[Event]) -> list[Event]:
+    """Return events by their time; the order's own standing comes after what led to it."""
+    return sorted(events, key=lambda event: (event.at, event.kind == "status"))
+
+
+def _as_data(told: Story) -> dict[str, Any]:
+    order = told.order
+    return {
+        "order_id": order.id,
+        "status": order.status,
+        "attempt": order.attempt,
+        "error": order.error,
+        "message": order.message,
+        "user_id": order.user_id,
+        "lines": [asdict(line) for line in told.lines],
+        "copies": order.copies,
+        "currency": order.currency,
+        "total_cents": order.total_cents,
+        "points_redeemed": order.points_redeemed,
+        "due_cents": order.due_cents,
+        "courier": order.courier_id,
+        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
+        "continuations": order.continuations,
+        "accepted_at": order.created_at,
+        "updated_at": order.updated_at,
+        "run_id": order.run_id,
+        "run_url": form_url(order),
+    }
+
+
+def _run_as_data(run: OrderRun) -> dict[str, Any]:
+    return {"id": run.id, "flow": run.flow, "state": run.state_name, "url": run.url}
+
+
+def _print_header(told: Story, next_: str, held: str) -> None:
+    order = told.order
+    output = terminal()
+    output.print(f"Order {order.id}: {order.status}", style="bold", markup=False)
+    if order.error:
+        output.print(f"  why        {order.error}: {order.message}", markup=False)
+    lines = ", ".join(f"{line.quantity} of “{line.title}” ({line.book_id})" for line in told.lines)
+    facts = {
+        "next": next_,
+        "attempt": f"{order.attempt}, continued {order.continuations} times after crashes"
+        if order.continuations
+        else str(order.attempt),
+        "customer": order.user_id,
+        "order": lines,
+        "total": "not known yet"
+        if order.total_cents is None
+        else f"{money(order.total_cents, order.currency)}, paid with {order.points_redeemed} "
+        f"points and {money(order.due_cents or 0, order.currency)}",
+        "courier": order.courier_id or "",
+        "cancelling": f"would give back {held} (checkout cancel {order.id})" if held else "",
+    }
+    for name, fact in facts.items():
+        if fact:
+            output.print(f"  {name:<10} {fact}", markup=False, soft_wrap=True)
+
+
+def _print_runs(runs: Sequence[OrderRun]) -> None:
+    for run in runs:
+        # No wrapping: a broken link cannot be clicked.
+        terminal().print(
+            f"  {'run':<10} {run.id[:8]} {run.flow}, {run.state_name}: {run.url}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _print_timeline(events: Sequence[Event]) -> None:
+    print_table(
+        "Timeline",
+        ["at (UTC)", "attempt", "what", "more"],
+        ([event.at, event.attempt, event.what, event.detail] for event in events),
+        empty="Nothing has happened yet.",
+    )
+
+
+def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, as_json: bool) -> int:
+    """Show the runs of an order that the store does not know, or not yet."""
+    next_ = (
+        "It is not recorded; its run has ended and says why."
+        if all(run.state is not None and run.state.is_final() for run in runs)
+        else "It is recorded as soon as its run begins."
+    )
+    events = in_order(list(_events(runs)))
+    if as_json:
+        print_json(
+            {
+                "order_id": order_id,
+                "status": None,
+                "next": next_,
+                "runs": [_run_as_data(run) for run in runs],
+                "timeline": [asdict(event) for event in events],
+            }
+        )
+        return 0
+    terminal().print(f"Order {order_id}: {next_}", style="bold", markup=False)
+    _print_runs(runs)
+    _print_timeline(events)
+    return 0

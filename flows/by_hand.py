@@ -1,0 +1,154 @@
+"""What a person does to one order: cancel it, give back what could not be, settle it.
+
+The same functions as everywhere do the work, and the database decides: an act that comes too late
+finds the order moved on, and says so.
+"""
+
+import logging
+
+from prefect import tags
+
+from flows.compensation import abandon_and_compensate, compensate
+from flows.order_events import tell
+from flows.order_runs import end_run, prefect_client
+from flows.recovery import close_runs
+from store.errors import (
+    CompensationFailed,
+    CourierHasOrder,
+    NothingToCancel,
+    NothingToUndo,
+    OrderCancelled,
+)
+from store.models import BEFORE_PIVOT, GIVING_BACK, GOING_FORWARD, Order, OrderStatus
+from store.saga import conclude_compensation, held_steps
+from tasks.compensations import OpenUndo, open_undos, settle, why_not_open
+from tasks.orders import read_order
+
+logger = logging.getLogger("store.by_hand")
+
+
+def require_cancellable(order: Order, attempt: int | None = None) -> None:
+    """Refuse to cancel an order that no cancellation would change, or not the one that is meant.
+
+    Raises:
+        CourierHasOrder: a courier has accepted it.
+        NothingToCancel: it has ended, is being given back, or is not in ``attempt`` any more.
+    """
+    if attempt not in (None, order.attempt):
+        raise NothingToCancel(
+            f"attempt {attempt} of order {order.id} has ended, and somebody has begun another one, "
+            f"which is {order.status}. Nothing was changed."
+        )
+    if order.status in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
+        raise CourierHasOrder(
+            f"order {order.id} is {order.status}: courier {order.courier_id} has accepted it, and "
+            "from then on it only goes forward. Nothing was changed."
+        )
+    if order.status not in BEFORE_PIVOT:
+        raise NothingToCancel(
+            f"order {order.id} is {order.status} already ({order.error}: {order.message}). "
+            "Nothing was changed."
+        )
+
+
+def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
+    """End an order that no courier has accepted, give back what it took, and end its run.
+
+    Args:
+        order_id: The order.
+        attempt: The attempt of it that is meant; another one is left alone.
+        reason: Why; it becomes a part of the order's message.
+
+    Returns:
+        The order as it ended. If it was ended by another hand at this moment, its error says so.
+
+    Raises:
+        OrderNotFound: no order has the id.
+        CourierHasOrder, NothingToCancel: it cannot be cancelled; nothing changed.
+        CompensationFailed: it is cancelled, and an undo failed; it is tried again.
+        NoPrefectServer: the compensation needs the server; nothing changed.
+    """
+    with prefect_client() as client:
+        require_cancellable(read_order(order_id), attempt)
+        cancelled = OrderCancelled(f"cancelled by a person{f': {reason}' if reason else ''}")
+        not_given_back = None
+        try:
+            abandon_and_compensate({order_id: attempt}, cancelled)
+        except CompensationFailed as error:
+            not_given_back = error
+        order = read_order(order_id)
+        if order.attempt != attempt or order.status in GOING_FORWARD:
+            # Somebody was faster: a courier, or who asked for another attempt.
+            require_cancellable(order, attempt)
+        if order.status == OrderStatus.REJECTED:
+            tell([order_id])  # nothing was taken, so there was no compensation to tell of it
+        end_run(client, order)
+        if not_given_back is not None:
+            raise not_given_back
+        return order
+
+
+def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
+    """Try now, through the same compensation, what recovery would try later.
+
+    Args:
+        order_id: An order that is being given back.
+        step: The one step that is to be undone; left out, all that are left.
+
+    Returns:
+        What is left to be given back afterwards.
+
+    Raises:
+        OrderNotFound: no order has the id.
+        NothingToUndo: there is nothing to try; nothing changed.
+        CompensationFailed: what was tried has failed again; its error is recorded.
+        NoPrefectServer: the compensation needs the server; nothing changed.
+    """
+    with prefect_client() as client:
+        order = read_order(order_id)
+        if step is not None and step not in held_steps([order_id]):
+            raise NothingToUndo(why_not_open(order_id, step))
+        if order.status not in GIVING_BACK:
+            raise NothingToUndo(f"order {order_id} is {order.status}; nothing is left to be tried")
+        try:
+            with tags(f"order:{order_id}"):
+                compensate([order_id], step)
+        except CompensationFailed:
+            logger.info("not all of order %s is given back", order_id)
+        close_runs(client, {order.run_id})
+    left = open_undos(order_id)
+    for undo in left:
+        if step in (None, undo.step):
+            raise CompensationFailed(
+                f"{undo.step} of order {order_id} could not be undone: {undo.error}. At stake: "
+                f"{undo.at_stake}. Tries: {undo.tries}; recover_orders tries again."
+            )
+    return left
+
+
+def settle_undo(order_id: str, step: str, *, by: str, reason: str, put_back: bool) -> Order:
+    """Record that a person has seen to a failed undo; the order is compensated with the last one.
+
+    Args:
+        order_id: The order.
+        step: The step whose undo failed.
+        by: Who has seen to it.
+        reason: What was done.
+        put_back: Whether copies or points are to be booked as back, or else as written off.
+
+    Returns:
+        The order as it stands now.
+
+    Raises:
+        OrderNotFound: no order has the id.
+        NothingToUndo: this undo has not failed, or is done; nothing changed.
+        NoPrefectServer: the order's run is to be told; nothing changed.
+    """
+    with prefect_client() as client:
+        settle(order_id, step, by=by, reason=reason, put_back=put_back)
+        if not held_steps([order_id]):
+            conclude_compensation([order_id])
+            tell([order_id])
+        order = read_order(order_id)
+        close_runs(client, {order.run_id})
+        return order

@@ -1,0 +1,248 @@
+"""Prefect's runs of an order, for the people who run the shop: found, started once, and ended.
+
+Prefect is asked and told here, never believed: whatever an act means for an order is decided in the
+store's own database before.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterName,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelling
+
+from flows.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
+from flows.order_events import run_url
+from flows.recovery import close_runs
+from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
+from store.messages import CheckoutOrder
+from store.models import Order, OrderStatus
+from store.settings import settings
+from tasks.batches import batches_among
+from tasks.orders import known_order, read_order, require_same
+
+RUNS_AT_MOST = 200
+"""Runs of one order that are looked at; also the most that Prefect's API returns at once."""
+FLOWS = ("store-checkout", "batch-checkout", "compensate")
+
+
+@contextmanager
+def prefect_client() -> Iterator[SyncPrefectClient]:
+    """Give Prefect's client to an act that needs the server, once the server has answered.
+
+    Raises:
+        NoPrefectServer: no server is named, or it does not answer; nothing was asked of it.
+    """
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise NoPrefectServer(
+            "PREFECT_API_URL names no Prefect server. For the system of `make up`: . .local/env"
+        )
+    with get_client(sync_client=True) as client:
+        # The client's own retries are for runs, which have time; here somebody waits.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+            try:
+                client.hello()
+            except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                raise NoPrefectServer(
+                    f"Prefect's server at {address} does not answer ({error!r}). "
+                    "Is it running, and does PREFECT_API_URL name it?"
+                ) from error
+        yield client
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A state that a run was in."""
+
+    at: datetime
+    name: str
+    message: str
+    is_continuation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRun:
+    """A run that has, or had, to do with an order; ``states`` are those it went through."""
+
+    id: str
+    flow: str
+    url: str
+    is_takeover: bool
+    states: list[RunState]
+    state: State[Any] | None
+
+    @property
+    def state_name(self) -> str:
+        """Return the name of its present state."""
+        return self.state.name or "" if self.state else ""
+
+
+def runs_of_order(
+    client: SyncPrefectClient, order_id: str, owner: str | None = None
+) -> list[OrderRun]:
+    """Return the runs that an order was, or is, carried out and compensated in, oldest first.
+
+    Args:
+        client: Prefect's client.
+        order_id: The order; its own runs are named by it, those of its undos tagged.
+        owner: The run that owns it, which may be a batch's and named otherwise.
+    """
+    owned_or_named = [
+        FlowRunFilter(name=FlowRunFilterName(any_=[order_id])),
+        FlowRunFilter(tags=FlowRunFilterTags(all_=[f"order:{order_id}"])),
+        *([FlowRunFilter(id=FlowRunFilterId(any_=[UUID(owner)]))] if owner else []),
+    ]
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    found = {
+        run.id: run
+        for wanted in owned_or_named
+        for run in client.read_flow_runs(
+            flow_filter=ours, flow_run_filter=wanted, limit=RUNS_AT_MOST
+        )
+    }
+    flows = {
+        flow_id: client.read_flow(flow_id).name for flow_id in {r.flow_id for r in found.values()}
+    }
+    return [
+        OrderRun(
+            id=str(run.id),
+            flow=flows[run.flow_id],
+            url=run_url(str(run.id)),
+            is_takeover=CONTINUATION in run.tags,
+            states=[
+                RunState(
+                    state.timestamp,
+                    state.name or "",
+                    state.message or "",
+                    state.message == CONTINUED,
+                )
+                for state in sorted(
+                    client.read_flow_run_states(run.id), key=lambda state: state.timestamp
+                )
+            ],
+            state=run.state,
+        )
+        for run in sorted(found.values(), key=lambda run: str(run.created))
+    ]
+
+
+def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
+    """Start a checkout of the order, unless it is recorded or under way already.
+
+    Returns:
+        The order's id; its run, started now or by the first who sent it; and the order as it
+        stands if it is recorded already, and nothing was started.
+
+    Raises:
+        UserNotFound, BookNotFound, OrderIdConflict: it cannot be meant so; nothing was started.
+        NoPrefectServer, DeploymentNotFound: there is nothing to start it in.
+    """
+    with prefect_client():
+        known = known_order(order)
+        if known is not None and _is_taken_up(known):
+            return known.id, None, known
+        parameters = {"order": order.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        if order.order_id is None:
+            run = _start(parameters, key=None, name=None)
+            return str(run.id), run, None
+        run = _start_once(
+            parameters,
+            key=f"submit:{order.order_id}",
+            name=order.order_id,
+            is_used=lambda: _is_taken_up(known_order(order)),
+        )
+        # Prefect gives the old run for a known key, whatever it was asked to do.
+        started = CheckoutOrder.model_validate(run.parameters["order"])
+        require_same(order.content(), started.content(), order.order_id)
+        return order.order_id, run, None
+
+
+def _is_taken_up(known: Order | None) -> bool:
+    """Say whether a run, or a batch's, has begun with the order."""
+    return known is not None and known.status != OrderStatus.SUBMITTED
+
+
+def start_again(order_id: str) -> FlowRun:
+    """Start a run that begins a new attempt of a failed order; asked for twice, it is one run.
+
+    Raises:
+        OrderNotFound: no order has the id.
+        OrderNotFailed: the order goes on, is dispatched, or is still being given back.
+        NoPrefectServer, DeploymentNotFound: there is nothing to start it in.
+    """
+    with prefect_client():
+        order = read_order(order_id)
+        if order.status not in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+            raise OrderNotFailed(
+                f"order {order_id} is {order.status}; only a rejected or compensated order is "
+                f"tried again. `checkout show {order_id}` says what happens next."
+            )
+        return _start_once(
+            parameters_of(order),
+            key=f"retry:{order_id}:{order.attempt}",
+            name=order_id,
+            is_used=lambda: read_order(order_id).attempt > order.attempt,
+        )
+
+
+def _start_once(
+    parameters: dict[str, Any], *, key: str, name: str, is_used: Callable[[], bool]
+) -> FlowRun:
+    """Start the one run of a key, or find it.
+
+    A run that ended without having recorded what it was started for is no use to anybody, and its
+    key would give it again for ever; the next one's key is made from it, so that all who ask agree.
+    """
+    run = _start(parameters, key=key, name=name)
+    while run.state is not None and run.state.is_final() and not is_used():
+        run = _start(parameters, key=f"{key}:{run.id}", name=name)
+    return run
+
+
+def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> FlowRun:
+    deployment = settings().checkout_deployment
+    try:
+        return new_run(deployment, parameters, idempotency_key=key, name=name)
+    except ObjectNotFound as error:
+        raise DeploymentNotFound(
+            f"Prefect has no deployment {deployment}, which STORE_CHECKOUT_DEPLOYMENT names. "
+            "`prefect deployment ls` shows those there are; `prefect deploy --all` makes them."
+        ) from error
+
+
+def end_run(client: SyncPrefectClient, order: Order) -> None:
+    """Let no process go on with an order that a person has ended.
+
+    A run with a process is cancelled by its worker, one without is cancelled by Prefect itself. The
+    run of a batch goes on with its other orders; it is woken if it waited for this one alone.
+    """
+    if order.run_id is None:
+        return
+    if batches_among([order.run_id]):
+        close_runs(client, {order.run_id})
+        return
+    try:
+        state = client.read_flow_run(UUID(order.run_id)).state
+    except ObjectNotFound:
+        return
+    if state is not None and not state.is_final():
+        client.set_flow_run_state(
+            UUID(order.run_id), Cancelling(message=f"order {order.id} was cancelled")
+        )

@@ -1,0 +1,95 @@
+"""Batches on the command line: orders recorded ahead, carried out here, and what failed."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
+from store.errors import NoCourierAvailable
+from tests.flows.runs import Runs
+from tests.shop import end_run, place, placed, sqlite_only, status
+
+from .conftest import Call
+
+ORDER = {"orderId": "o-1", "userId": EDUARDO_SANTANA, "bookId": TEN_X_RULE, "quantity": 1}
+
+
+@sqlite_only
+def test_one_order_is_recorded_ahead_once(database: str, checkout: Call) -> None:
+    assert checkout("batch", "submit", json.dumps(ORDER)).out == "submitted\n"
+    assert checkout("batch", "submit", json.dumps(ORDER)).out == "known already; nothing changed\n"
+    assert status("o-1") == "submitted"
+    other = checkout("batch", "submit", json.dumps({**ORDER, "quantity": 2}))
+    assert (other.status, other.out) == (1, "")
+    assert "orderId: o-1 belongs to an order with other content" in other.err
+    wrong = checkout("batch", "submit", json.dumps({**ORDER, "quantity": 0}), "--json")
+    assert (wrong.status, wrong.out) == (1, "")
+    assert "quantity: Input should be greater than" in wrong.err
+
+
+@sqlite_only
+def test_the_lines_of_a_file_are_counted_and_a_wrong_one_is_named(
+    database: str, checkout: Call, tmp_path: Path
+) -> None:
+    source = tmp_path / "orders.csv"
+    good = f"{EDUARDO_SANTANA},{TEN_X_RULE}"
+    source.write_text(f"orderId,userId,bookId,quantity\no-1,{good},1\no-2,{good},x\n")
+    said = checkout("batch", "submit", str(source))
+    assert said.status == 1
+    assert said.out.splitlines()[:2] == [
+        "1 new, 0 known, 1 lines rejected",
+        "  line 3: quantity: is no whole number",
+    ]
+    again = checkout("batch", "submit", str(source), "--json")
+    assert (again.status, again.data["new"], again.data["known"]) == (1, 0, 1)
+    assert again.data["rejects"] == [
+        {"line": 3, "field": "quantity", "reason": "is no whole number"}
+    ]
+    missing = checkout("batch", "submit", str(tmp_path / "none.csv"))
+    assert (missing.status, missing.out) == (1, "")
+    assert "none.csv cannot be read" in missing.err
+
+
+@sqlite_only
+def test_a_batch_is_carried_out_here_and_its_failures_are_listed(
+    runs: Runs, checkout: Call, tmp_path: Path
+) -> None:
+    lines = [json.dumps({**ORDER, "orderId": f"o-{n}", "quantity": 501}) for n in (1, 2)]
+    source = tmp_path / "orders.jsonl"
+    source.write_text("\n".join(lines))
+    said = checkout("batch", "run", str(source), "--tolerated-failures", "0.5", "--json")
+    assert (said.status, said.data["state"]) == (1, "Failed")
+    assert "2 orders: 2 rejected; more than 50% failed" in said.data["message"]
+    source.write_text("")
+    empty = checkout("batch", "run", str(source), "--json")
+    assert (empty.status, empty.data["report"]["orders"]) == (0, 0)
+
+
+@pytest.mark.usefixtures("database")
+def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
+    checkout: Call, tmp_path: Path
+) -> None:
+    run_id = "0b5ab1c5-0000-4000-8000-000000000001"
+    placed("o-1", "bill_customer", run_id=run_id)
+    end_run("o-1", NoCourierAvailable("snow, and ice"))
+    place("o-2", run_id=run_id)
+    rows = [
+        ["orderId", "status", "error", "reason"],
+        ["o-1", "compensated", "NoCourierAvailable", "snow, and ice"],
+    ]
+    assert list(csv.reader(io.StringIO(checkout("batch", "failed", run_id).out))) == rows
+    # Standard output is still there for the next one.
+    assert checkout("batch", "failed", run_id, "--json").data == [
+        {
+            "order_id": "o-1",
+            "status": "compensated",
+            "error": "NoCourierAvailable",
+            "message": "snow, and ice",
+        }
+    ]
+    file = tmp_path / "failed.csv"
+    assert checkout("batch", "failed", run_id, "--to", str(file)).out == ""
+    assert list(csv.reader(io.StringIO(file.read_text()))) == rows
