@@ -15,6 +15,7 @@ from store.errors import (
     OrderError,
     OrderIdConflict,
     PaymentGatewayUnavailable,
+    PaymentRefused,
     RetryableError,
     UserNotFound,
 )
@@ -45,6 +46,7 @@ def test_an_outage_is_tried_again(error: Exception) -> None:
     [
         BookOutOfStock("sold out"),
         BillingError("declined"),
+        PaymentRefused("the key is wrong"),
         UserNotFound("nobody"),
         OrderIdConflict("taken"),
         InvalidDecision("no"),
