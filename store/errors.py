@@ -98,6 +98,10 @@ class BillingError(OrderError):
     """The payment was declined, or its outcome stayed unknown (the original's BillCustomer)."""
 
 
+class PaymentRefused(OrderError):
+    """The gateway refused the call itself, not the card: its key, an id or the amount is wrong."""
+
+
 class NoCourierAvailable(OrderError):
     """No courier takes the order (the original's sqsWorker)."""
 

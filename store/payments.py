@@ -2,11 +2,12 @@
 
 A gateway is a party of its own. Every call carries an idempotency key, so asking again is safe,
 and a call may time out after it took effect. Groups go in one call; each charge has its own
-answer.
+answer. The gateway of Stripe is in ``store/stripe_gateway.py``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Literal, Protocol
 
 from sqlmodel import Session, col, select
@@ -22,13 +23,20 @@ DECLINED_METHOD = "pm_card_chargeDeclined"
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An amount to capture from a payment method, known by its idempotency key."""
+    """An amount to capture from a payment method, known by its idempotency key.
+
+    ``reference`` is the gateway's own name of the charge, where it has given one, and
+    ``intended_at`` says when the charge was first meant to be made, if that was before now. A
+    gateway that forgets its keys in time needs them.
+    """
 
     key: str
     order_id: str
     amount_cents: int
     currency: str
     payment_method: str
+    reference: str | None = field(default=None, compare=False)
+    intended_at: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +45,11 @@ class Answer:
 
     ``void`` says that nothing was captured under the key and never will be. ``unknown`` says
     that the gateway did not answer: the call is to be repeated as it is, never to be guessed.
+    ``refused`` says that the gateway does not take the call as it is, by no fault of the card;
+    the reason names the remedy. What earlier calls did is as open as before.
     """
 
-    status: Literal["captured", "declined", "refunded", "void", "unknown"]
+    status: Literal["captured", "declined", "refunded", "void", "unknown", "refused"]
     reference: str
     reason: str = ""
 
@@ -50,9 +60,9 @@ class PaymentGateway(Protocol):
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """Capture each charge once; return an answer by key for every one of them.
 
-        Answers are ``captured``, ``declined``, ``void`` (it was refunded before it arrived) or
-        ``unknown``. The same key with the same data gets the same answer, without a second
-        charge.
+        Answers are ``captured``, ``declined``, ``void`` (it was refunded before it arrived),
+        ``unknown`` or ``refused``. The same key with the same data gets the same answer, without
+        a second charge.
 
         Raises:
             KeyReused: a key came again with other data.
@@ -63,8 +73,8 @@ class PaymentGateway(Protocol):
         """Give back whatever was captured for each charge, once; return answers by key.
 
         Safe when the charge was captured (``refunded``), was declined or never arrived
-        (``void``), and when it was refunded already; ``unknown`` as for :meth:`capture`. A
-        capture that arrives after its refund takes no money.
+        (``void``), and when it was refunded already; ``unknown`` and ``refused`` as for
+        :meth:`capture`. A capture that arrives after its refund takes no money.
         """
         ...
 
@@ -105,7 +115,12 @@ class Ledger:
 
     def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """See :meth:`PaymentGateway.refund`."""
-        answers: dict[str, Answer] = {}
+        answers = {
+            charge.key: _of_another_gateway(charge)
+            for charge in charges
+            if charge.reference not in (None, charge.key)
+        }
+        charges = [charge for charge in charges if charge.key not in answers]
         with transaction() as session:
             # Tombstones first: a capture still on its way finds its key taken, and takes nothing.
             insert_missing(session, LedgerEntry, [_entry(c, "capture", "void") for c in charges])
@@ -177,6 +192,16 @@ def _answer(key: str, status: str) -> Answer:
             raise AssertionError(f"ledger entry {key} has status {status}")
 
 
+def _of_another_gateway(charge: Charge) -> Answer:
+    """Refuse the refund of a charge that is not in the ledger: nothing would be given back."""
+    return Answer(
+        status="refused",
+        reference=charge.key,
+        reason=f"{charge.reference} was charged by another gateway than the ledger; set "
+        "STORE_PAYMENTS to that gateway until it is refunded",
+    )
+
+
 def _require_same(entry: LedgerEntry, charge: Charge) -> None:
     same = (entry.amount_cents, entry.currency, entry.payment_method) == (
         charge.amount_cents,
@@ -195,3 +220,7 @@ def payment_gateway() -> PaymentGateway:
     match settings().payments:
         case "ledger":
             return Ledger()
+        case "stripe":
+            from store.stripe_gateway import StripeGateway
+
+            return StripeGateway.from_settings()

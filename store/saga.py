@@ -96,13 +96,13 @@ class Forward:
     """A step under way for a group, inside its transaction.
 
     ``todo`` are the orders that lack the step, in the order in which they were given.
-    ``intents`` holds what was recorded by :meth:`intend` in an earlier transaction.
+    ``intents`` holds the records that :meth:`intend` made in an earlier transaction.
     """
 
     step: str
     session: Session
     todo: list[SagaOrder]
-    intents: dict[str, dict[str, Any]]
+    intents: dict[str, SagaRecord]
     _done: list[str]
     _stopped: list[OrderError]
     _new: list[dict[str, Any]] = field(default_factory=list)
@@ -239,7 +239,7 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
                 if order.id not in done
                 and all((order.id, b) in done_steps or not _needs(order, b) for b in before)
             ],
-            intents={id_: r.result for id_, r in records.items() if r.state == StepState.INTENDED},
+            intents={id_: r for id_, r in records.items() if r.state == StepState.INTENDED},
             _done=[order.id for order in live if order.id in done],
             _stopped=[
                 recorded_error(order.error, order.message)

@@ -1,13 +1,16 @@
 """Every setting of the store, read from the environment (prefix ``STORE_``)."""
 
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
+COUNTED_OTHERWISE_BY_STRIPE = ("ISK", "MGA", "UGX")
+"""Currencies whose minor unit at Stripe is not that of ISO 4217: a charge would be off by 100."""
 
 
 class Settings(BaseSettings):
@@ -16,7 +19,10 @@ class Settings(BaseSettings):
     Read at entry points through :func:`settings`, never at import.
     """
 
-    model_config = SettingsConfigDict(env_prefix="STORE_", extra="ignore")
+    # Without the input: an error about one setting would print the secrets in all the others.
+    model_config = SettingsConfigDict(
+        env_prefix="STORE_", extra="ignore", hide_input_in_errors=True
+    )
 
     database_url: str = Field(
         description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`, or "
@@ -120,9 +126,18 @@ class Settings(BaseSettings):
         description="Where SQS and SNS are called, for a local stand-in; left out, AWS itself. "
         "Region and credentials come from boto3's own chain, never from here.",
     )
-    payments: Literal["ledger"] = Field(
+    payments: Literal["ledger", "stripe"] = Field(
         default="ledger",
-        description="Payment gateway: `ledger`, in the store's own database.",
+        description="Payment gateway: `ledger`, in the store's own database, or `stripe`.",
+    )
+    stripe_secret_key: SecretStr | None = Field(
+        default=None,
+        description="Stripe's secret or restricted key; needed for `STORE_PAYMENTS=stripe`.",
+    )
+    stripe_api_url: str | None = Field(
+        default=None,
+        pattern=URL_OR_EMPTY,
+        description="Where Stripe is called, for a local stand-in; left out, Stripe itself.",
     )
 
     @model_validator(mode="after")
@@ -140,6 +155,26 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{', '.join(needs)}; `python -m deployments.provision` creates what is not "
                 "there and prints the settings to export"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _name_what_stripe_needs(self) -> Self:
+        if self.payments != "stripe":
+            return self
+        if self.stripe_secret_key is None or not self.stripe_secret_key.get_secret_value():
+            raise ValueError(
+                "STORE_PAYMENTS=stripe needs STORE_STRIPE_SECRET_KEY, a key of the Stripe account "
+                "that may write PaymentIntents and Refunds and read PaymentMethods"
+            )
+        if find_spec("stripe") is None:
+            raise ValueError(
+                "STORE_PAYMENTS=stripe needs the library of Stripe: install store-checkout[stripe]"
+            )
+        if self.currency in COUNTED_OTHERWISE_BY_STRIPE:
+            raise ValueError(
+                f"STORE_PAYMENTS=stripe does not go with STORE_CURRENCY={self.currency}: Stripe "
+                "counts it in another minor unit than ISO 4217, so every charge would be off"
             )
         return self
 

@@ -7,7 +7,8 @@ idempotency key of its own for each attempt of the order.
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from store.errors import BillingError, PaymentGatewayUnavailable
+from store.errors import BillingError, PaymentGatewayUnavailable, PaymentRefused
+from store.models import SagaRecord
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, backward, forward
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
@@ -24,17 +25,19 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     """Capture what each order still owes; an order paid wholly in points is not billed.
 
     Undone by :func:`refund_customer`. A gateway that does not answer is asked again with the same
-    key; what stays unknown after the last try fails the order, and its refund settles it.
+    key; what stays unknown after the last try, or is refused, fails the order, and its refund
+    settles it.
 
     Returns:
         The ids of the orders that go on.
 
     Raises:
         BillingError: no order goes on; the first one's charge was declined or stayed unknown.
+        PaymentRefused: no order goes on; the gateway does not take the call for the first one.
         PaymentGatewayUnavailable: some charges have no answer yet; the task is tried again.
     """
     with forward("bill_customer", order_ids) as intents:
-        charges = {o.id: _charge(o) for o in intents.todo if o.due_cents}
+        charges = {o.id: _charge(o, intents.intents.get(o.id)) for o in intents.todo if o.due_cents}
         for order in intents.todo:
             if order.id in charges:
                 intents.intend(order, {"amount_cents": order.due_cents})
@@ -45,19 +48,25 @@ def bill_customer(order_ids: list[str]) -> list[str]:
             if not order.due_cents:
                 step.skip(order)
                 continue
-            if charges.get(order.id) != _charge(order):
+            if charges.get(order.id) != _charge(order, None):
                 # Given back and begun again meanwhile: the answer is about the old attempt.
                 continue
             answer = answers[charges[order.id].key]
-            if answer.status == "captured":
-                step.done(order, {"amount_cents": order.due_cents, "reference": answer.reference})
-            elif answer.status != "unknown":
-                step.void(order, {"amount_cents": order.due_cents, "reason": answer.reason})
-                step.fail(order, BillingError(f"payment declined: {answer.reason}"))
-            elif is_last_try():
-                step.fail(order, BillingError(f"the payment's outcome is unknown: {answer.reason}"))
-            else:
-                unanswered.append(order.id)
+            match answer.status:
+                case "captured":
+                    taken = {"amount_cents": order.due_cents, "reference": answer.reference}
+                    step.done(order, taken)
+                case "declined" | "void":
+                    step.void(order, {"amount_cents": order.due_cents, "reason": answer.reason})
+                    step.fail(order, BillingError(f"payment {answer.status}: {answer.reason}"))
+                case "refused":
+                    # An earlier call may have captured, so the intent stays for the refund.
+                    step.fail(order, PaymentRefused(answer.reason))
+                case "unknown" if is_last_try():
+                    unknown = f"the payment's outcome is unknown: {answer.reason}"
+                    step.fail(order, BillingError(unknown))
+                case _:
+                    unanswered.append(order.id)
     if unanswered:
         raise PaymentGatewayUnavailable(f"no answer for {', '.join(unanswered)}")
     return step.going_on()
@@ -81,31 +90,42 @@ def refund_customer(order_ids: list[str]) -> list[str]:
 
     Raises:
         PaymentGatewayUnavailable: some refunds have no answer yet; the task is tried again.
+        PaymentRefused: the gateway does not take some refunds; a person has to see to it.
     """
     with backward("bill_customer", order_ids) as owed:
-        charges = {order.id: _charge(order) for order, _ in owed.todo}
+        charges = {order.id: _charge(order, record) for order, record in owed.todo}
     answers = payment_gateway().refund(list(charges.values())) if charges else {}
-    settled, unanswered = [], []
+    settled, unanswered, refused = [], [], {}
     with backward("bill_customer", order_ids) as undo:
         for order, record in undo.todo:
             answer = answers[charges[order.id].key] if order.id in charges else None
             if answer is None or answer.status == "unknown":
                 unanswered.append(order.id)
                 continue
+            if answer.status == "refused":
+                refused[order.id] = answer.reason
+                continue
             refunded = charges[order.id].amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
             settled.append(order.id)
     if unanswered:
         raise PaymentGatewayUnavailable(f"no answer for the refund of {', '.join(unanswered)}")
+    if refused:
+        raise PaymentRefused("; ".join(f"refund of {id_}: {why}" for id_, why in refused.items()))
     return settled
 
 
-def _charge(order: SagaOrder) -> Charge:
-    """Return the charge of an order's present attempt, the same one each time."""
+def _charge(order: SagaOrder, record: SagaRecord | None) -> Charge:
+    """Return the charge of an order's present attempt, the same one each time.
+
+    ``record`` is what the saga log has of it already: an intent, or the captured charge.
+    """
     return Charge(
         key=f"{order.id}:{order.attempt}",
         order_id=order.id,
         amount_cents=order.due_cents or 0,
         currency=order.currency,
         payment_method=order.payment_method,
+        reference=record.result.get("reference") if record else None,
+        intended_at=record.at if record else None,
     )

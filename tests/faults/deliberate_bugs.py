@@ -170,7 +170,11 @@ def a_charge_has_another_key_each_time() -> Patches:
 def a_new_attempt_charges_with_the_old_key() -> Patches:
     right = tasks.billing._charge
     return [
-        (tasks.billing, "_charge", lambda order: replace(right(order), key=f"{order.id}:1")),
+        (
+            tasks.billing,
+            "_charge",
+            lambda order, record: replace(right(order, record), key=f"{order.id}:1"),
+        ),
         (store.payments, "_require_same", lambda *_: None),
     ]
 

@@ -5,14 +5,12 @@ below them, the clock, ids, sleeping, and the partners. A name that production g
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import SimpleNamespace, TracebackType
-from typing import Any, ClassVar, TypeVar
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from prefect import Flow, Task
-from sqlalchemy.orm import SessionTransaction
-from sqlmodel import Session
 
 import flows.checkout
 import flows.compensation
@@ -30,42 +28,11 @@ import tasks.reports
 import tasks.retries
 from tests.faults.partners import BadLineGateway, BadLineQueue, BadLineTopic
 from tests.faults.prefect_model import Prefect
+from tests.faults.sessions import WatchedSession
 from tests.faults.world import Today, World
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class SimulatedSession(Session):
-    """A database session that lets the world in before it begins and round its commit."""
-
-    world: ClassVar[World]
-    _commits = False
-
-    def __enter__(self) -> "SimulatedSession":
-        self.world.before_transaction()
-        super().__enter__()
-        return self
-
-    def begin(self, nested: bool = False) -> AbstractContextManager[SessionTransaction]:  # type: ignore[override]
-        self._commits = True
-        return self._begin(nested)
-
-    @contextmanager
-    def _begin(self, nested: bool) -> Iterator[SessionTransaction]:
-        with super().begin(nested) as begun:
-            yield begun
-            self.world.before_commit()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        if self._commits and error is None:
-            self.world.after_commit()
 
 
 class OneAfterAnother:
@@ -87,7 +54,7 @@ class OneAfterAnother:
 @contextmanager
 def installed(world: World, prefect: Prefect) -> Iterator[None]:
     """Put the world under the store for as long as the block lasts."""
-    SimulatedSession.world = world
+    WatchedSession.watcher = world
     Today.world = world
     clock = SimpleNamespace(sleep=world.sleep, monotonic=world.monotonic)
     runtime = SimpleNamespace(flow_run=_FlowRun(prefect))
@@ -100,7 +67,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         return prefect.call_flow(flow, *args, **kwargs)
 
     replaced: list[tuple[Any, str, Any]] = [
-        (store.database, "Session", SimulatedSession),
+        (store.database, "Session", WatchedSession),
         (store.models, "datetime", Today),
         (store.queue, "time", clock),
         (store.queue, "uuid4", world.new_id),

@@ -1,9 +1,13 @@
 """A setting that is missing or wrong is named, and none is read at import."""
 
+from contextlib import nullcontext
+
 import pytest
 from pydantic import ValidationError
 
 from store.settings import Settings, settings
+
+SECRET = "sk_test_not_to_be_seen_anywhere"  # noqa: S105
 
 
 def test_the_database_has_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +27,7 @@ def test_the_database_has_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("queue", "kafka"),
         ("topic", "smoke"),
         ("payments", "cash"),
+        ("stripe_api_url", "stripe"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(
@@ -32,6 +37,54 @@ def test_a_wrong_setting_is_refused_by_its_name(
     monkeypatch.setenv(f"STORE_{name.upper()}", value)
     with pytest.raises(ValidationError, match=name):
         settings()
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_stripe_needs_its_key(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_PAYMENTS", "stripe")
+    if given is not None:
+        monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", given)
+    with pytest.raises(ValidationError, match="needs STORE_STRIPE_SECRET_KEY"):
+        settings()
+
+
+def test_stripe_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_PAYMENTS", "stripe")
+    monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", SECRET)
+    monkeypatch.setattr("store.settings.find_spec", lambda _: None)
+    with pytest.raises(ValidationError, match=r"install store-checkout\[stripe\]"):
+        settings()
+
+
+@pytest.mark.parametrize(("currency", "goes"), [("JPY", True), ("ISK", False), ("UGX", False)])
+def test_a_currency_that_stripe_counts_otherwise_does_not_go_with_it(
+    monkeypatch: pytest.MonkeyPatch, currency: str, goes: bool
+) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_PAYMENTS", "stripe")
+    monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", SECRET)
+    monkeypatch.setenv("STORE_CURRENCY", currency)
+    with nullcontext() if goes else pytest.raises(ValidationError, match="another minor unit"):
+        settings()
+
+
+def test_no_secret_is_shown_by_the_settings_or_their_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", f"postgresql+psycopg://shop:{SECRET}@localhost/store")
+    monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", SECRET)
+    given = settings()
+    assert SECRET not in repr(given.stripe_secret_key) + str(given.stripe_secret_key)
+    for name, wrong in {"QUEUE": "sqs", "CURRENCY": "ISK", "TOPIC": "smoke"}.items():
+        settings.cache_clear()
+        monkeypatch.setenv("STORE_PAYMENTS", "stripe")
+        with monkeypatch.context() as patch:
+            patch.setenv(f"STORE_{name}", wrong)
+            with pytest.raises(ValidationError) as refused:
+                settings()
+        assert SECRET not in str(refused.value)
 
 
 def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

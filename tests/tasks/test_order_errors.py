@@ -1,7 +1,8 @@
 """Each error that can end an order: how it comes about, what it says, and what is left of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 
@@ -16,11 +17,13 @@ from store.errors import (
     NoCourierAvailable,
     OrderCancelled,
     OrderError,
+    PaymentRefused,
     RedeemPointsError,
     recorded_error,
 )
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import utc_now
+from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks.dispatch import expire_waits, record_answer
 from tasks.orders import outcome_error, read_order
@@ -66,6 +69,15 @@ def card_declined() -> None:
     carry_on(["o-1"], "bill_customer", after="redeem_points")
 
 
+def call_refused() -> None:
+    def refuse(_: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+        return {c.key: Answer("refused", c.key, "the key is wrong: set it") for c in charges}
+
+    placed("o-1", "redeem_points", 50, redeem=True)
+    with patch.object(Ledger, "capture", refuse):
+        carry_on(["o-1"], "bill_customer", after="redeem_points")
+
+
 def nobody_carries_it() -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
     record_answer("o-1", CourierAnswer(outcome=NO_COURIER, reason="snow", answered_by="Ada"))
@@ -93,6 +105,7 @@ WAYS: dict[type[OrderError], tuple[Callable[[], None], str, str]] = {
     BookHasNoPrice: (price_taken_away, "has no price any more", "compensated"),
     RedeemPointsError: (customer_gone, "customer gone is gone", "compensated"),
     BillingError: (card_declined, "payment declined: the card was declined", "compensated"),
+    PaymentRefused: (call_refused, "the key is wrong: set it", "compensated"),
     NoCourierAvailable: (nobody_carries_it, "snow", "compensated"),
     CourierWaitExpired: (nobody_answered, "no courier answered until ", "compensated"),
     OrderCancelled: (cancelled, "the run was cancelled in Prefect", "compensated"),

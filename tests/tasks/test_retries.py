@@ -15,6 +15,7 @@ from store.errors import (
     OrderError,
     OrderIdConflict,
     PaymentGatewayUnavailable,
+    PaymentRefused,
     RetryableError,
     UserNotFound,
 )
@@ -45,6 +46,7 @@ def test_an_outage_is_tried_again(error: Exception) -> None:
     [
         BookOutOfStock("sold out"),
         BillingError("declined"),
+        PaymentRefused("the key is wrong"),
         UserNotFound("nobody"),
         OrderIdConflict("taken"),
         InvalidDecision("no"),
@@ -76,6 +78,7 @@ def test_every_task_is_retried_alike_and_never_answers_from_a_cache(
 ) -> None:
     assert each.retries == RETRIES == 3
     assert each.retry_delay_seconds == [1.0, 4.0, 10.0]
+    assert each.retry_jitter_factor == 0.5
     assert each.retry_condition_fn is if_transient
     assert each.cache_policy == NO_CACHE
     assert not each.persist_result

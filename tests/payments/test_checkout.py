@@ -1,0 +1,166 @@
+"""Checkouts that are paid by Stripe: the steps, and the flow in Prefect."""
+
+import pytest
+
+from store.database import transaction
+from store.errors import BillingError, NoCourierAvailable, PaymentRefused
+from store.messages import NO_COURIER
+from store.models import SagaRecord
+from store.payments import DECLINED_METHOD
+from store.stripe_gateway import CHARGE, MADE_WITHIN
+from tasks import billing
+from tasks.billing import bill_customer, refund_customer
+from tests.flows.runs import Runs
+from tests.payments.stand_in import CREATE, REFUND, Fault, StripeStandIn
+from tests.shop import (
+    an_order,
+    carry_on,
+    end_run,
+    order_row,
+    place,
+    placed,
+    saga,
+    saga_records,
+    set_order,
+    sqlite_only,
+    status,
+)
+
+
+def of_order(order_id: str) -> dict[str, str]:
+    return {f"metadata[{CHARGE}]": f"{order_id}:1"}
+
+
+def test_each_order_of_a_group_has_the_ending_of_its_own_charge(
+    database: str, paid_by_stripe: StripeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing, "is_last_try", lambda: True)
+    methods = {
+        "good": None,
+        "declined": DECLINED_METHOD,
+        "nobodys": "pm_nobodys",
+        "lost-before": None,
+        "lost-after": None,
+    }
+    for order_id, method in methods.items():
+        place(order_id, payment_method=method)
+    for order_id in ("lost-before", "lost-after"):
+        paid_by_stripe.faults.append(
+            Fault(CREATE, about=of_order(order_id), is_done=order_id == "lost-after")
+        )
+    carry_on(list(methods), "calculate_total")
+    assert bill_customer.fn(list(methods)) == ["good"]
+    assert {id_: (saga(id_)["bill_customer"], order_row(id_).error) for id_ in methods} == {
+        "good": ("done", None),
+        "declined": ("void", "BillingError"),
+        "nobodys": ("intended", "PaymentRefused"),
+        "lost-before": ("intended", "BillingError"),
+        "lost-after": ("intended", "BillingError"),
+    }
+    assert {end_run(id_) for id_ in methods if id_ != "good"} == {"compensated"}
+    assert paid_by_stripe.captured() == {"good:1": 20_00, "lost-after:1": 20_00}
+    assert paid_by_stripe.refunded() == {"lost-after:1": 20_00}
+
+
+@sqlite_only
+def test_a_charge_is_refunded_by_the_name_that_stripe_gave_it(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    placed("o-1", "bill_customer")
+    set_order("o-1", status="compensating", error="CheckoutFailed")
+    paid_by_stripe.keys.clear()
+    assert refund_customer.fn(["o-1"]) == ["o-1"]
+    given_back = saga_records("o-1")["bill_customer"].undo_result or {}
+    assert given_back["amount_cents"] == 20_00
+    assert given_back["reference"].startswith("re_")
+    assert end_run("o-1") == "compensated"
+
+
+@sqlite_only
+def test_an_order_that_was_left_alone_for_a_day_while_it_was_billed_is_not_charged_again(
+    database: str, paid_by_stripe: StripeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing, "is_last_try", lambda: False)
+    placed("o-1", "calculate_total")
+    paid_by_stripe.faults.append(Fault(CREATE, is_done=True))
+    with pytest.raises(Exception, match="no answer for o-1"):
+        bill_customer.fn(["o-1"])
+    paid_by_stripe.keys.clear()
+    with transaction() as session:
+        session.get_one(SagaRecord, ("o-1", 1, "bill_customer")).at -= MADE_WITHIN
+    assert bill_customer.fn(["o-1"]) == ["o-1"]
+    carry_on(["o-1"])
+    assert status("o-1") == "dispatched"
+    assert paid_by_stripe.captured() == {"o-1:1": 20_00}
+
+
+@sqlite_only
+def test_a_refund_that_stripe_refuses_is_left_to_a_person_and_the_others_are_settled(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    group = ["o-1", "o-2"]
+    for order_id in group:
+        placed(order_id, "bill_customer")
+        set_order(order_id, status="compensating", error="CheckoutFailed")
+    paid_by_stripe.faults.append(
+        Fault(REFUND, about=of_order("o-1"), status=400, code="charge_disputed")
+    )
+    with pytest.raises(PaymentRefused, match=r"refund of o-1: Stripe does not take the call"):
+        refund_customer.fn(group)
+    assert [saga(id_)["bill_customer"] for id_ in group] == ["done", "undone"]
+    assert {end_run(id_) for id_ in group} == {"compensated"}
+    assert paid_by_stripe.refunded() == {"o-1:1": 20_00, "o-2:1": 20_00}
+
+
+@sqlite_only
+def test_checkouts_in_prefect_are_charged_declined_and_refunded(
+    runs: Runs,
+    paid_by_stripe: StripeStandIn,
+) -> None:
+    orders = {
+        "charged": an_order("charged", 50, redeem=True),
+        "declined": an_order("declined", payment_method=DECLINED_METHOD),
+        "refunded": an_order("refunded", 2),
+    }
+    running = {order_id: runs.check_out(order) for order_id, order in orders.items()}
+    runs.assign("charged")
+    runs.answer(
+        runs.paused("refunded"), outcome=NO_COURIER, reason="snow", answered_by="Ada", courier=""
+    )
+    assert running["charged"].result().result().billed_cents == 700_00
+    with pytest.raises(BillingError, match=r"declined\. Given back: 1 copies\.$"):
+        running["declined"].result().result()
+    with pytest.raises(NoCourierAvailable, match=r"snow\. Given back: 40\.00 USD, 2 copies\.$"):
+        running["refunded"].result().result()
+    assert {id_: status(id_) for id_ in orders} == {
+        "charged": "dispatched",
+        "declined": "compensated",
+        "refunded": "compensated",
+    }
+    assert paid_by_stripe.captured() == {"charged:1": 700_00, "refunded:1": 40_00}
+    assert paid_by_stripe.refunded() == {"refunded:1": 40_00}
+
+
+@sqlite_only
+def test_a_charge_that_gets_no_answer_is_tried_three_times_more_by_prefect(
+    runs: Runs,
+    paid_by_stripe: StripeStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bill_customer, "retry_delay_seconds", [0.0, 0.0, 0.0])
+    paid_by_stripe.faults += [Fault(CREATE, status=503) for _ in range(3)]
+    running = runs.check_out(an_order("o-1"))
+    runs.assign("o-1")
+    assert running.result().is_completed()
+    assert len(paid_by_stripe.made(CREATE)) == 4
+    assert paid_by_stripe.captured() == {"o-1:1": 20_00}
+
+
+@sqlite_only
+def test_a_declined_card_is_not_tried_again_by_prefect(
+    runs: Runs,
+    paid_by_stripe: StripeStandIn,
+) -> None:
+    running = runs.check_out(an_order("o-1", payment_method=DECLINED_METHOD))
+    assert running.result().is_failed()
+    assert len(paid_by_stripe.made(CREATE)) == 1
