@@ -27,13 +27,13 @@ from prefect import Task
 from sqlmodel import select
 
 import flows.checkout
+from deployments.holdings import open_store
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
     LocalSystem,
     inherited_environment,
 )
-from deployments.orders import open_store
 from deployments.prefect_api import FlowRun, PrefectApi
 from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
