@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from console import batch, compensations, orders, queue, show
+from console import batch, compensations, drain, orders, queue, show
 from console.output import terminal
 from store.errors import StoreError
 
@@ -33,6 +33,8 @@ app.command(orders.retry)
 app.command(compensations.app)
 app.command(batch.app)
 app.command(queue.redrive)
+app.command(drain.drain)
+app.command(drain.reopen)
 
 
 def commands(of: App = app, above: str = "") -> dict[str, App]:

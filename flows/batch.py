@@ -22,6 +22,7 @@ from flows.batch_wait import await_decisions, record_answers_left
 from flows.compensation import compensate, compensate_run
 from flows.continuation import continue_crashed_run
 from flows.courier_wait import Wait
+from flows.work_pool import give_run_back, pool_is_closed
 from store.errors import BatchFailed, CheckoutFailed, CompensationFailed, OrderError
 from store.models import OrderStatus
 from store.saga import abandon
@@ -93,9 +94,11 @@ def batch_checkout(
     seconds: defaultdict[str, float] = defaultdict(float)
     intake = load_orders(source, run_id) if source else None
 
-    def carry(work: Any, chunks: Iterable[list[str]]) -> None:
-        for step, spent in _carry(run_id, work, chunks, concurrency, progress):
+    def carry(work: Any, chunks: Iterator[list[str]]) -> None:
+        for step, spent in _carry(run_id, work, _while_open(chunks), concurrency, progress):
             seconds[step] += spent
+        if next(chunks, None) is not None:
+            give_run_back()
 
     carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
     carry(check_out_chunk, _claims(run_id, failed_of, chunk_size))
@@ -115,6 +118,12 @@ def batch_checkout(
     if report.failed_share > tolerated_failures:
         raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")
     return Completed(message=report.message, data=report)
+
+
+def _while_open(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Give the chunks until there is none left, or the work pool is closed."""
+    while not pool_is_closed() and (chunk := next(chunks, None)) is not None:
+        yield chunk
 
 
 def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ from flows.compensation import compensate_run
 from flows.continuation import continue_crashed_run, who_asked
 from flows.courier_wait import Wait, await_courier
 from flows.order_events import tell
+from flows.work_pool import give_run_back, pool_is_closed
 from store.errors import OrderError, OrderInProgress
 from store.messages import CheckoutOrder, Receipt
 from store.models import ENDED, OrderStatus
@@ -83,7 +84,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
 
 
 def await_other_run(order_id: str, run_id: str) -> bool:
-    """Wait while another run carries the order out.
+    """Wait while another run carries the order out; without a process while the pool is closed.
 
     Returns:
         Whether the order was handed over to this run; false when it has ended.
@@ -99,5 +100,7 @@ def await_other_run(order_id: str, run_id: str) -> bool:
             raise OrderInProgress(
                 f"order {order_id} is {order.status} in flow run {order.run_id}; look there"
             )
+        if pool_is_closed():
+            give_run_back()
         time.sleep(settings().pause_poll_seconds)
     return False

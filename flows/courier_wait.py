@@ -11,15 +11,15 @@ import time
 from typing import Literal, NoReturn
 from uuid import UUID, uuid4
 
-import httpx
 from prefect import get_client, pause_flow_run, runtime, suspend_flow_run
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
+from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.states import Running
 from pydantic import ValidationError
 
 from flows.order_events import tell_of_wait
+from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import InvalidDecision, OrderCancelled, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus, utc_now
@@ -30,8 +30,6 @@ from tasks.reports import describe
 
 logger = logging.getLogger("store.courier_wait")
 
-SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
-"""What Prefect's client raises, its own retries spent, while the server is away or starting."""
 Wait = Literal["pause", "suspend"]
 """``pause`` keeps the run's process while it waits and goes on within seconds of the answer;
 ``suspend`` keeps none, for waits of hours, and needs a deployment and a worker to go on."""
@@ -113,13 +111,16 @@ def _record(order: Order, answer: CourierAnswer) -> str:
 
 
 def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
-    """Pause the run until it is resumed; return the answer, or none if there was not any."""
+    """Pause the run until it is resumed; return the answer, or none if there was not any.
+
+    A run whose work pool is closed is suspended: it stays open to an answer without a process.
+    """
     form = DispatchDecision.with_initial_data(description=describe(order, refused))
     # A key is used once: Prefect answers a known one with its old answer, unpaused.
     key = f"{_key(order)}{uuid4().hex[:12]}"
     timeout = _seconds_left(order)
     try:
-        if wait == "suspend":
+        if wait == "suspend" or pool_is_closed():
             return suspend_flow_run(wait_for_input=form, timeout=timeout, key=key)
         return pause_flow_run(
             wait_for_input=form,
@@ -137,8 +138,9 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
         except SERVER_AWAY as error:
             logger.warning("Prefect's server is away as order %s's wait ends: %r", order.id, error)
     except ValidationError:
-        # The run was set going without an answer: it was started over while this process still
-        # lived. Whoever of the two sees the decision first goes on, the other finds it done.
+        # The run was set going without an answer: its pool closes, or it was started over while
+        # this process still lived. Whoever of two sees the decision first goes on, the other
+        # finds it done.
         logger.warning("the run of order %s was resumed without an answer; it waits on", order.id)
     except SERVER_AWAY as error:
         logger.warning("order %s waits on while Prefect's server is away: %r", order.id, error)

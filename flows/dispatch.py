@@ -22,6 +22,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from flows.work_pool import pool_is_closed
 from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
@@ -69,6 +70,8 @@ class InHand:
 def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """Find couriers for the orders in the queue and resume their runs.
 
+    It ends early when its work pool is closed.
+
     Args:
         listen_seconds: How long to listen for messages. A little less than the schedule's
             interval, so that one run follows the other without thousands of short runs.
@@ -96,6 +99,8 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                     raise
                 logger.warning("the queue or the database is away: %s", error)
                 time.sleep(FIRST_LOOK_SECONDS)
+            if pool_is_closed():
+                break
     # Whatever is still in hand is handed back at once, for the next dispatcher.
     queue.hand_back([held.received for held in in_hand.values()])
     report.handed_back = len(in_hand)

@@ -24,6 +24,7 @@ from flows.continuation import continue_run
 from flows.courier_wait import record_answers_left
 from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
+from flows.work_pool import pool_is_closed
 from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.saga import abandon
@@ -92,6 +93,9 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
                 if move != Move.LEAVE and sum(map(len, moves.values())) < limit:
                     moves[move].append(order)
         for move, orders in moves.items():
+            # The rest is for the next round, which is when the pool is open again.
+            if pool_is_closed():
+                break
             _make(move, orders, client, report)
         close_runs(client, {order.run_id for orders in moves.values() for order in orders})
     if report.moves:
@@ -144,7 +148,7 @@ def _make(
         Move.DISPATCH: lambda: tell(dispatch_order(ids)),
         Move.COMPENSATE: lambda: compensate(ids),
         Move.CANCEL: lambda: _undo(orders, OrderCancelled("the run was cancelled in Prefect")),
-        Move.EXPIRE: lambda: _expire(ids),
+        Move.EXPIRE: lambda: _expire(client, orders),
         Move.SEND_AGAIN: lambda: send_again(ids),
         Move.CONTINUE: lambda: _continue(client, orders),
         Move.REMIND: lambda: remind(ids, {id_: form_url(read_order(id_)) for id_ in ids}),
@@ -164,7 +168,12 @@ def _undo(orders: Sequence[UnfinishedOrder], error: OrderCancelled | CheckoutFai
         compensate(to_undo)
 
 
-def _expire(order_ids: list[str]) -> None:
+def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
+    """End waits that are over; an answer that was given in time and not read yet counts."""
+    for order in orders:
+        if not order.in_batch:
+            record_answers_left(client, read_order(order.id))
+    order_ids = [order.id for order in orders]
     expire_waits(order_ids)
     to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
     if to_undo:

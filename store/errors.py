@@ -32,6 +32,10 @@ class UnreadableSource(StoreError):
     """A file of orders cannot be read at all; nothing of it was recorded."""
 
 
+class WorkPoolNotFound(StoreError):
+    """Prefect has no such work pool; nothing was closed or opened."""
+
+
 class BatchFailed(StoreError):
     """More orders of a batch failed than it tolerates; those that are done stay done."""
 

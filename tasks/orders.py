@@ -389,6 +389,37 @@ def find_orders(
         return found
 
 
+def count_orders(status: OrderStatus) -> int:
+    """Return how many orders have the status."""
+    with reading() as session:
+        return (
+            session.scalar(select(func.count(col(Order.id))).where(col(Order.status) == status))
+            or 0
+        )
+
+
+def first_wait_end() -> datetime | None:
+    """Return when the first order's wait for a courier ends; none if no order waits."""
+    with reading() as session:
+        return session.scalar(
+            select(func.min(col(Order.wait_until))).where(col(Order.status) == OrderStatus.WAITING)
+        )
+
+
+def prolong_waits(until: datetime) -> int:
+    """Have no order's wait for a courier end before ``until``; return how many got more time."""
+    with transaction() as session:
+        orders = session.exec(
+            select(Order)
+            .where(col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until)
+            .order_by(Order.id)
+            .with_for_update()
+        ).all()
+        for order in orders:
+            order.wait_until = until
+        return len(orders)
+
+
 def outcome_error(order: Order) -> OrderError:
     """Return the error that ended, or is ending, the order."""
     return recorded_error(order.error, order.message)

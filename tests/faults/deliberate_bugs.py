@@ -19,6 +19,7 @@ import flows.compensation
 import flows.continuation
 import flows.courier_wait
 import flows.recovery
+import flows.work_pool
 import store.payments
 import store.saga
 import tasks.billing
@@ -28,6 +29,7 @@ import tasks.orders
 import tasks.points
 import tests.faults.seams
 from store.database import insert_missing, transaction
+from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
 from store.models import (
     BEFORE_PIVOT,
@@ -392,3 +394,15 @@ def a_crash_is_taken_for_a_failure() -> Patches:
     return [
         (flows.compensation, "is_transient", lambda _: False),
     ]
+
+
+@bug("I4 a crash is no failure")
+def a_closed_pool_ends_the_orders_that_wait() -> Patches:
+    right = flows.work_pool.pool_is_closed
+
+    def wrong() -> bool:
+        if right():
+            raise CheckoutFailed("the workers are being stopped")
+        return False
+
+    return [(flows.courier_wait, "pool_is_closed", wrong)]

@@ -26,6 +26,7 @@ from tests.faults.world import Killed, Process, World
 
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
 AFTER_PAUSE = FINAL | {StateType.RUNNING, StateType.SCHEDULED, StateType.CANCELLING}
+WORK_POOL = "local"
 SERVER_PATIENCE_SECONDS = 60.0
 """About how long Prefect's client tries again before it gives a server up."""
 CANCELLATION_SECONDS = 300.0
@@ -85,6 +86,7 @@ class Server:
         self.world = world
         self.runs: dict[UUID, Run] = {}
         self.away_until = 0.0
+        self.pool_is_closed = False
         self._by_key: dict[str, Run] = {}
 
     def create(
@@ -240,7 +242,13 @@ class Client:
             state=run.state,
             deployment_id=run.deployment_id,
             tags=run.tags,
+            work_pool_name=WORK_POOL,
         )
+
+    def read_work_pool(self, work_pool_name: str) -> Any:
+        self._call()
+        assert work_pool_name == WORK_POOL
+        return SimpleNamespace(is_paused=self._server.pool_is_closed)
 
     def read_flow_run_states(self, run_id: UUID) -> list[State[Any]]:
         self._call()
@@ -335,11 +343,12 @@ class Prefect:
 
     def in_a_run(self) -> bool:
         """Say whether the process at its turn is a flow run's own."""
-        return isinstance(self._process().owner, Run)
+        return self.world.current is not None and isinstance(self.world.current.owner, Run)
 
     def running(self) -> Run:
         """Return the flow run whose process is at its turn."""
-        run: Run = self._process().owner
+        run = self._process().owner
+        assert isinstance(run, Run), f"{run!r} is no flow run"
         return run
 
     def running_id(self) -> UUID:
@@ -433,7 +442,7 @@ class Prefect:
         if not self.worker_alive or self.world.now < self.server.away_until:
             return
         for run in list(self.server.runs.values()):
-            if run.state.type == StateType.SCHEDULED:
+            if run.state.type == StateType.SCHEDULED and not self.server.pool_is_closed:
                 self.server.put(run, StateType.PENDING, "Pending")
                 run.started = True
                 delay = self.world.chance.weighted([0.0, 2.0, 40.0, 1200.0], [8, 8, 3, 1])

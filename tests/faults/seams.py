@@ -19,6 +19,7 @@ import flows.courier_wait
 import flows.dispatch
 import flows.order_events
 import flows.recovery
+import flows.work_pool
 import store.database
 import store.models
 import store.queue
@@ -99,6 +100,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.dispatch, "time", clock),
         (flows.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (flows.dispatch, "ThreadPoolExecutor", OneAfterAnother),
+        (flows.work_pool, "runtime", runtime),
         (flows.order_events, "_emit", lambda _: None),
         (flows.order_events, "_publish_timeline", lambda _: None),
         (flows.order_events, "url_for", lambda *_, **__: "http://prefect/run"),
@@ -110,6 +112,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
                 flows.courier_wait,
                 flows.dispatch,
                 flows.recovery,
+                flows.work_pool,
             )
         ),
     ]
@@ -126,5 +129,5 @@ class _FlowRun:
         self._prefect = prefect
 
     @property
-    def id(self) -> str:
-        return str(self._prefect.running().id)
+    def id(self) -> str | None:
+        return str(self._prefect.running_id()) if self._prefect.in_a_run() else None

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, create_engine, delete
 
 from flows.compensation import compensate
 from flows.dispatch import dispatch_orders
+from flows.drain import wake
 from flows.recovery import recover_orders
 from seed.catalogue import empty
 from store.database import engine, insert_missing, transaction
@@ -59,6 +60,8 @@ SETTINGS = {
     "STORE_VISIBILITY_TIMEOUT_SECONDS": "30",
 }
 MAX_CONTINUATIONS = int(SETTINGS["STORE_MAX_CONTINUATIONS"])
+WAKINGS = 3
+"""A drain looks so often for runs that are paused."""
 LISTEN_SECONDS = 3
 """A dispatcher's run is short here, so that many of them meet."""
 
@@ -280,8 +283,10 @@ class Simulation:
                     self._delete_a_run,
                     self._duplicate_messages,
                     self._lose_messages,
+                    self._close_pool,
+                    self._open_pool,
                 ],
-                [4, 3, 2, 3, 1, 1, 1, 1, 1, 1],
+                [4, 3, 2, 3, 1, 1, 1, 1, 1, 1, 2, 2],
             )()
 
     def _send_order(self) -> None:
@@ -404,6 +409,27 @@ class Simulation:
             self.world.tell("the worker is started again")
             self.prefect.worker_alive = True
 
+    def _close_pool(self) -> None:
+        self.world.tell("the work pool is closed")
+        self.prefect.server.pool_is_closed = True
+        self.world.start("the drain", self._wake_all)
+
+    def _wake_all(self) -> None:
+        for _ in range(WAKINGS):
+            paused = [
+                run.id
+                for run in self.prefect.server.runs.values()
+                if run.state.type == StateType.PAUSED and not run.is_suspended
+            ]
+            client: Any = self.prefect.get_client()
+            wake(client, paused)
+            self.world.sleep(15.0)
+
+    def _open_pool(self) -> None:
+        if self.prefect.server.pool_is_closed:
+            self.world.tell("the work pool is open again")
+            self.prefect.server.pool_is_closed = False
+
     def _database_goes_away(self) -> None:
         seconds = self.chance.one_of([3.0, 30.0, 300.0])
         self.world.tell(f"the database is away for {seconds:.0f} s")
@@ -445,6 +471,7 @@ class Simulation:
         world.end_faults()
         self.prefect.server.away_until = 0.0
         self.prefect.worker_alive = True
+        self._open_pool()
         while self.orders_left:
             self.orders_left -= 1
             self._send_order()

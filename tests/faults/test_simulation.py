@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 GROUPS, GROUP = 8, 10
 """Seeds for each run of the tests on SQLite, in groups so that none takes too long."""
 POSTGRESQL_SEEDS = 12
-SEEDS_TO_FIND_A_BUG = 60
+SEEDS_TO_FIND_A_BUG = 120
 DULL: list[int] = []
 """No decisions: one order, without points, and nothing goes wrong."""
 

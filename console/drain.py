@@ -1,0 +1,85 @@
+"""The work pool: closed so that workers can be stopped, and opened again."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from prefect import get_client
+
+from console.output import AsJson, print_answer, print_json, terminal
+from flows import drain as pools
+
+Pool = Annotated[
+    str | None, Parameter(help="The work pool; without it, that of the checkout's deployment.")
+]
+NOT_DRAINED = 1
+
+
+def drain(
+    *,
+    pool: Pool = None,
+    timeout: Annotated[
+        int, Parameter(validator=Number(gte=0), help="How many seconds to wait at most.")
+    ] = 600,
+    as_json: AsJson = False,
+) -> int:
+    """Close the work pool and hand the waiting orders over, so that workers can be stopped.
+
+    Ends when no run of the pool has a process; with status 1 if time is up before that. The pool
+    stays closed, whatever happens here, until `checkout reopen`.
+    """
+    progress = terminal(stderr=True)
+    with get_client(sync_client=True) as client:
+        name = pool or pools.pool_of_checkouts(client)
+        progress.print(f"Closing work pool {name}; `checkout reopen` opens it.", markup=False)
+        report = pools.drain(
+            client,
+            name,
+            timeout,
+            lambda what: progress.print(f"Under way: {what}", markup=False),
+        )
+    if as_json:
+        print_json(report.model_dump())
+    else:
+        _print(report)
+    return 0 if report.drained else NOT_DRAINED
+
+
+def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
+    """Open a work pool that was closed: its workers get runs, and the orders go on."""
+    with get_client(sync_client=True) as client:
+        report = pools.reopen(client, pool or pools.pool_of_checkouts(client))
+    if as_json:
+        print_json(report.model_dump())
+    elif report.was_closed:
+        terminal().print(
+            f"Work pool {report.pool} is open. Orders whose wait was prolonged: {report.prolonged}",
+            markup=False,
+        )
+    else:
+        terminal().print(f"Work pool {report.pool} was open already.", markup=False)
+    return 0
+
+
+def _print(report: pools.DrainReport) -> None:
+    if not report.drained:
+        print_answer(
+            "Still under way",
+            [run.model_dump() for run in report.under_way],
+            as_json=False,
+            empty="No run has a process, but not for long enough.",
+        )
+    lines = [
+        f"Work pool {report.pool} is closed"
+        + ("; its workers can be stopped." if report.drained else ", and NOT drained: time is up."),
+        f"Suspended runs, open to an answer: {report.suspended}",
+        f"Runs that start when it is opened: {report.scheduled}",
+    ]
+    if report.giving_back:
+        lines.append(f"Orders that are being compensated: {report.giving_back}")
+    if report.first_wait_ends is not None:
+        lines.append(
+            f"The first order waits for its courier until {report.first_wait_ends:%Y-%m-%d %H:%M} "
+            "UTC."
+        )
+    terminal().print("\n".join(lines), markup=False)

@@ -1,0 +1,271 @@
+"""Draining a work pool: its workers can be stopped then, and nobody who waits is refunded.
+
+The pool is closed (Prefect's own pause, kept by Prefect and seen in its UI), so that its workers
+get no run. The runs under way end what is quick; those that wait are woken without an answer, find
+their pool closed, and suspend: they keep no process, stay open to an answer, and go on with any
+worker once the pool is open again. Draining again, or opening a pool that is open, does no harm.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import OrchestrationResult
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Running
+from pydantic import BaseModel
+
+from flows import batch_wait, courier_wait
+from flows.batch import CHUNK_SIZE
+from flows.recovery import recover_orders
+from store.errors import WorkPoolNotFound
+from store.models import OrderStatus, utc_now
+from store.settings import settings
+from tasks.batches import batches_among
+from tasks.orders import (
+    count_orders,
+    first_wait_end,
+    orders_of_run,
+    prolong_waits,
+    read_order,
+)
+
+logger = logging.getLogger("store.drain")
+
+PAUSED, SUSPENDED, RESUMING = "Paused", "Suspended", "Resuming"
+WITH_A_PROCESS = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
+"""States of a run that a worker has taken; a suspended one is of Paused's type, but has none."""
+PAGE = 200
+"""The most runs that Prefect's API returns at once."""
+LOOK_SECONDS = 1.0
+QUIET_SECONDS = 15.0
+"""So long nothing may run: a worker takes runs up to 10 seconds before they are due."""
+RECOVERY_SECONDS = 60.0
+"""No worker executes `recover_orders` now, so the drain does, as often as its schedule."""
+LAST_CHANCE = timedelta(minutes=10)
+"""What is left of each order's wait when the pool is opened: couriers are sought again first."""
+
+
+class RunUnderWay(BaseModel):
+    """A run that a worker has taken and that has not ended."""
+
+    id: UUID
+    name: str
+    flow: str
+    state: str
+
+
+class DrainReport(BaseModel):
+    """What a drain has come to."""
+
+    pool: str
+    drained: bool
+    under_way: list[RunUnderWay]
+    giving_back: int
+    """Orders whose compensation is under way."""
+    suspended: int
+    """Runs that wait for an answer, without a process."""
+    scheduled: int
+    """Runs that are due and wait for the pool to be open."""
+    first_wait_ends: datetime | None
+    """When the first order's wait for a courier ends."""
+
+
+class ReopenReport(BaseModel):
+    """What opening a pool has changed."""
+
+    pool: str
+    was_closed: bool
+    prolonged: int
+    """Orders whose wait got more time, since no courier was sought while the pool was closed."""
+
+
+def pool_of_checkouts(client: SyncPrefectClient) -> str:
+    """Return the work pool that runs the checkouts.
+
+    Raises:
+        WorkPoolNotFound: Prefect has no such deployment, or it has no work pool.
+    """
+    name = settings().checkout_deployment
+    try:
+        pool = client.read_deployment_by_name(name).work_pool_name
+    except ObjectNotFound:
+        pool = None
+    if pool is None:
+        raise WorkPoolNotFound(
+            f"Prefect has no deployment {name} with a work pool; name the pool, or set "
+            "STORE_CHECKOUT_DEPLOYMENT"
+        )
+    return pool
+
+
+def drain(
+    client: SyncPrefectClient, pool: str, timeout_seconds: float, tell: Callable[[str], None]
+) -> DrainReport:
+    """Close the pool and wait until none of its runs has a process.
+
+    Args:
+        client: Prefect's client.
+        pool: The work pool.
+        timeout_seconds: How long to wait at most; the pool stays closed in any case.
+        tell: Called with what is under way, whenever that has changed.
+
+    Raises:
+        WorkPoolNotFound: there is no such pool.
+    """
+    with _known(pool):
+        client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
+    began = last_busy = last_recovery = time.monotonic()
+    told = ""
+    while True:
+        under_way = runs_under_way(client, pool)
+        wake(client, [run.id for run in under_way if run.state == PAUSED])
+        giving_back = count_orders(OrderStatus.COMPENSATING)
+        now = time.monotonic()
+        if under_way or giving_back:
+            last_busy = now
+        if (what := _what_is_under_way(under_way, giving_back)) != told:
+            tell(what)
+            told = what
+        drained = now - last_busy >= QUIET_SECONDS
+        if drained or now - began >= timeout_seconds:
+            return DrainReport(
+                pool=pool,
+                drained=drained,
+                under_way=under_way,
+                giving_back=giving_back,
+                suspended=_count_suspended(client, pool),
+                scheduled=_count_due(client, pool),
+                first_wait_ends=first_wait_end(),
+            )
+        if now - last_recovery >= RECOVERY_SECONDS:
+            recover_orders()
+            last_recovery = now
+        time.sleep(LOOK_SECONDS)
+
+
+def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
+    """Let the pool's workers have runs again; does nothing where they have them already.
+
+    What was answered to suspended runs is recorded first, so that no dispatcher decides otherwise
+    before they come to read it. While the pool was closed no courier was sought, which is no
+    customer's fault: an order whose wait has ended meanwhile, or is about to, waits a little
+    longer.
+
+    Raises:
+        WorkPoolNotFound: there is no such pool.
+    """
+    with _known(pool):
+        was_closed = client.read_work_pool(pool).is_paused
+        prolonged = 0
+        if was_closed:
+            _record_answers(client, pool)
+            prolonged = prolong_waits(utc_now() + LAST_CHANCE)
+        client.update_work_pool(pool, WorkPoolUpdate(is_paused=False))
+    return ReopenReport(pool=pool, was_closed=was_closed, prolonged=prolonged)
+
+
+def runs_under_way(client: SyncPrefectClient, pool: str) -> list[RunUnderWay]:
+    """Return the pool's runs that a worker has taken, and that neither ended nor suspended."""
+    state = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=WITH_A_PROCESS),
+        name=FlowRunFilterStateName(not_any_=[SUSPENDED]),
+    )
+    found = _runs(client, pool, state)
+    flows = {id_: client.read_flow(id_).name for id_ in {run.flow_id for run in found}}
+    return [
+        RunUnderWay(
+            id=run.id, name=run.name, flow=flows[run.flow_id], state=run.state_name or "unknown"
+        )
+        for run in found
+    ]
+
+
+def wake(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> None:
+    """Set paused runs going without an answer, so that each of them looks at its pool."""
+    for id_ in run_ids:
+        answer: OrchestrationResult[Any] = client.set_flow_run_state(
+            id_, Running(message="woken: its work pool is closed")
+        )
+        logger.info("run %s is woken: %s", id_, answer.status.value)
+
+
+def _record_answers(client: SyncPrefectClient, pool: str) -> None:
+    """Record what was answered to runs that have not started again yet."""
+    resuming = FlowRunFilterState(name=FlowRunFilterStateName(any_=[RESUMING]))
+    run_ids = [str(run.id) for run in _runs(client, pool, resuming)]
+    batches = batches_among(run_ids)
+    for run_id in run_ids:
+        if run_id in batches:
+            batch_wait.record_answers_left(client, run_id, CHUNK_SIZE)
+        else:
+            for order_id in orders_of_run(run_id):
+                courier_wait.record_answers_left(client, read_order(order_id))
+
+
+def _runs(client: SyncPrefectClient, pool: str, state: FlowRunFilterState) -> list[FlowRun]:
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=state),
+        work_pool_filter=_named(pool),
+        sort=FlowRunSort.ID_DESC,
+        limit=PAGE,
+        offset=len(found),
+    ):
+        found += page
+    return found
+
+
+def _what_is_under_way(under_way: Sequence[RunUnderWay], giving_back: int) -> str:
+    counts = Counter((run.flow, run.state) for run in under_way)
+    parts = [f"{count} {flow} {state}" for (flow, state), count in sorted(counts.items())]
+    if giving_back:
+        parts.append(f"{giving_back} orders that are being compensated")
+    return ", ".join(parts) or "nothing"
+
+
+def _count_suspended(client: SyncPrefectClient, pool: str) -> int:
+    state = FlowRunFilterState(name=FlowRunFilterStateName(any_=[SUSPENDED]))
+    return client.count_flow_runs(
+        flow_run_filter=FlowRunFilter(state=state), work_pool_filter=_named(pool)
+    )
+
+
+def _count_due(client: SyncPrefectClient, pool: str) -> int:
+    return client.count_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            expected_start_time=FlowRunFilterExpectedStartTime(before_=utc_now()),
+        ),
+        work_pool_filter=_named(pool),
+    )
+
+
+def _named(pool: str) -> WorkPoolFilter:
+    return WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+
+
+@contextmanager
+def _known(pool: str) -> Iterator[None]:
+    try:
+        yield
+    except ObjectNotFound as error:
+        raise WorkPoolNotFound(f"Prefect has no work pool {pool}") from error

@@ -1,0 +1,59 @@
+"""The work pool of the run that executes: whether it is closed, and giving the run back to it.
+
+A pool is closed when Prefect has it paused: its workers get no run. A run that was begun before
+then does what is quick, and keeps no process for what is long, so that the workers can be stopped.
+"""
+
+import logging
+from typing import Any, NoReturn
+
+import httpx
+from prefect import get_client, runtime
+from prefect.client.schemas.responses import OrchestrationResult
+from prefect.exceptions import ObjectNotFound, Pause, PrefectHTTPStatusError
+from prefect.states import Scheduled
+
+from store.errors import RunTakenAway
+
+logger = logging.getLogger("store.work_pool")
+
+SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
+"""What Prefect's client raises, its own retries spent, while the server is away or starting."""
+GIVEN_BACK = "given back to its closed work pool"
+"""Message of the state in which a run waits for its pool to be open again."""
+
+
+def pool_is_closed() -> bool:
+    """Say whether the pool from which this run was taken is closed.
+
+    A run that was called, not taken from a pool, has none. A server that is away closes nothing:
+    the run goes on, and looks again the next time.
+    """
+    run_id = runtime.flow_run.id
+    if run_id is None:
+        return False
+    try:
+        with get_client(sync_client=True) as client:
+            pool = client.read_flow_run(run_id).work_pool_name
+            return pool is not None and client.read_work_pool(pool).is_paused
+    except (ObjectNotFound, *SERVER_AWAY) as error:
+        logger.warning("it is not known whether the work pool is closed: %r", error)
+        return False
+
+
+def give_run_back() -> NoReturn:
+    """End this process; a worker executes the run from its top when the pool is open again.
+
+    Raises:
+        Pause: always, for Prefect's engine: the run has its state.
+        RunTakenAway: the run is not this process's any more.
+    """
+    with get_client(sync_client=True) as client:
+        # The name of a run that goes on after a suspension: nobody has asked for a new attempt,
+        # and one without a process is cancelled at once.
+        answer: OrchestrationResult[Any] = client.set_flow_run_state(
+            runtime.flow_run.id, Scheduled(name="Resuming", message=GIVEN_BACK)
+        )
+    if answer.state is None or not answer.state.is_scheduled():
+        raise RunTakenAway(f"the run cannot be given back: {answer.status.value}")
+    raise Pause(state=answer.state)
