@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench recover test faults browser screenshots lint check format constraints clean
+.PHONY: help install demo up bench waiting load recover test faults browser screenshots lint check format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ up: $(INSTALLED) ## start everything and keep it until Ctrl-C; orders are kept i
 
 bench: $(INSTALLED) ## measure: what a message costs the dispatcher
 	@$(BIN)/python -m benchmarks.dispatch
+
+waiting: $(INSTALLED) ## measure: the memory that an order takes while it waits, paused and suspended
+	@$(BIN)/python -m benchmarks.waiting
+
+load: $(INSTALLED) ## N checkouts at once (N=50), all must end right; WAIT=suspend: all wait at once first
+	@$(BIN)/python -m tests.load --orders $(or $(N),50) --wait $(or $(WAIT),pause)
 
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
 	@. ./.local/env && $(BIN)/python -m flows.recovery

@@ -36,6 +36,8 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 PREFERRED_PORT = 4200
 WORK_POOL = "local"
+ORDERS_QUEUE = "default"
+"""The work queue of checkouts and batches; the shop's own flows have another one, without limit."""
 DISPATCH_DEPLOYMENT = "dispatch-orders/local"
 CHECKOUT_DEPLOYMENT = "store-checkout/local"
 EXAMPLE_ORDER = (
@@ -54,6 +56,9 @@ _POLL_SECONDS = 0.2
 # The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
 # cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
 _UI_PAGES = "/v2"
+# Each start keeps a core busy for seconds and takes 0.1 GB: hundreds at once would take more memory
+# than there is. Runs that are paused do not count.
+_ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
 
@@ -104,6 +109,7 @@ class LocalSystem:
         self._port: int | None = None
         self._server: Leashed | None = None
         self._children = ExitStack()
+        self.workers: list[Leashed] = []
 
     def __enter__(self) -> Self:
         self.start()
@@ -189,6 +195,7 @@ class LocalSystem:
     def stop(self) -> None:
         """Stops all in order: worker and its flow runs, server, database. Idempotent."""
         self._children.close()
+        self.workers.clear()
         self._port = None
 
     def run_module(self, module: str, *arguments: str) -> None:
@@ -304,6 +311,7 @@ class LocalSystem:
         with PrefectApi(self.api_url) as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
+            api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
         self._run(_prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         self.run_module("deployments.automations")
 
@@ -321,6 +329,7 @@ class LocalSystem:
         self._children.enter_context(self._stopping("worker and its flow runs", worker.stop))
         with PrefectApi(self.api_url) as api:
             self._wait_for_worker(api, worker, name)
+        self.workers.append(worker)
         self._report("The worker is online")
         return worker
 

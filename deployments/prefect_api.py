@@ -70,6 +70,12 @@ class PrefectApi:
         if answer.status_code != httpx.codes.CONFLICT:
             answer.raise_for_status()
 
+    def limit_queue(self, work_pool: str, queue: str, limit: int) -> None:
+        """Has the queue give its workers no run while so many are being started or running."""
+        self._http.patch(
+            f"/work_pools/{work_pool}/queues/{queue}", json={"concurrency_limit": limit}
+        ).raise_for_status()
+
     def worker_is_online(self, work_pool: str, worker: str) -> bool:
         """Whether the worker of that name has sent its heartbeat to the pool."""
         answer = self._http.post(

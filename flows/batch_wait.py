@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from flows.courier_wait import ANSWERS_AT_MOST, Wait, end_pause, tell_why_not_paused
 from flows.work_pool import SERVER_AWAY, pool_is_closed
+from store.database import release_connections
 from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus, utc_now
@@ -55,6 +56,7 @@ def await_decisions(run_id: str, wait: Wait, chunk_size: int, refused: str = "")
     key = f"{KEY}{uuid4().hex[:12]}"
     timeout = max(1, math.ceil((until - utc_now()).total_seconds()))
     answer: BatchAnswer | None = None
+    release_connections()
     try:
         if wait == "suspend" or pool_is_closed():
             answer = suspend_flow_run(wait_for_input=form, timeout=timeout, key=key)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from flows.order_events import tell_of_wait
 from flows.work_pool import SERVER_AWAY, pool_is_closed
+from store.database import release_connections
 from store.errors import InvalidDecision, OrderCancelled, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus, utc_now
@@ -119,6 +120,7 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
     # A key is used once: Prefect answers a known one with its old answer, unpaused.
     key = f"{_key(order)}{uuid4().hex[:12]}"
     timeout = _seconds_left(order)
+    release_connections()
     try:
         if wait == "suspend" or pool_is_closed():
             return suspend_flow_run(wait_for_input=form, timeout=timeout, key=key)

@@ -60,6 +60,19 @@ def test_the_projects_file_has_no_problem() -> None:
     assert problems(read_project_file(), PROJECT_DIR) == []
 
 
+def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
+    queues = {
+        deployment["entrypoint"].partition(":")[2]: deployment["work_pool"].get("work_queue_name")
+        for deployment in read_project_file()["deployments"]
+    }
+    assert queues == {
+        "store_checkout": None,
+        "batch_checkout": None,
+        "dispatch_orders": "upkeep",
+        "recover_orders": "upkeep",
+    }
+
+
 def test_the_projects_file_has_the_deployments_that_the_local_system_starts() -> None:
     names = {
         f"{deployment['entrypoint'].partition(':')[2].replace('_', '-')}/{deployment['name']}"

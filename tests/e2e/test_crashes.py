@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
-from sqlmodel import select
+from sqlmodel import select, text
 
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
@@ -87,6 +87,16 @@ class Shop:
         assert found, f"no process executes {order_id}"
         return found[-1]
 
+    def connections(self) -> int:
+        """Count the connections of others to the store's database."""
+        with open_store(self.local.store_url) as session:
+            found = session.exec(
+                select(text("pid"))
+                .select_from(text("pg_stat_activity"))
+                .where(text("datname = current_database() AND pid <> pg_backend_pid()"))
+            )
+            return len(found.all())
+
     def processes(self) -> list[psutil.Process]:
         """Return the worker's processes and those of all its runs."""
         return [
@@ -146,6 +156,8 @@ def _start_all(shop: Shop) -> None:
         wait_until(partial(shop.waits, order_id), f"pause of {order_id}")
     for order_id in SUSPENDED:
         wait_until(partial(shop.waits, order_id, "Suspended"), f"suspension of {order_id}")
+    # Those that are paused keep their process, but no connection that the database must count.
+    wait_until(lambda: shop.connections() == 0, "end of the waiting orders' connections")
 
 
 def _stop_single_runs(shop: Shop) -> None:

@@ -2,6 +2,8 @@
 
 python -m tests.load --orders 50                     couriers are sought from the beginning
 python -m tests.load --orders 500 --wait suspend     couriers are sought when all orders wait
+python -m tests.load --orders 500 --wait suspend --threads 6
+                                                     the same without a process for each run
 """
 
 import argparse
@@ -9,13 +11,22 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 from rich.console import Console
 
-from deployments.local import DISPATCH_DEPLOYMENT, LocalSystem, Progress
+from deployments.leash import Leashed
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    PROJECT_DIR,
+    LocalSystem,
+    Progress,
+)
 from deployments.prefect_api import PrefectApi
 from tests.load.at_once import at_once, dispatch
 
@@ -31,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wait", choices=["pause", "suspend"], default="pause")
     parser.add_argument("--workers", type=int, default=1, help="how many (1)")
     parser.add_argument("--all-wait", action="store_true", help="before couriers are sought")
+    parser.add_argument("--threads", type=int, help="execute runs in threads, so many for a core")
     asked = parser.parse_args(arguments)
     tell = Progress(Console(soft_wrap=True))
     last_told = 0.0
@@ -46,16 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory(prefix="store-load-", ignore_cleanup_errors=True) as folder,
         LocalSystem(Path(folder), report=tell, preferred_port=0) as local,
         PrefectApi(local.api_url) as api,
+        ExitStack() as stack,
     ):
         for _ in range(asked.workers - 1):
             local.start_worker()
         orders = at_once(local, api, asked.orders, asked.wait)
+        if asked.threads:
+            orders.deployment = stack.enter_context(thread_workers(local, api, asked.threads))
         if asked.wait == "suspend" or asked.all_wait:
             api.pause_deployment(DISPATCH_DEPLOYMENT)
         else:
             dispatch(api)
         began = time.monotonic()
-        orders.start()
+        orders.start(orders.expected)
         tell(f"{asked.orders} runs were started in {time.monotonic() - began:.1f} s")
         if asked.wait == "suspend" or asked.all_wait:
             seconds = orders.until(orders.all_wait, DEADLINE_SECONDS, now_and_then)
@@ -69,6 +84,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell_of_errors(local, tell)
     tell("All ended right, and the books balance." if not wrong else f"{len(wrong)} are wrong")
     return 1 if wrong else 0
+
+
+@contextmanager
+def thread_workers(local: LocalSystem, api: PrefectApi, threads: int) -> Iterator[str]:
+    """Give a deployment of the checkout whose runs are executed in threads, by a process a core."""
+    pool = "threads"
+    api.create_work_pool(pool, "process")
+    with httpx.Client(base_url=local.api_url, timeout=60) as http:
+        checkout = http.get(f"/deployments/name/{CHECKOUT_DEPLOYMENT}").raise_for_status().json()
+        kept = ("flow_id", "parameter_openapi_schema", "enforce_parameter_schema")
+        deployment = {key: checkout[key] for key in kept} | {"name": pool, "work_pool_name": pool}
+        http.post("/deployments/", json=deployment).raise_for_status()
+    workers = [
+        Leashed(
+            [sys.executable, "-m", "tests.load.thread_worker", pool, str(threads)],
+            log=local.logs_dir / f"thread-worker-{number}.log",
+            env={**os.environ, **local.settings()},
+            cwd=PROJECT_DIR,
+        )
+        for number in range(os.cpu_count() or 1)
+    ]
+    try:
+        yield f"store-checkout/{pool}"
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
 def _tell_of_errors(local: LocalSystem, tell: Progress) -> None:

@@ -6,7 +6,7 @@ dispatched, one is declined by the bank, one is too large for every courier, one
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,18 +58,17 @@ class AtOnce:
     api: PrefectApi
     wait: Wait
     expected: Mapping[str, Expected]
+    deployment: str = CHECKOUT_DEPLOYMENT
     runs: dict[str, str] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Start all of them."""
+    def start(self, order_ids: Iterable[str]) -> None:
+        """Start some of them, all at once."""
         with ThreadPoolExecutor(CLIENTS) as clients:
-            started = clients.map(self._start_one, self.expected.items())
-            self.runs.update(started)
+            self.runs.update(clients.map(self._start_one, order_ids))
 
-    def _start_one(self, item: tuple[str, Expected]) -> tuple[str, str]:
-        order_id, expected = item
-        parameters = {"order": expected.order, "wait": self.wait}
-        return order_id, self.api.start_run(CHECKOUT_DEPLOYMENT, parameters).id
+    def _start_one(self, order_id: str) -> tuple[str, str]:
+        parameters = {"order": self.expected[order_id].order, "wait": self.wait}
+        return order_id, self.api.start_run(self.deployment, parameters).id
 
     def statuses(self) -> Counter[str]:
         """Count the orders by their status in the store."""

@@ -15,6 +15,7 @@ from store.database import (
     is_connection_error,
     migrate,
     reading,
+    release_connections,
     transaction,
 )
 from store.models import Book, Courier, Customer
@@ -122,6 +123,17 @@ def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None
     ):
         pass
     assert is_connection_error(away.value)
+
+
+def test_released_connections_are_closed_and_the_next_one_is_made_anew(database: str) -> None:
+    assert stock() == 500
+    before = engine(settings().database_url).pool
+    with before.connect():
+        pass
+    release_connections()
+    assert engine(settings().database_url).pool is not before
+    assert before.checkedin() == 0  # type: ignore[attr-defined]
+    assert stock() == 500
 
 
 def test_migrating_again_changes_nothing(database: str) -> None:
