@@ -50,6 +50,10 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
                 # Not `prefect.flow-run.*`: the Running of a resume would end the watch for good.
                 expect={
                     "prefect.flow-run.heartbeat",
+                    # From these on the run has no process, which is no death: it was suspended,
+                    # or given back to its work pool.
+                    "prefect.flow-run.Suspended",
+                    "prefect.flow-run.Resuming",
                     "prefect.flow-run.Completed",
                     *ENDED_BADLY,
                 },
