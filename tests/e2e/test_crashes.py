@@ -196,18 +196,36 @@ def _take_the_server_away(shop: Shop) -> None:
 
 
 def _let_a_run_fall_silent(shop: Shop) -> None:
-    """Have a run without an order that gives one sign of life, and never another one."""
+    """Have two runs without an order that give one sign of life each: one is suspended then."""
     checkout = httpx.get(f"{shop.local.api_url}/deployments/name/{CHECKOUT_DEPLOYMENT}").json()
-    run = _post(shop, "/flow_runs/", {"flow_id": checkout["flow_id"], "state": {"type": "RUNNING"}})
-    shop.runs["it-falls-silent"] = shop.api.read_run(run["id"])
+    for name in ("it-is-silent-and-suspended", "it-falls-silent"):
+        started = {
+            "flow_id": checkout["flow_id"],
+            "deployment_id": checkout["id"],
+            "state": {"type": "RUNNING"},
+        }
+        run = _post(shop, "/flow_runs/", started)
+        shop.runs[name] = shop.api.read_run(run["id"])
+        _give_a_sign_of_life(shop, run["id"], checkout["flow_id"])
+        if name == "it-is-silent-and-suspended":
+            suspended = {
+                "type": "PAUSED",
+                "name": "Suspended",
+                "state_details": {"pause_reschedule": True},
+            }
+            answer = _post(shop, f"/flow_runs/{run['id']}/set_state", {"state": suspended})
+            assert answer["status"] == "ACCEPT"
+
+
+def _give_a_sign_of_life(shop: Shop, run_id: str, flow_id: str) -> None:
     heartbeat = {
         "id": str(uuid4()),
         "occurred": utc_now().isoformat(),
         "event": "prefect.flow-run.heartbeat",
-        "resource": {"prefect.resource.id": f"prefect.flow-run.{run['id']}"},
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"},
         "related": [
             {
-                "prefect.resource.id": f"prefect.flow.{checkout['flow_id']}",
+                "prefect.resource.id": f"prefect.flow.{flow_id}",
                 "prefect.resource.role": "flow",
                 "prefect.resource.name": "store-checkout",
             }
@@ -305,6 +323,8 @@ def test_a_run_without_a_sign_of_life_is_marked_as_crashed_by_the_automation(sho
     wait_until(lambda: shop.state("it-falls-silent") == "Crashed", "end of the silent run")
     message = shop.api.read_run(shop.runs["it-falls-silent"].id).message
     assert message == "no sign of life for 120 s"
+    # Its sign of life is older, but a suspended run has no process that could give another one.
+    assert shop.state("it-is-silent-and-suspended") == "Suspended"
 
 
 @pytest.mark.parametrize(
