@@ -19,8 +19,8 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlmodel import col, func, select
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.orders import open_store
 from deployments.prefect_api import PrefectApi
 from flows.courier_wait import Wait
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import delete
 from sqlmodel import col, func, select
 
+from deployments.holdings import open_store
 from deployments.local import DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.orders import open_store
 from deployments.prefect_api import PrefectApi
 from store.models import Decision, OrderStatus, QueuedMessage
 from tests.load.at_once import AtOnce, at_once, dispatch

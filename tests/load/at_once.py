@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 from sqlmodel import col, func, select
 
+from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.orders import open_store
 from deployments.prefect_api import PrefectApi
 from flows.courier_wait import Wait
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
