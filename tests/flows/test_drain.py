@@ -206,11 +206,11 @@ def test_a_batch_is_handed_over_between_two_chunks_and_in_its_wait(pool: Pool) -
 def test_a_dispatcher_ends_early_when_its_pool_is_closed_and_hands_back(pool: Pool) -> None:
     # Its run is none that could be resumed, so its message stays in hand.
     placed("o-1", "prepare_order")
-    pool.start(dispatch_orders, listen_seconds=3600)
+    pool.start(dispatch_orders, listen_seconds=60)
     pool.work()
     eventually(lambda: status("o-1") == "dispatching", "the dispatcher at work")
 
-    assert pool.drain().drained
+    assert pool.drain(timeout_seconds=30).drained
 
     (dispatcher,) = pool.ended()
     assert dispatcher.result() == DispatchReport(received=1, decided=1, handed_back=1)
