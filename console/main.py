@@ -13,8 +13,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from console import batch, compensations, drain, orders, queue, show
-from console.output import terminal
+from console import audit, batch, compensations, doctor, drain, metrics, orders, queue, show
+from console.output import terminal, wrong_fields
 from store.errors import StoreError
 
 REFUSED = 1
@@ -32,6 +32,9 @@ app.command(orders.cancel)
 app.command(orders.retry)
 app.command(compensations.app)
 app.command(batch.app)
+app.command(audit.check_books, name="audit")
+app.command(doctor.doctor)
+app.command(metrics.metrics)
 app.command(queue.redrive)
 app.command(drain.drain)
 app.command(drain.reopen)
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
     except ValidationError as error:
-        return _complain(_what_is_wrong(error))
+        return _complain("\n".join(wrong_fields(error)))
     except StoreError as error:
         return _complain(str(error))
     except DBAPIError as error:
@@ -83,17 +86,6 @@ def _complain(message: str, status: int = REFUSED) -> int:
     # No wrapping: a remedy is to be copied.
     terminal(stderr=True).print(message, markup=False, style="red", soft_wrap=True)
     return status
-
-
-def _what_is_wrong(error: ValidationError) -> str:
-    """Name each wrong field; a setting as the environment variable that holds it."""
-    is_setting = error.title == "Settings"
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        name = f"STORE_{where.upper()}" if is_setting and where else where
-        lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from prefect.logging.handlers import PrefectConsoleHandler
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -115,6 +116,17 @@ def quiet_runs() -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, before, strict=True):
             handler.setLevel(level)
+
+
+def wrong_fields(error: ValidationError) -> list[str]:
+    """Name each wrong field, and why; a setting as the environment variable that holds it."""
+    is_setting = error.title == "Settings"
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        name = f"STORE_{where.upper()}" if is_setting and where else where
+        lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
+    return lines
 
 
 def _as_text(cell: object) -> str:

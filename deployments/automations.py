@@ -22,7 +22,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from rich.console import Console
 
 CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
-FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders")
+FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every worker; 30 is the least."""

@@ -56,6 +56,32 @@ def problems(document: Any, project_dir: Path) -> list[str]:
     return found
 
 
+def deployments_of(document: Mapping[str, Any], project_dir: Path) -> dict[str, Mapping[str, Any]]:
+    """The deployments of a prefect.yaml without problems, each by its name, `flow/deployment`."""
+    named = {}
+    for deployment in document["deployments"]:
+        file, _, function_name = deployment["entrypoint"].partition(":")
+        function = _function(project_dir / file, function_name)
+        arguments = {} if function is None else {a.arg: a.value for a in _flow_arguments(function)}
+        name = arguments.get("name")
+        # Prefect's own way where a flow is given no name.
+        given = str(name.value) if isinstance(name, ast.Constant) else None
+        flow = given or function_name.replace("_", "-")
+        named[f"{flow}/{deployment['name']}"] = deployment
+    return named
+
+
+def variables_of(text: str) -> set[str]:
+    """The environment variables that a prefect.yaml takes, by name."""
+    return set(re.findall(r"\{\{ *\$(\w+) *\}\}", text))
+
+
+def pauses(deployment: Mapping[str, Any], project_dir: Path) -> bool:
+    """Whether a run of the deployment can be paused or suspended by its flow."""
+    file, _, function_name = deployment["entrypoint"].partition(":")
+    return _pauses(project_dir / file, function_name, project_dir, set())
+
+
 def _unknown(where: str, mapping: Mapping[str, Any], known: set[str]) -> Iterator[str]:
     for key in sorted(set(mapping) - known):
         yield f"{where}: Prefect would ignore the key {key!r}"

@@ -114,7 +114,7 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
             with tags(f"order:{order_id}"):
                 compensate([order_id], step)
         except CompensationFailed:
-            logger.info("not all of order %s is given back", order_id)
+            logger.info("not all of order %s is given back", order_id, extra={"order_id": order_id})
         close_runs(client, {order.run_id})
     left = open_undos(order_id)
     for undo in left:

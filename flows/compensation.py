@@ -69,7 +69,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
         try:
             undo(order_ids)
         except Exception as error:
-            logger.exception("undo %s failed", undo.name)
+            logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
             record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
     statuses = conclude_compensation(order_ids)
     tell(statuses)

@@ -137,7 +137,9 @@ def _start_anew(order: Order, continuation: int) -> None:
         tags=[CONTINUATION],
     )
     hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
-    logger.warning("order %s goes on in a new run, %s", order.id, run.id)
+    logger.warning(
+        "order %s goes on in a new run, %s", order.id, run.id, extra={"order_id": order.id}
+    )
 
 
 def _start_batch_anew(run_id: str, continuation: int) -> None:

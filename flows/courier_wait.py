@@ -106,7 +106,9 @@ def _record(order: Order, answer: CourierAnswer) -> str:
     try:
         record_answer(order.id, answer)
     except InvalidDecision as problem:
-        logger.warning("answer for order %s refused: %s", order.id, problem)
+        logger.warning(
+            "answer for order %s refused: %s", order.id, problem, extra={"order_id": order.id}
+        )
         return str(problem)
     return ""
 
@@ -138,14 +140,28 @@ def _ask(order: Order, refused: str, wait: Wait) -> CourierAnswer | None:
             with get_client(sync_client=True) as client:
                 end_pause(client)
         except SERVER_AWAY as error:
-            logger.warning("Prefect's server is away as order %s's wait ends: %r", order.id, error)
+            logger.warning(
+                "Prefect's server is away as order %s's wait ends: %r",
+                order.id,
+                error,
+                extra={"order_id": order.id},
+            )
     except ValidationError:
         # The run was set going without an answer: its pool closes, or it was started over while
         # this process still lived. Whoever of two sees the decision first goes on, the other
         # finds it done.
-        logger.warning("the run of order %s was resumed without an answer; it waits on", order.id)
+        logger.warning(
+            "the run of order %s was resumed without an answer; it waits on",
+            order.id,
+            extra={"order_id": order.id},
+        )
     except SERVER_AWAY as error:
-        logger.warning("order %s waits on while Prefect's server is away: %r", order.id, error)
+        logger.warning(
+            "order %s waits on while Prefect's server is away: %r",
+            order.id,
+            error,
+            extra={"order_id": order.id},
+        )
         _sit_out_outage(order)
     return None
 

@@ -149,7 +149,11 @@ def look_after(
     for held in due:
         state = known[held.message]
         if not state.exists:
-            logger.error("message %s is about order %s, which does not exist", *_names(held))
+            logger.error(
+                "message %s is about order %s, which does not exist",
+                *_names(held),
+                extra={"order_id": held.message.order_id},
+            )
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]

@@ -30,13 +30,18 @@ def tell(order_ids: Iterable[str]) -> None:
     for order_id in ids:
         try:
             order = read_order(order_id)
+            logger.info("order %s is %s", order.id, order.status, extra={"order_id": order.id})
             _emit(order)
             if order.status == OrderStatus.COMPENSATION_FAILED:
                 announce_failed_compensation(order)
             if len(ids) <= TIMELINES_AT_MOST:
                 _publish_timeline(order)
         except Exception:
-            logger.exception("order %s could not be told of; it is not affected", order_id)
+            logger.exception(
+                "order %s could not be told of; it is not affected",
+                order_id,
+                extra={"order_id": order_id},
+            )
 
 
 def tell_of_wait(order: Order) -> None:
@@ -45,7 +50,9 @@ def tell_of_wait(order: Order) -> None:
         _emit(order)
         announce_wait(order, form_url(order))
     except Exception:
-        logger.exception("the wait of order %s could not be told of", order.id)
+        logger.exception(
+            "the wait of order %s could not be told of", order.id, extra={"order_id": order.id}
+        )
 
 
 def form_url(order: Order) -> str:

@@ -156,7 +156,7 @@ def _make(
     try:
         acts[move]()
     except Exception as error:
-        logger.exception("move “%s” failed", move)
+        logger.exception("move “%s” failed", move, extra={"order_ids": ids})
         report.failed[move] = f"{type(error).__name__}: {error}"
     report.moves[move] = ids
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
@@ -76,6 +76,25 @@ def reading() -> Iterator[Session]:
     """Give a session for reading only: it takes no lock that a writer waits for."""
     url = settings().database_url
     with Session(engine(url).execution_options(store_reading=True)) as session:
+        yield session
+
+
+@contextmanager
+def snapshot() -> Iterator[Session]:
+    """Give a session for reading that sees, to its end, the database as it was at one moment.
+
+    As :func:`reading` it takes no lock that a writer waits for.
+    """
+    url = settings().database_url
+    bind = engine(url)
+    if bind.dialect.name == "sqlite":
+        bind = bind.execution_options(store_reading=True)
+    else:
+        bind = bind.execution_options(isolation_level="REPEATABLE READ")
+    with Session(bind) as session:
+        if bind.dialect.name == "postgresql":
+            # Whoever reads a large result row by row wants all of it, not its first rows soon.
+            session.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
         yield session
 
 

@@ -162,6 +162,10 @@ class CompensationFailed(StoreError):
     """An undo failed for good; the order is ``compensation_failed`` until it is done."""
 
 
+class BooksDoNotBalance(StoreError):
+    """The audit has found what must not be; it names each book, order or charge that is off."""
+
+
 def recorded_error(name: str | None, message: str | None) -> OrderError:
     """Return the error that an order's record holds as ``name`` and ``message``."""
     return OrderError.by_name.get(name or "", CheckoutFailed)(message or "")

@@ -13,7 +13,8 @@ from store.settings import settings
 class Notice:
     """A notification: a subject and a text that people read, and data that programs read.
 
-    ``key`` is the idempotency key: a notice published twice under it is one notice.
+    ``key`` is the idempotency key: a notice published twice under it is one notice. ``order_id`` is
+    empty where it is about no order.
     """
 
     key: str

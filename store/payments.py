@@ -215,6 +215,23 @@ def _require_same(entry: LedgerEntry, charge: Charge) -> None:
         )
 
 
+def movements_query() -> str | None:
+    """Return, for the audit, a query of the gateway's own records; none if they are elsewhere.
+
+    One row for each entry: the key of its charge, the order, whether it is a capture or a refund,
+    the amount and its currency, and whether money was moved by it.
+    """
+    if settings().payments != "ledger":
+        return None
+    return """
+        SELECT CASE WHEN kind = 'refund' THEN REPLACE(key, ':' || 'refund', '') ELSE key END
+            AS charge,
+          order_id, kind, amount_cents, currency,
+          (kind = 'capture' AND status = 'captured')
+            OR (kind = 'refund' AND status = 'refunded') AS moved
+        FROM ledger"""
+
+
 def payment_gateway() -> PaymentGateway:
     """Return the gateway that the settings choose."""
     match settings().payments:

@@ -11,10 +11,11 @@ from datetime import timedelta
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import bindparam, delete, insert, update
+from sqlalchemy import bindparam, delete, func, insert, update
+from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.database import transaction
+from store.database import reading, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
 
@@ -32,6 +33,18 @@ class ReceivedMessage:
     body: str
     receive_count: int
     receipt: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many messages a queue has: to be delivered, in somebody's hands, and dead letters.
+
+    A queue that is spread over many machines counts them roughly.
+    """
+
+    ready: int
+    in_hand: int
+    dead: int
 
 
 class OrderQueue(Protocol):
@@ -76,6 +89,10 @@ class OrderQueue(Protocol):
 
     def redrive(self) -> int:
         """Put the dead letters into the queue again; return how many there were."""
+        ...
+
+    def depth(self) -> QueueDepth:
+        """Return how many messages there are."""
         ...
 
 
@@ -188,3 +205,16 @@ class TableQueue:
                 .returning(col(QueuedMessage.id))
             ).all()
         return len(redriven)
+
+    def depth(self) -> QueueDepth:
+        """See :meth:`OrderQueue.depth`."""
+        alive = col(QueuedMessage.dead_at).is_(None)
+        with reading() as session:
+            ready, in_hand, dead = session.execute(
+                select_columns(
+                    func.count().filter(alive, col(QueuedMessage.visible_at) <= utc_now()),
+                    func.count().filter(alive, col(QueuedMessage.visible_at) > utc_now()),
+                    func.count().filter(col(QueuedMessage.dead_at).is_not(None)),
+                ).select_from(QueuedMessage)
+            ).one()
+        return QueueDepth(ready, in_hand, dead)

@@ -63,7 +63,9 @@ class SnsTopic:
         )
 
     def _entry(self, id_: int, notice: Notice) -> "PublishBatchRequestEntryTypeDef":
-        attributes = {"orderId": notice.order_id, "key": notice.key}
+        attributes = {"key": notice.key}
+        if notice.order_id:
+            attributes["orderId"] = notice.order_id
         if event := notice.data.get("event"):
             # Lets a subscription filter, for example the shop's for what needs a person.
             attributes["event"] = str(event)
@@ -78,7 +80,7 @@ class SnsTopic:
             },
         }
         if self.topic_arn.endswith(".fifo"):
-            entry["MessageGroupId"] = notice.order_id
+            entry["MessageGroupId"] = notice.order_id or "shop"
             # A key may be longer, and of other characters, than this id may be.
             entry["MessageDeduplicationId"] = hashlib.sha256(notice.key.encode()).hexdigest()
         return entry

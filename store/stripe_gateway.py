@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 import stripe
 from pydantic import SecretStr
 
-from store.errors import KeyReused
+from store.errors import KeyReused, PaymentGatewayUnavailable, PaymentRefused
 from store.models import utc_now
 from store.payments import Answer, Charge
 from store.settings import settings
@@ -77,6 +77,25 @@ class StripeGateway:
     def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """See :meth:`PaymentGateway.refund`."""
         return _ask_for_each(charges, self._refund)
+
+    def require_access(self) -> None:
+        """Ask for something that changes nothing.
+
+        Raises:
+            PaymentRefused: Stripe does not accept the key.
+            PaymentGatewayUnavailable: Stripe does not answer as it should.
+        """
+        try:
+            self._stripe.payment_intents.list({"limit": 1})
+        except (stripe.AuthenticationError, stripe.PermissionError) as error:
+            # Without Stripe's own words, which quote the key's end.
+            raise PaymentRefused(
+                f"Stripe does not accept the key (HTTP {error.http_status})"
+            ) from None
+        except stripe.StripeError as error:
+            raise PaymentGatewayUnavailable(
+                f"{type(error).__name__}: {error.user_message or error}"
+            ) from error
 
     @cached_property
     def _stripe(self) -> stripe.V1Services:

@@ -231,6 +231,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
             order.status,
             answer.outcome,
             answer.courier,
+            extra={"order_id": order.id},
         )
         session.expunge(late)
         return counting[0] if counting else late

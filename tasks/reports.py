@@ -4,6 +4,7 @@ Nothing in here names a customer: notices, artifacts and logs outlive the order 
 many.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlmodel import col, select
@@ -233,6 +234,30 @@ def announce_failed_compensation(order: Order) -> None:
                     ]
                 ),
                 data={"event": "compensation-failed", "orderId": order.id, "failed": undone},
+            )
+        ]
+    )
+
+
+def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
+    """Tell the shop that its books are off, and what was found first.
+
+    Args:
+        findings: The first of them, one line each.
+        count: How many there are.
+        run_id: The audit's flow run.
+    """
+    more = [f"… and {count - len(findings)} more"] if count > len(findings) else []
+    topic().publish(
+        [
+            Notice(
+                key=f"audit:{run_id}",
+                order_id="",
+                subject=f"The books are off: {count} findings",
+                body="\n".join(
+                    [*findings, *more, "", "See docs/runbook.md, and `checkout audit`."]
+                ),
+                data={"event": "books-off", "runId": run_id, "count": count},
             )
         ]
     )

@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from store.database import reading
 from store.models import QueuedMessage
-from store.queue import MAX_RECEIVES, OrderQueue, ReceivedMessage, TableQueue
+from store.queue import MAX_RECEIVES, OrderQueue, QueueDepth, ReceivedMessage, TableQueue
 from store.settings import settings
 from tests.aws.cloud import Cloud
 from tests.shop import sqlite_only
@@ -249,3 +249,11 @@ def test_receivers_at_once_miss_no_message(make: Make) -> None:
     assert sorted(set(received)) == sent
     # SQS may give a message to two receivers at once, and its stand-in does.
     assert len(received) == len(sent) or not isinstance(queue, TableQueue)
+
+
+def test_messages_are_counted_by_where_they_are(make: Make) -> None:
+    queue = make().queue
+    queue.send(["one", "two", "three", "four"])
+    dead, _ = queue.receive(limit=2, wait_seconds=LONG_ENOUGH_SECONDS)
+    queue.dead_letter(dead, "unreadable")
+    assert queue.depth() == QueueDepth(ready=2, in_hand=1, dead=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from console.doctor import CHECKS
 from console.main import main as checkout
 from deployments import provision
 from deployments.provision import Resources, policies
@@ -93,7 +94,7 @@ def test_the_dispatchers_policy_is_what_it_uses(calls: Calls) -> None:
 
 
 @pytest.mark.usefixtures("provisioned", "database_url")
-def test_the_operators_policy_is_what_a_redrive_uses(
+def test_the_operators_policy_is_what_redrive_doctor_and_metrics_use(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order_queue().send(["dead"])
@@ -102,6 +103,10 @@ def test_the_operators_policy_is_what_a_redrive_uses(
     calls.made.clear()
     assert checkout(["redrive"]) == 0
     assert capsys.readouterr().out == "Dead letters put into the queue again: 1\n"
+    assert checkout(["metrics"]) == 0
+    for check in CHECKS:
+        if check.name in ("queue", "topic"):
+            assert list(check.look())
     assert used(calls) == allowed("operator")
 
 

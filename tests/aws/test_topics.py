@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -112,6 +112,15 @@ def test_the_order_the_key_and_the_event_are_attributes(cloud: Cloud) -> None:
     } == {"orderId": "order-01", "key": "order-01:1:dispatched", "event": "dispatched"}
     assert set(published["order-02"]["MessageAttributes"]) == {"orderId", "key"}
     assert published["order-01"]["Subject"] == "Order order-01 is on its way"
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_notice_about_no_order_has_no_order_among_its_attributes(
+    cloud: Cloud, fifo: bool
+) -> None:
+    arn, url = cloud.topic(fifo=fifo)
+    SnsTopic(arn, cloud.endpoint_url).publish([replace(a_notice(1, data={}), order_id="")])
+    assert [set(n["MessageAttributes"]) for n in cloud.published(url)] == [{"key"}]
 
 
 def test_a_fifo_topic_tells_a_repetition_by_itself(cloud: Cloud) -> None:

@@ -20,8 +20,10 @@ from pydantic_core import PydanticUndefined
 import store.errors
 import tasks
 from console.main import commands
+from console.metrics import METRICS
 from deployments.demo import CASES
 from deployments.local import EXAMPLE_ORDER
+from deployments.prefect_yaml import variables_of
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.compensation import UNDO
@@ -180,8 +182,8 @@ def test_every_setting_that_a_document_names_exists() -> None:
 
 
 def test_the_deployments_table_has_every_variable_of_prefect_yaml() -> None:
-    variables = re.findall(r"\{\{ *\$(\w+) *\}\}", (PROJECT_DIR / "prefect.yaml").read_text())
-    assert set(table("docs/settings.md ## The deployments", "Variable")) == set(variables)
+    variables = variables_of((PROJECT_DIR / "prefect.yaml").read_text())
+    assert set(table("docs/settings.md ## The deployments", "Variable")) == variables
 
 
 def test_the_prefect_table_has_every_variable_that_the_local_system_sets() -> None:
@@ -318,6 +320,15 @@ def test_every_command_has_its_row() -> None:
     assert set(table("docs/operating.md ## Commands", "Command")) == {
         f"checkout {name}" for name in commands()
     }
+
+
+def test_every_metric_has_its_row_with_its_labels_and_its_meaning() -> None:
+    rows = table("docs/operating.md ## Figures", "Metric")
+    assert set(rows) == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        labels, meaning = rows[metric.name]
+        assert set(_CODE.findall(labels)) == set(metric.labels)
+        assert meaning.lower() == metric.meaning.lower()
 
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)

@@ -5,12 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from console.doctor import CHECKS
 from deployments.demo import demonstrate
-from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    EXAMPLE_ORDER,
+    WORK_POOL,
+    LocalSystem,
+    inherited_environment,
+)
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import OrderStatus
 
@@ -82,3 +91,61 @@ def test_an_order_that_cannot_be_is_refused_before_a_run_exists(
     order = json.loads(EXAMPLE_ORDER) | {"quantity": 0}
     with pytest.raises(httpx.HTTPStatusError, match="409"):
         local_system.api.start_run(CHECKOUT_DEPLOYMENT, {"order": order})
+
+
+def doctor(local: LocalSystem, **changed: str) -> list[dict[str, str]]:
+    """What `checkout doctor` says in the environment of the system's worker, with changes."""
+    answer = subprocess.run(
+        [str(Path(sys.executable).parent / "checkout"), "doctor", "--json"],
+        env={**inherited_environment(), **local.settings(), **changed},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    found: list[dict[str, str]] = json.loads(answer.stdout)
+    assert answer.returncode == int(any(line["verdict"] == "mend" for line in found))
+    return found
+
+
+def test_the_doctor_finds_the_running_system_well(local_system: RunningSystem) -> None:
+    found = doctor(local_system.local)
+    assert {line["check"] for line in found if line["verdict"] == "ok"} == {
+        check.name for check in CHECKS
+    } - {"topic", "payments"}
+    assert {line["verdict"] for line in found} == {"ok", "warning"}, found
+
+
+def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: RunningSystem) -> None:
+    local = local_system.local
+    with httpx.Client(base_url=local.api_url) as api:
+        [automation, _] = api.post("/automations/filter", json={"sort": "NAME_ASC"}).json()
+        batch = local_system.api.deployment_id("batch-checkout/nightly")
+        broken: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+            ("PATCH", f"/work_pools/{WORK_POOL}", {"is_paused": True}, {"is_paused": False}),
+            ("PATCH", f"/automations/{automation['id']}", {"enabled": False}, {"enabled": True}),
+            (
+                "PATCH",
+                f"/deployments/{batch}",
+                {"concurrency_limit": 1, "paused": True},
+                {"concurrency_limit": None, "paused": False},
+            ),
+        ]
+        try:
+            for method, path, change, _ in broken:
+                api.request(method, path, json=change).raise_for_status()
+            found = doctor(
+                local,
+                PREFECT_FLOWS_HEARTBEAT_FREQUENCY="180",
+                STORE_CHECKOUT_DEPLOYMENT="store-checkout/other",
+            )
+        finally:
+            for method, path, _, change in broken:
+                api.request(method, path, json=change).raise_for_status()
+    said = {line["check"]: line["says"] for line in found if line["verdict"] != "ok"}
+    assert "paused: no worker takes a run" in said["work pools"]
+    assert "batch-checkout/nightly is paused" in said["schedules"]
+    assert "batch-checkout/nightly has a concurrency limit" in said["limits"]
+    assert "store-checkout/other" in said["continuations"]
+    automations = [line["says"] for line in found if line["check"] == "automations"]
+    assert any("is disabled" in says for says in automations)
+    assert any("healthy runs are marked as crashed" in says for says in automations)

@@ -22,7 +22,7 @@ from flows.dispatch import dispatch_orders
 from flows.drain import wake
 from flows.recovery import recover_orders
 from seed.catalogue import empty
-from store.database import engine, insert_missing, transaction
+from store.database import engine, insert_missing, snapshot, transaction
 from store.errors import (
     CompensationFailed,
     OrderError,
@@ -35,6 +35,7 @@ from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder, CourierAnswer
 from store.models import ENDED, Book, Courier, Customer, OrderStatus, QueuedMessage
 from store.queue import TableQueue
 from store.settings import settings
+from tasks.audit import audit
 from tasks.dispatch import dispatch_order
 from tasks.retries import is_transient
 from tests.faults.chance import Chance
@@ -518,6 +519,9 @@ class Simulation:
         if self._books() != before:
             raise FoundViolation(Violation("I4 an ending is final", "doing it again changed it"))
         self.check(always=True)
+        with snapshot() as session:
+            # The shop's own audit, written apart from the invariants here, must be of one mind.
+            self._must([Violation(f.invariant, f"{f.subject} {f.facts}") for f in audit(session)])
 
     def _books(self) -> list[tuple[Any, ...]]:
         return [

@@ -10,15 +10,19 @@ from datetime import timedelta
 import pytest
 from localstripe import resources
 
+from console.diagnosis import Diagnosis, Verdict
+from console.doctor import CHECKS
 from store import stripe_gateway as stripe_gateway_module
-from store.errors import KeyReused
+from store.database import snapshot
+from store.errors import KeyReused, PaymentGatewayUnavailable
 from store.models import utc_now
 from store.payments import Answer, Charge, payment_gateway
 from store.stripe_gateway import CHARGE, MADE_WITHIN, PARALLEL_CALLS, StripeGateway
+from tasks.audit import audit, is_compared_with_gateway
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn
-from tests.shop import at_once
+from tests.shop import at_once, end_run, placed, set_order, sqlite_only
 
 PAYS = {"confirm": "true"}
 """What tells a charge from the call that only takes its key."""
@@ -385,3 +389,47 @@ def test_two_charges_under_one_key_are_refused_before_any_is_made(
     with pytest.raises(KeyReused):
         stripe_gateway.capture([a_charge(), a_charge(cents=5_01)])
     assert stand_in.calls == []
+
+
+def looked_at_payments() -> list[Diagnosis]:
+    return list(next(check for check in CHECKS if check.name == "payments").look())
+
+
+@sqlite_only
+def test_the_doctor_asks_stripe_and_knows_a_test_key(
+    database: str, paid_by_stripe: StripeStandIn, setting: Callable[[str, object], None]
+) -> None:
+    assert [diagnosis.verdict for diagnosis in looked_at_payments()] == [Verdict.WARNING]
+    setting("stripe_secret_key", "sk_live_not_to_be_seen_anywhere")
+    assert [diagnosis.verdict for diagnosis in looked_at_payments()] == [Verdict.OK]
+    assert {(call.method, call.path) for call in paid_by_stripe.calls} == {
+        ("GET", "/v1/payment_intents")
+    }
+
+
+@sqlite_only
+def test_the_doctor_tells_of_a_key_that_stripe_does_not_accept(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    paid_by_stripe.faults.append(Fault(("GET", "/v1/payment_intents"), status=401))
+    [diagnosis] = looked_at_payments()
+    assert (diagnosis.verdict, "HTTP 401" in diagnosis.says) == (Verdict.MEND, True)
+    paid_by_stripe.faults.append(Fault(("GET", "/v1/payment_intents"), status=500))
+    with pytest.raises(PaymentGatewayUnavailable):
+        looked_at_payments()
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database", "paid_by_stripe")
+def test_the_audit_holds_orders_against_their_records_and_says_what_it_does_not_compare() -> None:
+    placed("o-1", "prepare_order", 2)
+    placed("o-2", "prepare_order", 2)
+    end_run("o-2")
+    assert not is_compared_with_gateway()
+    with snapshot() as session:
+        assert list(audit(session)) == []
+    set_order("o-1", due_cents=7)
+    with snapshot() as session:
+        found = {finding.invariant for finding in audit(session)}
+    set_order("o-1", due_cents=40_00)
+    assert found == {"I3 due", "I3 recorded"}

@@ -1,0 +1,42 @@
+"""The books: whether they are right, asked while the shop is open."""
+
+from dataclasses import asdict
+
+from console.output import AsJson, print_json, terminal
+from store.database import snapshot
+from tasks.audit import NOT_COMPARED, Finding, audit, is_compared_with_gateway
+
+
+def check_books(*, as_json: AsJson = False) -> int:
+    """Check the books over the whole database: stock, points, money, endings and records.
+
+    It sees one moment and holds up nobody. Each line is a book, a customer, an order, a charge or
+    a courier that is off, with the invariant that it breaks (docs/runbook.md says what to do).
+    A warning is an order that nobody seems to move any more. The exit status is 1 if something
+    is off, 0 if there are warnings at most.
+    """
+    output = terminal()
+    found: dict[bool, list[Finding]] = {False: [], True: []}
+    counts = {False: 0, True: 0}
+    with snapshot() as session:
+        for finding in audit(session):
+            counts[finding.is_warning] += 1
+            if as_json:
+                found[finding.is_warning].append(finding)
+            else:
+                # At once, so that a million of them take no memory.
+                output.print(str(finding), markup=False)
+    findings, warnings = counts[False], counts[True]
+    if as_json:
+        print_json(
+            {
+                "findings": [asdict(finding) for finding in found[False]],
+                "warnings": [asdict(warning) for warning in found[True]],
+                "compared_with_gateway": is_compared_with_gateway(),
+            }
+        )
+    else:
+        if not is_compared_with_gateway():
+            output.print(NOT_COMPARED, markup=False)
+        output.print(f"Findings: {findings}. Warnings: {warnings}.", markup=False)
+    return 1 if findings else 0

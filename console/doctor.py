@@ -1,0 +1,71 @@
+"""The doctor: every part of the running shop looked at, one line each, with what to do."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from sqlalchemy.exc import DBAPIError
+
+from console.diagnosis import Check, Diagnosis, Verdict, mend, not_checked
+from console.output import AsJson, print_json, terminal
+from console.prefect_checks import PREFECT_CHECKS
+from console.store_checks import STORE_CHECKS
+
+CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS)
+STYLES = {
+    Verdict.OK: "green",
+    Verdict.WARNING: "yellow",
+    Verdict.MEND: "bold red",
+    Verdict.NOT_CHECKED: "dim",
+}
+
+
+def doctor(*, as_json: AsJson = False) -> int:
+    """Look at every part of the shop, and say for each that it is well or what to do.
+
+    Run it where a worker runs and with the worker's environment: settings are those of the process
+    that asks. It changes nothing. A part that is away is told of, and the rest is looked at.
+
+    docs/runbook.md has more about each check. The exit status is 1 if something must be mended.
+    """
+    has_to_mend = False
+    found = []
+    output = terminal()
+    for name, diagnosis in diagnose():
+        has_to_mend |= diagnosis.verdict == Verdict.MEND
+        found.append({"check": name, **asdict(diagnosis)})
+        if not as_json:
+            verdict = f"{diagnosis.verdict:<12}"
+            output.print(verdict, style=STYLES[diagnosis.verdict], end="")
+            output.print(f"{name}: {diagnosis.says}", markup=False)
+            if diagnosis.remedy:
+                output.print(f"{'':12}-> {diagnosis.remedy}", markup=False)
+    if as_json:
+        print_json(found)
+    return 1 if has_to_mend else 0
+
+
+def diagnose() -> Iterator[tuple[str, Diagnosis]]:
+    """Carry out every check whose needs are met; give the check's name with all that it says."""
+    failed: set[str] = set()
+    for check in CHECKS:
+        missing = [need for need in check.needs if need in failed]
+        if missing:
+            failed.add(check.name)
+            yield check.name, not_checked(f"it needs {' and '.join(missing)}")
+            continue
+        for diagnosis in _looked(check):
+            if diagnosis.verdict in (Verdict.MEND, Verdict.NOT_CHECKED):
+                failed.add(check.name)
+            yield check.name, diagnosis
+
+
+def _looked(check: Check) -> Iterator[Diagnosis]:
+    """Carry out one check; whatever it meets is told, and keeps no other from its turn."""
+    try:
+        yield from check.look()
+    except Exception as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        yield mend(
+            f"{type(error).__name__}: {reason}",
+            "see that it runs, and that the settings name it; then ask again",
+        )

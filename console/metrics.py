@@ -1,0 +1,183 @@
+"""The shop's figures for Prometheus: printed, served, or written to a file."""
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Annotated, NamedTuple
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from prometheus_client import (
+    CollectorRegistry,
+    generate_latest,
+    start_http_server,
+    write_to_textfile,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import DBAPIError
+
+from console.output import terminal
+from store.errors import StoreError
+from store.models import ENDED, OrderStatus
+from store.queue import order_queue
+from store.saga import COMPENSABLE, SEQUENCE
+from store.settings import settings
+from tasks.figures import read_figures
+
+
+class Metric(NamedTuple):
+    """A figure's name, what it means, and what it is told by."""
+
+    name: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+UP = Metric("store_up", "1 if the part answers, 0 if it does not", ("part",))
+ORDERS = Metric("store_orders", "Orders that have this status", ("status",))
+IDLE = Metric(
+    "store_order_idle_seconds",
+    "How long the order of this status has not changed that stands there longest",
+    ("status",),
+)
+WAITED = Metric(
+    "store_courier_wait_seconds", "How long the order has waited for its courier that waits longest"
+)
+FORGOTTEN = Metric(
+    "store_orders_forgotten", "Unfinished orders that nothing has moved for an hour or longer"
+)
+FAILED_UNDOS = Metric(
+    "store_undos_failed", "Undos that have failed and are tried again, by their step", ("step",)
+)
+FAILED_REFUNDS = Metric(
+    "store_refunds_failed_cents",
+    "Money that could not be refunded yet, in the currency's minor unit",
+    ("currency",),
+)
+ENDINGS = Metric(
+    "store_endings_last_hour", "Orders that ended in the last hour, by error", ("status", "error")
+)
+STEPS = Metric(
+    "store_steps_last_hour", "Steps done or refused in the last hour", ("step", "outcome")
+)
+STEP_AVERAGE = Metric(
+    "store_step_average_seconds",
+    "How long the steps of the last hour took on average, since the step before",
+    ("step", "outcome"),
+)
+STEP_LONGEST = Metric(
+    "store_step_longest_seconds",
+    "How long the longest of the last hour took, since the step before",
+    ("step", "outcome"),
+)
+UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by their step", ("step",))
+MESSAGES = Metric(
+    "store_queue_messages", "Messages of the order queue: ready, in hand, or dead", ("place",)
+)
+METRICS = (
+    *(UP, ORDERS, IDLE, WAITED, FORGOTTEN, FAILED_UNDOS, FAILED_REFUNDS, ENDINGS, STEPS),
+    *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES),
+)
+
+Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
+
+
+def metrics(
+    *, port: Port | None = None, address: str = "127.0.0.1", file: Path | None = None
+) -> int:
+    """Give the shop's figures to Prometheus: print them, serve them, or write them to a file.
+
+    Each time they are asked for, the database and the queue are. It costs little also in a shop
+    with years of orders, but not nothing: every 30 s or more is a good interval.
+
+    Args:
+        port: Serve them at /metrics on this port, until Ctrl-C.
+        address: Where to listen; 0.0.0.0 for every network of this machine.
+        file: Write them to this file, for the node exporter's textfile collector (a name that ends
+            in .prom).
+    """
+    registry = CollectorRegistry()
+    registry.register(Shop())
+    if file is not None:
+        write_to_textfile(str(file), registry)
+    elif port is None:
+        terminal().file.write(generate_latest(registry).decode())
+    else:
+        _serve(registry, port, address)
+    return 0
+
+
+def _serve(registry: CollectorRegistry, port: int, address: str) -> None:
+    over = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    server, thread = start_http_server(port, addr=address, registry=registry)
+    terminal(stderr=True).print(f"Serving http://{address}:{port}/metrics until Ctrl-C")
+    over.wait()
+    server.shutdown()
+    thread.join()
+
+
+class Shop(Collector):
+    """Reads the figures each time it is asked."""
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Name the metrics, so that registering asks nobody yet."""
+        for metric in METRICS:
+            yield _family(metric)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Ask the database and the queue; one that is away is told of, the other still counted."""
+        up = _family(UP)
+        for part, read in (("database", _of_database), ("queue", _of_queue)):
+            try:
+                families = list(read())
+            except (DBAPIError, StoreError):
+                up.add_metric([part], 0)
+            else:
+                up.add_metric([part], 1)
+                yield from families
+        yield up
+
+
+def _family(metric: Metric) -> GaugeMetricFamily:
+    return GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+
+
+def _filled(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> GaugeMetricFamily:
+    family = _family(metric)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _of_queue() -> Iterator[GaugeMetricFamily]:
+    depth = order_queue().depth()
+    places = {"ready": depth.ready, "in_hand": depth.in_hand, "dead": depth.dead}
+    yield _filled(MESSAGES, (([place], count) for place, count in places.items()))
+
+
+def _of_database() -> Iterator[GaugeMetricFamily]:
+    figures = read_figures()
+    # What there is none of is a zero: nothing can be compared with a series that is not there.
+    yield _filled(ORDERS, (([s], figures.orders.get(s, 0)) for s in OrderStatus))
+    unfinished = [status for status in OrderStatus if status not in ENDED]
+    yield _filled(IDLE, (([s], figures.idle_seconds.get(s, 0)) for s in unfinished))
+    yield _filled(WAITED, [((), figures.waited_seconds)])
+    yield _filled(FORGOTTEN, [((), figures.forgotten)])
+    yield _filled(ENDINGS, ({(s, ""): 0 for s in ENDED} | figures.endings).items())
+    done = {(step, "done"): 0 for step in SEQUENCE}
+    yield _filled(STEPS, (done | {of: d.count for of, d in figures.steps.items()}).items())
+    yield _filled(STEP_AVERAGE, ((of, d.average_seconds) for of, d in figures.steps.items()))
+    yield _filled(STEP_LONGEST, ((of, d.longest_seconds) for of, d in figures.steps.items()))
+    yield _filled(UNDOS, (([step], figures.undos.get(step, 0)) for step in COMPENSABLE))
+    failed = dict.fromkeys(COMPENSABLE, 0)
+    cents = {settings().currency: 0}
+    for undos in figures.failed_undos:
+        failed[undos.step] += undos.count
+        if undos.step == "bill_customer":
+            cents[undos.currency] = undos.cents
+    yield _filled(FAILED_UNDOS, (([step], count) for step, count in failed.items()))
+    yield _filled(FAILED_REFUNDS, (([currency], amount) for currency, amount in cents.items()))

@@ -1,0 +1,280 @@
+"""What the doctor looks at in the store itself: settings, database, queue, topic, payments."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+from sqlalchemy import URL, text
+from sqlalchemy.engine import make_url
+
+from console.diagnosis import Check, Diagnosis, mend, ok, warning
+from console.output import wrong_fields
+from console.prefect_checks import PREFECT_YAML
+from deployments.prefect_yaml import variables_of
+from store.database import reading, revisions
+from store.errors import PaymentRefused
+from store.queue import MAX_RECEIVES, order_queue
+from store.settings import Settings, settings
+from tasks.audit import forgotten_orders
+from tasks.figures import failed_undos
+
+LEAST_VISIBILITY_SECONDS = 30
+"""A dispatcher looks after its messages every few seconds; a busy machine may hold it up."""
+OF_A_LEASH = "STORE_LEASH"
+"""No setting: deployments/leash.py gives it to the processes that it starts."""
+LEAST_STALLED_SECONDS = 60
+"""A step waits up to 23 s in between its tries alone."""
+
+
+def _settings() -> Iterator[Diagnosis]:
+    try:
+        settings()
+    except ValidationError as error:
+        for line in wrong_fields(error):
+            yield mend(line, "set it as docs/settings.md says, for everything that runs the store")
+    else:
+        yield ok("every setting is valid")
+
+
+def _store_settings() -> Iterator[Diagnosis]:
+    chosen = settings()
+    unsafe = []
+    if chosen.visibility_timeout_seconds < LEAST_VISIBILITY_SECONDS:
+        unsafe.append(
+            mend(
+                f"STORE_VISIBILITY_TIMEOUT_SECONDS is {chosen.visibility_timeout_seconds}: "
+                "messages are delivered again while they are looked after, and become dead letters",
+                f"set it to {LEAST_VISIBILITY_SECONDS} or more",
+            )
+        )
+    if chosen.stalled_seconds < LEAST_STALLED_SECONDS:
+        unsafe.append(
+            mend(
+                f"STORE_STALLED_SECONDS is {chosen.stalled_seconds}: a slow step counts as dead, "
+                "and its order is started again beside it",
+                f"set it to {LEAST_STALLED_SECONDS} or more, well above the slowest step",
+            )
+        )
+    if chosen.reminder_seconds >= chosen.courier_timeout_seconds:
+        unsafe.append(
+            warning(
+                "STORE_REMINDER_SECONDS is not below STORE_COURIER_TIMEOUT_SECONDS: the shop is "
+                "reminded of each order as soon as it waits",
+                "set it to less",
+            )
+        )
+    known = {f"STORE_{name.upper()}" for name in Settings.model_fields} | {OF_A_LEASH}
+    if PREFECT_YAML.is_file():
+        known |= variables_of(PREFECT_YAML.read_text())
+    unsafe += [
+        warning(f"there is no setting {name}; it is ignored", "see docs/settings.md for its name")
+        for name in sorted(os.environ)
+        if name.startswith("STORE_") and name not in known
+    ]
+    yield from unsafe or [ok("the store's settings are safe")]
+
+
+def _database() -> Iterator[Diagnosis]:
+    url = make_url(settings().database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        yield mend(f"there is no file {url.database}", "run `python -m deployments.migrate`")
+        return
+    with reading() as session:
+        session.execute(text("SELECT 1"))
+    yield ok(f"{url.render_as_string(hide_password=True)} answers")
+
+
+def _kind_of_database() -> Iterator[Diagnosis]:
+    url = make_url(settings().database_url)
+    unsafe = []
+    if url.get_backend_name() == "sqlite":
+        if not (url.database or "").startswith("/"):
+            unsafe.append(
+                mend(
+                    f"{url} is relative: each process would have a database of its own",
+                    "give an absolute path, as in sqlite:////var/lib/store.db",
+                )
+            )
+        unsafe.append(
+            warning(
+                "SQLite serves one machine, and one writer at a time",
+                "use PostgreSQL where there are more workers, or batches",
+            )
+        )
+    if _is_prefects(url):
+        unsafe.append(
+            mend(
+                "the store shares its database with Prefect's server, whose migrations and locks "
+                "are in its way",
+                "give the store a database of its own",
+            )
+        )
+    yield from unsafe or [ok("PostgreSQL, for the store alone")]
+
+
+def _is_prefects(url: URL) -> bool:
+    database = get_current_settings().server.database.connection_url
+    if database is None:
+        return False
+    prefects = make_url(database.get_secret_value())
+    return (prefects.host, prefects.port, prefects.database, prefects.query.get("host")) == (
+        url.host,
+        url.port,
+        url.database,
+        url.query.get("host"),
+    )
+
+
+def _migrations() -> Iterator[Diagnosis]:
+    present, newest = revisions(settings().database_url)
+    if present == newest:
+        yield ok(f"the database is at the newest version, {newest}")
+    else:
+        yield mend(
+            f"the database is at version {present or 'none'}, the code at {newest}",
+            "run `python -m deployments.migrate`; it is safe while the shop is open",
+        )
+
+
+def _orders() -> Iterator[Diagnosis]:
+    with reading() as session:
+        forgotten = list(forgotten_orders(session))
+    if forgotten:
+        first = forgotten[0]
+        yield warning(
+            f"{len(forgotten)} orders have not moved for long; {first.subject} {first.facts}",
+            "see that recover-orders runs; `checkout audit` names them all",
+        )
+    else:
+        yield ok("no order stands still")
+
+
+def _compensations() -> Iterator[Diagnosis]:
+    with reading() as session:
+        failed = sum(undos.count for undos in failed_undos(session))
+    if failed:
+        yield warning(
+            f"{failed} undos have failed: somebody waits for money, copies or points",
+            "they are tried again by themselves; `checkout compensations` has each one's error",
+        )
+    else:
+        yield ok("everything that failed was given back")
+
+
+def _queue() -> Iterator[Diagnosis]:
+    chosen = settings()
+    depth = order_queue().depth()
+    kind = "the table" if chosen.queue == "table" else chosen.queue_url
+    yield ok(f"{kind} has {depth.ready} messages to deliver, {depth.in_hand} in hand")
+    if depth.dead:
+        yield mend(
+            f"{depth.dead} dead letters: their orders wait until they are asked again, or time out",
+            "look for their cause in the dispatcher's log, mend it, then `checkout redrive`",
+        )
+    if chosen.queue == "sqs":
+        yield from _sqs()
+
+
+def _sqs() -> Iterator[Diagnosis]:
+    from store import aws
+    from store.sqs import ERRORS
+
+    chosen = settings()
+    with aws.calling(f"looking at {chosen.queue_url}", ERRORS):
+        client = aws.sqs(chosen.aws_endpoint_url)
+        of_queue = client.get_queue_attributes(
+            QueueUrl=chosen.queue_url or "",
+            AttributeNames=["MessageRetentionPeriod", "RedrivePolicy"],
+        )["Attributes"]
+        dead_arn = client.get_queue_attributes(
+            QueueUrl=chosen.dead_letter_url or "", AttributeNames=["QueueArn"]
+        )["Attributes"]["QueueArn"]
+    remedy = "run `python -m deployments.provision`"
+    retention_seconds = int(of_queue["MessageRetentionPeriod"])
+    if retention_seconds < chosen.courier_timeout_seconds:
+        yield mend(
+            f"the queue drops messages after {retention_seconds} s, while an order waits up to "
+            f"{chosen.courier_timeout_seconds} s",
+            remedy,
+        )
+    policy = json.loads(of_queue.get("RedrivePolicy", "{}"))
+    if policy.get("deadLetterTargetArn") != dead_arn:
+        yield mend(
+            "messages that cannot be handled are delivered for ever: the queue's redrive policy "
+            "does not name STORE_DEAD_LETTER_URL",
+            remedy,
+        )
+    elif int(policy.get("maxReceiveCount", 0)) < MAX_RECEIVES:
+        yield warning(
+            f"a message is dead after {policy.get('maxReceiveCount')} receives, of which an "
+            f"ordinary restart may take {MAX_RECEIVES}",
+            remedy,
+        )
+
+
+def _topic() -> Iterator[Diagnosis]:
+    chosen = settings()
+    if chosen.topic == "table":
+        yield warning(
+            "notices go into a table, which nobody is told of",
+            "choose STORE_TOPIC=sns where a person is to get them",
+        )
+        return
+    from store import aws
+    from store.sns import ERRORS
+
+    with aws.calling(f"looking at {chosen.topic_arn}", ERRORS):
+        subscriptions = aws.sns(chosen.aws_endpoint_url).list_subscriptions_by_topic(
+            TopicArn=chosen.topic_arn or ""
+        )["Subscriptions"]
+    # One that is not confirmed yet has words in the place of its ARN.
+    confirmed = sum(each["SubscriptionArn"].startswith("arn:") for each in subscriptions)
+    if confirmed:
+        yield ok(f"{chosen.topic_arn} has {confirmed} subscribers")
+    else:
+        yield mend(
+            f"{chosen.topic_arn} has no confirmed subscriber: every notice is lost",
+            "run `python -m deployments.provision --email ADDRESS` and confirm the e-mail",
+        )
+
+
+def _payments() -> Iterator[Diagnosis]:
+    chosen = settings()
+    if chosen.payments == "ledger":
+        yield warning(
+            "the embedded ledger takes every card and moves no money",
+            "choose a real gateway (STORE_PAYMENTS) before the shop opens",
+        )
+        return
+    from store.stripe_gateway import StripeGateway
+
+    try:
+        StripeGateway.from_settings().require_access()
+    except PaymentRefused as error:
+        yield mend(str(error), "set STORE_STRIPE_SECRET_KEY as docs/payments.md says")
+        return
+    key = chosen.stripe_secret_key.get_secret_value() if chosen.stripe_secret_key else ""
+    if "_test_" in key:
+        yield warning(
+            "Stripe answers, in test mode: no card is charged",
+            "set STORE_STRIPE_SECRET_KEY to a live key before the shop opens",
+        )
+    else:
+        yield ok("Stripe answers, in live mode")
+
+
+STORE_CHECKS = (
+    Check("settings", _settings),
+    Check("store settings", _store_settings, needs=("settings",)),
+    Check("database", _database, needs=("settings",)),
+    Check("kind of database", _kind_of_database, needs=("settings",)),
+    Check("migrations", _migrations, needs=("database",)),
+    Check("orders", _orders, needs=("migrations",)),
+    Check("compensations", _compensations, needs=("migrations",)),
+    Check("queue", _queue, needs=("migrations",)),
+    Check("topic", _topic, needs=("settings",)),
+    Check("payments", _payments, needs=("settings",)),
+)

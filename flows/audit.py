@@ -1,0 +1,89 @@
+"""The flow ``audit_books``: the books checked every morning, and somebody told if they are off."""
+
+import logging
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel
+
+from store.database import snapshot
+from store.errors import BooksDoNotBalance
+from store.models import utc_now
+from tasks.audit import NOT_COMPARED, audit, is_compared_with_gateway
+from tasks.reports import announce_audit
+
+logger = logging.getLogger("store.audit")
+
+TOLD = 100
+"""Findings that an artifact and a notice show; `checkout audit` shows all of them."""
+
+
+class AuditReport(BaseModel):
+    """How many findings and warnings there are, and the first of each, one line a piece."""
+
+    findings: int = 0
+    warnings: int = 0
+    first_findings: list[str] = []
+    first_warnings: list[str] = []
+
+
+@flow(name="audit-books", retries=0)
+def audit_books() -> AuditReport:
+    """Check I1 to I5 over the whole database, at one moment and while the shop is open.
+
+    Nothing is changed. What is found is published as the run's artifact, and the shop's topic is
+    told of it.
+
+    Returns:
+        What is worth a look; orders that nobody moves, for example.
+
+    Raises:
+        BooksDoNotBalance: something is off; the message says how much.
+    """
+    report = AuditReport()
+    with snapshot() as session:
+        for finding in audit(session):
+            if finding.is_warning:
+                report.warnings += 1
+                report.first_warnings += [str(finding)] if report.warnings <= TOLD else []
+            else:
+                report.findings += 1
+                report.first_findings += [str(finding)] if report.findings <= TOLD else []
+    _publish(report)
+    if report.findings:
+        raise BooksDoNotBalance(
+            f"{report.findings} findings; the first is {report.first_findings[0]}"
+        )
+    return report
+
+
+def _publish(report: AuditReport) -> None:
+    """Show the report at the run, and tell the shop if something is off; neither hides the other.
+
+    Whatever goes wrong here, the run still fails with what was found.
+    """
+    try:
+        create_markdown_artifact(
+            markdown=_markdown(report), key="audit", description="Audit of the books"
+        )
+    except Exception:
+        logger.exception("the audit's report could not be published")
+    if report.findings:
+        try:
+            announce_audit(report.first_findings, report.findings, str(runtime.flow_run.id))
+        except Exception:
+            logger.exception("the shop could not be told of the audit")
+
+
+def _markdown(report: AuditReport) -> str:
+    lines = [f"# Audit of {utc_now():%Y-%m-%d %H:%M} UTC"]
+    if not is_compared_with_gateway():
+        lines += ["", NOT_COMPARED]
+    for title, count, first in (
+        ("Findings", report.findings, report.first_findings),
+        ("Warnings", report.warnings, report.first_warnings),
+    ):
+        lines += ["", f"## {title}: {count}", "", *(f"- {line}" for line in first)]
+        if count > len(first):
+            lines.append(f"- and {count - len(first)} more: `checkout audit`")
+    return "\n".join(lines)

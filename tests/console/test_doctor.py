@@ -1,0 +1,261 @@
+"""The doctor says of every part that it is well or what to do, whatever else is missing."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_LOGGING_EXTRA_LOGGERS,
+    PREFECT_RUNNER_CRASH_ON_CANCELLATION_FAILURE,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
+from prefect.settings.legacy import Setting
+from sqlalchemy import update
+from sqlmodel import col
+
+from console.diagnosis import Diagnosis, Verdict
+from console.doctor import CHECKS, diagnose
+from console.main import main
+from store.database import transaction
+from store.messages import NO_COURIER, CourierAnswer
+from store.models import QueuedMessage, SagaRecord, utc_now
+from tasks.dispatch import record_answer
+from tests.shop import give_back, placed, set_order, sqlite_only
+
+SAFE = {
+    PREFECT_CLIENT_MAX_RETRIES: 10,
+    PREFECT_LOGGING_EXTRA_LOGGERS: ["store"],
+    PREFECT_UI_URL: "http://127.0.0.1:4200/v2",
+}
+
+
+def looked(name: str) -> list[Diagnosis]:
+    """What one check says, by itself."""
+    return list(next(check for check in CHECKS if check.name == name).look())
+
+
+def verdicts(name: str) -> set[Verdict]:
+    return {diagnosis.verdict for diagnosis in looked(name)}
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def no_server() -> Iterator[None]:
+    """No address of a server, whichever other tests of this session have started."""
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield
+
+
+@pytest.mark.usefixtures("no_server")
+def test_with_nothing_there_each_part_is_told_of_and_none_stops_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    verdict = {line["check"]: line["verdict"] for line in found}
+    assert list(verdict) == [check.name for check in CHECKS]
+    assert verdict["settings"] == verdict["prefect server"] == "mend"
+    assert verdict["database"] == verdict["workers"] == "not checked"
+    assert verdict["prefect.yaml"] == "ok"
+    assert "STORE_DATABASE_URL: Field required" in found[0]["says"]
+    assert all(line["remedy"] for line in found if line["verdict"] in ("mend", "warning"))
+
+
+@pytest.mark.usefixtures("no_server")
+def test_what_is_to_be_mended_is_followed_by_its_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "mend        prefect server: PREFECT_API_URL is not set" in said
+    assert "\n            -> set it to the address of your server" in said
+
+
+def test_a_database_and_a_server_that_are_away_are_told_of(
+    setting: Callable[[str, object], None],
+) -> None:
+    setting("database_url", f"postgresql+psycopg://ada:secret@127.0.0.1:{closed_port()}/store")
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{closed_port()}/api"}):
+        said = dict(diagnose())
+    assert (said["database"].verdict, said["migrations"].verdict) == ("mend", "not checked")
+    assert "refused" in said["database"].says
+    assert "secret" not in said["database"].says
+    assert (said["prefect server"].verdict, said["workers"].verdict) == ("mend", "not checked")
+    assert "does not answer" in said["prefect server"].says
+
+
+def test_a_shop_that_is_well_has_nothing_to_mend(database: str) -> None:
+    placed("o-1", "prepare_order")
+    for name in ("settings", "store settings", "database", "migrations", "orders", "queue"):
+        assert verdicts(name) == {Verdict.OK}, name
+    kind = {Verdict.OK} if database == "postgresql" else {Verdict.WARNING}
+    assert verdicts("kind of database") == kind
+    assert verdicts("topic") == verdicts("payments") == {Verdict.WARNING}
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("visibility_timeout_seconds", 29, Verdict.MEND),
+        ("stalled_seconds", 59, Verdict.MEND),
+        ("reminder_seconds", 4 * 3600, Verdict.WARNING),
+        ("stalled_second", 600, Verdict.WARNING),
+    ],
+)
+def test_an_unsafe_setting_of_the_store_is_named(
+    database: str,
+    setting: Callable[[str, object], None],
+    name: str,
+    value: int,
+    verdict: Verdict,
+) -> None:
+    setting(name, value)
+    [diagnosis] = looked("store settings")
+    assert diagnosis.verdict == verdict
+    assert f"STORE_{name.upper()}" in diagnosis.says
+
+
+@sqlite_only
+def test_the_variables_of_prefect_yaml_are_no_unknown_settings(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    setting("work_pool", "local")
+    assert verdicts("store settings") == {Verdict.OK}
+
+
+def test_a_relative_database_is_refused(
+    setting: Callable[[str, object], None], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    setting("database_url", "sqlite:///store.db")
+    assert "there is no file store.db" in looked("database")[0].says
+    assert verdicts("kind of database") == {Verdict.MEND, Verdict.WARNING}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_is_prefects_as_well_is_refused(
+    setting: Callable[[str, object], None],
+) -> None:
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    setting("database_url", "postgresql+psycopg://db/shop")
+    with temporary_settings(
+        {PREFECT_SERVER_DATABASE_CONNECTION_URL: "postgresql+asyncpg://prefect@db/shop"}
+    ):
+        assert verdicts("kind of database") == {Verdict.MEND}
+    assert verdicts("kind of database") == {Verdict.OK}
+
+
+def test_a_database_that_is_not_migrated_is_told(
+    setting: Callable[[str, object], None], tmp_path: Any
+) -> None:
+    (tmp_path / "store.db").touch()
+    setting("database_url", f"sqlite:///{tmp_path / 'store.db'}")
+    assert verdicts("database") == {Verdict.OK}
+    [diagnosis] = looked("migrations")
+    assert (diagnosis.verdict, "version none" in diagnosis.says) == (Verdict.MEND, True)
+
+
+@sqlite_only
+def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(database: str) -> None:
+    placed("o-1", "bill_customer")
+    placed("o-2", "prepare_order")
+    record_answer("o-2", CourierAnswer(outcome=NO_COURIER, answered_by="Ada"))
+    now = utc_now()
+    with transaction() as session:
+        session.add(QueuedMessage(id="m", body="{}", visible_at=now, dead_at=now))
+        session.get_one(SagaRecord, ("o-2", 1, "bill_customer")).undo_error = "no answer"
+        session.execute(
+            update(SagaRecord)
+            .where(col(SagaRecord.order_id) == "o-1")
+            .values(at=now - timedelta(hours=2))
+        )
+    set_order("o-1", updated_at=now - timedelta(hours=2))
+    assert "1 dead letters" in looked("queue")[1].says
+    assert "1 undos have failed" in looked("compensations")[0].says
+    assert "1 orders have not moved for long; order o-1 is started" in looked("orders")[0].says
+    give_back("o-2")
+    assert verdicts("compensations") == {Verdict.OK}
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({PREFECT_CLIENT_MAX_RETRIES: 9}, Verdict.MEND),
+        ({PREFECT_RUNNER_CRASH_ON_CANCELLATION_FAILURE: True}, Verdict.MEND),
+        ({PREFECT_UI_URL: "http://127.0.0.1:4200"}, Verdict.WARNING),
+        ({PREFECT_LOGGING_EXTRA_LOGGERS: ["other"]}, Verdict.WARNING),
+    ],
+    ids=lambda value: next(iter(value)).name if isinstance(value, dict) else value,
+)
+def test_an_unsafe_setting_of_prefect_is_named(
+    changed: dict[Setting, object], verdict: Verdict
+) -> None:
+    with temporary_settings(SAFE):
+        assert verdicts("prefect settings") == {Verdict.OK}
+    with temporary_settings(SAFE | changed):
+        [diagnosis] = looked("prefect settings")
+    assert diagnosis.verdict == verdict
+    assert next(iter(changed)).name in diagnosis.says
+
+
+def test_a_sigterm_behaviour_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule")
+    with temporary_settings(SAFE):
+        assert verdicts("prefect settings") == {Verdict.WARNING}
+
+
+class LocksOut(BaseHTTPRequestHandler):
+    """A server that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_does_not_let_us_in_is_told_with_the_remedy() -> None:
+    with HTTPServer(("127.0.0.1", 0), LocksOut) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            with temporary_settings(
+                {PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}
+            ):
+                [diagnosis] = looked("prefect server")
+        finally:
+            server.shutdown()
+            serving.join()
+    assert (diagnosis.verdict, "does not let us in (401)" in diagnosis.says) == ("mend", True)
+    assert "PREFECT_API_AUTH_STRING" in diagnosis.remedy
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
+    setting: Callable[[str, object], None],
+) -> None:
+    setting("database_url", "sqlite:////nowhere.db")
+    assert verdicts("prefect server") == verdicts("prefect version") == {Verdict.OK}
+    [on_sqlite, leases] = looked("prefect database")
+    assert (on_sqlite.verdict, "SQLite" in on_sqlite.says) == (Verdict.MEND, True)
+    assert "leases in memory" in leases.says
+    assert {"store-checkout/local is not deployed", "audit-books/daily is not deployed"} < {
+        diagnosis.says for diagnosis in looked("deployments")
+    }
+    assert verdicts("continuations") == verdicts("work pools") == {Verdict.MEND}
+    assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True, True]

@@ -1,0 +1,92 @@
+"""`checkout metrics`: the shop's figures as Prometheus reads them, from three places."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from console.main import main
+from console.metrics import METRICS
+from deployments.leash import Leashed
+from deployments.local import free_port
+from store.database import transaction
+from store.messages import NO_COURIER, CourierAnswer
+from store.models import QueuedMessage, SagaRecord, utc_now
+from tasks.dispatch import record_answer
+from tests.shop import give_back, placed, sqlite_only
+
+
+def samples(text: str) -> dict[str, float]:
+    """Each sample by its name and labels, as a query would name it."""
+    return {
+        f"{sample.name}{sample.labels or ''}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database")
+def test_every_metric_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    placed("o-1", "prepare_order", 2)
+    placed("o-2", "dispatch_order")
+    placed("o-3", "prepare_order", 2)
+    record_answer("o-3", CourierAnswer(outcome=NO_COURIER, answered_by="Ada"))
+    with transaction() as session:
+        session.add(QueuedMessage(id="m", body="{}", visible_at=utc_now(), dead_at=utc_now()))
+        session.get_one(SagaRecord, ("o-3", 1, "bill_customer")).undo_error = "no answer"
+    assert main(["metrics"]) == 0
+    printed = capsys.readouterr().out
+    for metric in METRICS:
+        assert f"# HELP {metric.name} {metric.meaning}\n" in printed
+        assert f"# TYPE {metric.name} gauge\n" in printed
+    found = samples(printed)
+    assert found["store_up{'part': 'database'}"] == found["store_up{'part': 'queue'}"] == 1
+    assert found["store_orders{'status': 'waiting'}"] == 1
+    assert found["store_orders{'status': 'rejected'}"] == 0
+    assert found["store_endings_last_hour{'error': '', 'status': 'dispatched'}"] == 1
+    assert found["store_steps_last_hour{'outcome': 'done', 'step': 'bill_customer'}"] == 3
+    assert found["store_queue_messages{'place': 'ready'}"] == 3
+    assert found["store_queue_messages{'place': 'dead'}"] == 1
+    assert found["store_undos_failed{'step': 'bill_customer'}"] == 1
+    assert found["store_refunds_failed_cents{'currency': 'USD'}"] == 40_00
+    assert found["store_orders_forgotten"] == 0
+    give_back("o-3")
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database")
+def test_they_are_written_to_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "store.prom"
+    assert main(["metrics", "--file", str(file)]) == 0
+    assert samples(file.read_text())["store_up{'part': 'database'}"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["store.prom"]
+
+
+def test_they_are_served_until_a_signal_also_while_the_database_is_away(tmp_path: Path) -> None:
+    port = free_port(0)
+    served = Leashed(
+        [str(Path(sys.executable).parent / "checkout"), "metrics", "--port", str(port)],
+        log=tmp_path / "log",
+        env={**os.environ, "STORE_DATABASE_URL": f"sqlite:///{tmp_path / 'nobody.db'}"},
+    )
+    try:
+        found = samples(eventually_got(f"http://127.0.0.1:{port}/metrics", served))
+    finally:
+        served.stop()
+    assert found == {"store_up{'part': 'database'}": 0, "store_up{'part': 'queue'}": 0}
+    assert served.exit_status() == 0, served.log_tail()
+
+
+def eventually_got(url: str, server: Leashed) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.exit_status() is None:
+        try:
+            return httpx.get(url).text
+        except httpx.ConnectError:
+            time.sleep(0.1)
+    raise AssertionError(server.log_tail())

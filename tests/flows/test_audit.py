@@ -1,0 +1,59 @@
+"""The daily audit: its run, its artifact, and who is told."""
+
+import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from sqlalchemy import text
+
+from flows.audit import audit_books
+from store.database import transaction
+from store.errors import BooksDoNotBalance
+from store.notifications import TableTopic
+from tests.flows.runs import Runs
+from tests.shop import notices, placed, set_order, sqlite_only
+
+
+def artifacts(runs: Runs) -> list[str]:
+    found = runs.client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["audit"]))
+    )
+    return [str(artifact.data) for artifact in found]
+
+
+@sqlite_only
+def test_an_audit_that_finds_nothing_completes_with_its_artifact(runs: Runs) -> None:
+    placed("o-1", "dispatch_order")
+    report = audit_books()
+    assert (report.findings, report.warnings) == (0, 0)
+    assert "## Findings: 0" in artifacts(runs)[-1]
+    assert [key for key in notices() if key.startswith("audit")] == []
+
+
+@sqlite_only
+def test_what_is_off_fails_the_run_and_the_shop_is_told(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "prepare_order")
+    set_order("o-1", due_cents=7)
+    try:
+        state = audit_books(return_state=True)
+        with monkeypatch.context() as fault:
+            fault.setattr(TableTopic, "publish", _away)
+            with pytest.raises(BooksDoNotBalance, match="2 findings"):
+                audit_books()
+    finally:
+        set_order("o-1", due_cents=20_00)
+    assert state.is_failed()
+    assert "2 findings; the first is I3 due: order o-1 total 2000, 0 points" in (
+        state.message or ""
+    )
+    assert "- I3 recorded: order o-1 billed" in artifacts(runs)[-1]
+    with transaction() as session:
+        told = session.execute(
+            text("SELECT subject, body FROM notifications WHERE key LIKE 'audit%'")
+        ).all()
+    assert [subject for subject, _ in told] == ["The books are off: 2 findings"]
+    assert "I3 due: order o-1" in told[0][1]
+
+
+def _away(*_: object) -> None:
+    raise ConnectionError("the topic is away")
