@@ -4,7 +4,8 @@ A boundary is the moment after a commit that changed something: of a step, an in
 decision, or of the embedded gateway, queue or topic, which are in the same database. All that a
 process can leave behind it leaves at one of them; what dies before its commit leaves what it
 found. A boundary is known by the lines of the store's code that are under way, so none is listed
-here, and a new one is found by itself. What only tells of an order is left out.
+here, and a new one is found by itself. Left out is what only tells of an order, or keeps the
+queue's own books.
 
 It is in the processes of runs and of recovery alone, by PYTHONPATH and the environment of the
 system under test; the store knows nothing of it.
@@ -25,8 +26,7 @@ RECOVERY = "KILLS_IN_RECOVERY"
 
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = ("flows", "tasks", "store")
-TELLING = "tell_of_wait"
-WITH_ITS_WORKER = "recovery-and-its-worker"
+NO_PLACES = {"tell_of_wait", "receive", "hide", "delete"}
 
 
 def install() -> None:
@@ -43,7 +43,7 @@ def install() -> None:
     import store.database
     from tests.faults.sessions import WatchedSession
 
-    killer = Killer(victim, Path(os.environ[FOLDER]) / victim)
+    killer = Killer(Path(os.environ[FOLDER]) / victim)
     event.listen(Engine, "before_cursor_execute", killer.before_statement)
     WatchedSession.watcher = killer
     patch.object(store.database, "Session", WatchedSession).start()
@@ -54,21 +54,17 @@ def _victim() -> str | None:
     if RECOVERY in os.environ:
         return "recovery"
     run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
-    # The processes above the one that executes a run only start it and wait for it.
-    if run_id is None or "prefect.engine" not in sys.orig_argv:
+    if run_id is None:
         return None
     with urlopen(f"{os.environ['PREFECT_API_URL']}/flow_runs/{run_id}", timeout=60) as answer:  # noqa: S310
         parameters = json.load(answer)["parameters"]
-    if "order" in parameters:
-        return "checkout"
-    return "dispatcher" if "listen_seconds" in parameters else WITH_ITS_WORKER
+    return "checkout" if "order" in parameters else "dispatcher"
 
 
 class Killer:
     """Decides at each boundary whether the process dies there."""
 
-    def __init__(self, victim: str, marks: Path) -> None:
-        self._victim = victim
+    def __init__(self, marks: Path) -> None:
         self._marks = marks
         self._has_written = False
 
@@ -88,28 +84,17 @@ class Killer:
         if not self._has_written:
             return
         self._has_written = False
-        place = " > ".join(_lines())
-        if TELLING in place:
+        lines = _lines()
+        if NO_PLACES & {line.partition(":")[0] for line in lines}:
             return
+        place = " > ".join(lines)
         self._marks.mkdir(parents=True, exist_ok=True)
         try:
             with (self._marks / str(zlib.crc32(place.encode()))).open("x") as mark:
                 mark.write(place)
         except FileExistsError:
             return
-        if self._victim == WITH_ITS_WORKER:
-            _kill_worker()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _kill_worker() -> None:
-    """Kill the worker and all between it and this process, so that nobody can tell of its death."""
-    import psutil
-
-    above = psutil.Process().parents()
-    workers = [process for process in above if "worker" in process.cmdline()]
-    for process in reversed(above[: above.index(workers[0]) + 1]):
-        process.kill()
 
 
 def _lines() -> list[str]:

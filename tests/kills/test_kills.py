@@ -1,10 +1,9 @@
 """Real processes are killed at every boundary of every step and undo, and nothing is lost.
 
-One system lives through all of it. The orders' runs die where their ids say (see `killer.py`), the
-queue's worker and recovery die at every boundary that they reach, and nobody helps but what
-production has: a worker that starts what is scheduled, and the schedules of the dispatcher and of
-recovery. The death of a run that waits, of a worker and of the server is in
-`tests/e2e/test_crashes.py`.
+One system lives through all of it. The runs of orders, the dispatcher and recovery die at the first
+boundary at which none has died yet (see `killer.py`), and nobody helps but what production has: who
+starts what is scheduled and reports who died, the dispatcher's schedule, and recovery's. The death
+of a run that waits, of a worker and of the server is in `tests/e2e/test_crashes.py`.
 """
 
 import ast
@@ -12,16 +11,11 @@ import inspect
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 from prefect import Task
 from sqlmodel import select
@@ -38,13 +32,13 @@ from deployments.prefect_api import FlowRun, PrefectApi
 from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
 from store.messages import NO_COURIER
-from store.models import ENDED, Customer, LedgerEntry, Order, utc_now
+from store.models import ENDED, Customer, LedgerEntry, Order
 from store.saga import SEQUENCE
 from store.settings import settings
 from tests.books_balance import assert_books_balance
 from tests.e2e.conftest import wait_until
-from tests.e2e.no_dispatcher import no_dispatcher
 from tests.kills.killer import FOLDER, PROJECT, RECOVERY
+from tests.kills.processes import Processes
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -58,9 +52,6 @@ DUE_CENTS = COPIES * 75_00 - POINTS * 1_00
 UNDONE = [f"undone-{number}" for number in range(1, 7)]
 DISPATCHED = [f"dispatched-{number}" for number in range(1, 5)]
 ORDERS = [*UNDONE, *DISPATCHED]
-LEFT_ALONE = "left-alone"
-LOOK_SECONDS = 1.0
-"""To look at all processes of the machine is not cheap."""
 
 
 @dataclass
@@ -70,8 +61,10 @@ class Shop:
     local: LocalSystem
     api: PrefectApi
     marks: Path
-    runs: dict[str, FlowRun] = field(default_factory=dict)
-    dispatcher: FlowRun | None = None
+    processes: Processes
+    runs: dict[str, str] = field(default_factory=dict)
+    dispatchers: list[str] = field(default_factory=list)
+    has_dispatcher: bool = False
 
     def check_out(self, order_id: str) -> None:
         """Start an order of a customer of its own."""
@@ -82,23 +75,24 @@ class Shop:
         order = {"orderId": order_id, "userId": order_id, "bookId": STRIPED_PAJAMAS}
         self.runs[order_id] = self.api.start_run(
             CHECKOUT_DEPLOYMENT, {"order": {**order, "quantity": COPIES, "redeem": True}}
-        )
+        ).id
 
     def refuse(self, order_id: str) -> None:
         """Answer a waiting order that no courier takes it."""
         answer = {"outcome": NO_COURIER, "reason": "snow", "answered_by": "the test"}
-        assert self.api.resume(self.runs[order_id].id, answer) == "ACCEPT"
+        assert self.api.resume(self.runs[order_id], answer) == "ACCEPT"
 
     def status(self, order_id: str) -> str | None:
         with open_store(self.local.store_url) as session:
             order = session.get(Order, order_id)
             return None if order is None else order.status
 
-    def state(self, order_id: str) -> str:
-        return self.api.read_run(self.runs[order_id].id).state_name
-
     def waits(self, order_id: str) -> bool:
-        return self.status(order_id) == "waiting" and self.state(order_id) == "Paused"
+        state = self.api.read_run(self.runs[order_id]).state_name
+        return self.status(order_id) == "waiting" and state == "Paused"
+
+    def is_answered(self, order_id: str) -> bool:
+        return self.status(order_id) not in ("started", "waiting")
 
     def has_ended(self, order_id: str) -> bool:
         return self.status(order_id) in ENDED
@@ -107,36 +101,29 @@ class Shop:
         """The places where processes of this kind died."""
         return [mark.read_text() for mark in (self.marks / victim).glob("*")]
 
-    def are_dead(self, order_ids: Sequence[str]) -> bool:
-        """Say whether the runs of these orders have ended, and Prefect has seen to it in full.
+    def carry_out(self, order_ids: Sequence[str], until: Callable[[str], bool]) -> None:
+        """Wait until it holds for each order; whenever all others are dead, recovery goes on."""
 
-        It reports a killed process twice, the second time when its crash hooks have run.
-        """
-        runs = {self.runs[order_id].id for order_id in order_ids}
-        if not all(self.api.read_run(run_id).is_finished for run_id in runs):
-            return False
-        return not any(
-            _environment(process).get("PREFECT__FLOW_RUN_ID") in runs
-            for process in psutil.process_iter()
-        )
+        def only_the_dead_are_left() -> bool:
+            self._tend()
+            left = [self.runs[order_id] for order_id in order_ids if not until(order_id)]
+            return not self.processes.live(left)
 
-    def carry_out(self, until: Callable[[str], bool], meanwhile: Callable[[], None]) -> None:
-        """Wait until it holds for each order; whenever the others are dead, recovery goes on."""
+        while not all(until(order_id) for order_id in order_ids):
+            wait_until(only_the_dead_are_left, f"end of {', '.join(order_ids)}")
+            self._recover()
 
-        def nothing_moves() -> bool:
-            meanwhile()
-            time.sleep(LOOK_SECONDS)
-            return self.are_dead([id_ for id_ in ORDERS if not until(id_)])
+    def _tend(self) -> None:
+        if self.has_dispatcher and not self.processes.live(self.dispatchers[-1:]):
+            run = self.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
+            self.dispatchers.append(run.id)
+        self.processes.tend([*self.runs.values(), *self.dispatchers])
 
-        while not all(until(order_id) for order_id in ORDERS):
-            wait_until(nothing_moves, f"end of {ORDERS}")
-            self.recover()
-
-    def recover(self) -> None:
+    def _recover(self) -> None:
         """Start a round of recovery, as by hand, and again while it is killed."""
         environment = {**inherited_environment(), **self.local.settings(), RECOVERY: "1"}
-        killed = True
-        while killed:
+        is_killed = True
+        while is_killed:
             ended = subprocess.run(
                 [sys.executable, "-m", "flows.recovery"],
                 env=environment,
@@ -145,26 +132,9 @@ class Shop:
                 capture_output=True,
                 timeout=120,
             )
-            killed = ended.returncode == -signal.SIGKILL
-            assert killed or ended.returncode == 0, ended.stderr.decode()
-
-    def keep_dispatching(self) -> None:
-        """See to it that there is a dispatcher, as its schedule does."""
-        if self.dispatcher is None or self.api.read_run(self.dispatcher.id).is_finished:
-            self.dispatcher = self.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
-
-    def recover_by_the_worker(self) -> str:
-        """Have the worker execute a round of recovery; return the state in which it has ended."""
-        run = self.api.start_run(RECOVERY_DEPLOYMENT, {})
-        wait_until(lambda: self.api.read_run(run.id).is_finished, "end of a round of recovery")
-        return self.api.read_run(run.id).state_name
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
+            is_killed = ended.returncode == -signal.SIGKILL
+            assert is_killed or ended.returncode == 0, ended.stderr.decode()
+            self._tend()
 
 
 @pytest.fixture(scope="module")
@@ -177,28 +147,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         patch.setenv("STORE_VISIBILITY_TIMEOUT_SECONDS", "2")
         killed = {"PYTHONPATH": f"{HERE}:{PROJECT}", FOLDER: str(marks)}
         patch.setattr(LocalSystem, "settings", lambda local: {**right(local), **killed})
+        patch.setattr(LocalSystem, "start_worker", lambda _: None)
         local = LocalSystem(tmp_path_factory.mktemp("kills"), durable=False, preferred_port=0)
         with local, PrefectApi(local.api_url) as api:
-            shop = Shop(local, api, marks)
-            _hold_what_the_test_starts_itself(shop)
-            for order_id in ORDERS:
-                shop.check_out(order_id)
-            shop.carry_out(until=shop.waits, meanwhile=lambda: None)
-            for order_id in UNDONE:
-                shop.refuse(order_id)
-            wait_until(lambda: not any(map(shop.waits, UNDONE)), "answer of the refused orders")
-            shop.carry_out(until=shop.has_ended, meanwhile=shop.keep_dispatching)
-            yield shop
-
-
-def _hold_what_the_test_starts_itself(shop: Shop) -> None:
-    for deployment in (DISPATCH_DEPLOYMENT, RECOVERY_DEPLOYMENT):
-        shop.api.pause_deployment(deployment)
-    with httpx.Client(base_url=shop.local.api_url) as api:
-        for automation in api.post("/automations/filter", json={}).json():
-            if "recovery starts" in automation["name"]:
-                changed = api.patch(f"/automations/{automation['id']}", json={"enabled": False})
-                changed.raise_for_status()
+            processes = Processes(local, api)
+            shop = Shop(local, api, marks, processes)
+            try:
+                for order_id in ORDERS:
+                    shop.check_out(order_id)
+                shop.carry_out(ORDERS, until=shop.waits)
+                for order_id in UNDONE:
+                    shop.refuse(order_id)
+                shop.carry_out(UNDONE, until=shop.is_answered)
+                shop.has_dispatcher = True
+                shop.carry_out(UNDONE, until=shop.has_ended)
+                shop.carry_out(DISPATCHED, until=shop.has_ended)
+                yield shop
+            finally:
+                processes.stop()
 
 
 @pytest.mark.parametrize("order_id", ORDERS)
@@ -285,26 +251,21 @@ def test_nothing_that_moves_an_order_was_left_out(shop: Shop, victim: str, funct
     assert function in {line.partition(":")[0] for line in lines_of_death(shop, victim)}
 
 
-def test_recovery_that_dies_with_its_worker_holds_its_slot_until_its_death_is_known(
+def test_a_round_of_recovery_that_died_keeps_others_away_until_its_death_is_known(
     shop: Shop,
 ) -> None:
-    with no_dispatcher(shop.local.api_url):
-        shop.check_out(LEFT_ALONE)
-        wait_until(lambda: shop.waits(LEFT_ALONE), "pause")
-        with open_store(shop.local.store_url) as session:
-            session.get_one(Order, LEFT_ALONE).wait_until = utc_now() - timedelta(minutes=5)
-            session.commit()
-        dead = shop.api.start_run(RECOVERY_DEPLOYMENT, {})
-        wait_until(lambda: shop.deaths("recovery-and-its-worker"), "death of recovery and worker")
-        shop.local.start_worker()
-        # No other round does any harm, or any good.
-        assert shop.recover_by_the_worker() == "Cancelled"
-        assert shop.status(LEFT_ALONE) == "compensating"
-        # What the automation does after two minutes without a sign of life.
-        shop.api.set_state(dead.id, "CRASHED", "Crashed", "no sign of life")
-        wait_until(partial(_is_recovered, shop), "recovery of the order")
+    def next_round() -> FlowRun:
+        run = shop.api.start_run(RECOVERY_DEPLOYMENT, {})
+        shop.api.set_state(run.id, "PENDING", "Pending", "as a worker does before it starts it")
+        return shop.api.read_run(run.id)
 
-
-def _is_recovered(shop: Shop) -> bool:
-    shop.recover_by_the_worker()
-    return shop.status(LEFT_ALONE) == "compensated"
+    dead = next_round()
+    assert dead.state_name == "Pending"
+    shop.api.set_state(dead.id, "RUNNING", "Running", "")
+    # It holds its deployment's only slot. Another round is cancelled before it has a process.
+    assert next_round().state_name == "Cancelled"
+    # What the automation does after two minutes without a sign of life.
+    shop.api.set_state(dead.id, "CRASHED", "Crashed", "no sign of life")
+    last = next_round()
+    assert last.state_name == "Pending"
+    shop.api.set_state(last.id, "CANCELLED", "Cancelled", "")
