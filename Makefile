@@ -20,7 +20,7 @@ install: $(INSTALLED) ## make the virtual environment with every pinned package
 demo: $(INSTALLED) ## start everything in a throw-away folder, show the four endings of an order
 	@$(BIN)/python -m deployments.demo
 
-# By the environment, not as an argument: a password in a command line can be read by everybody.
+# By the environment: everybody can read the command lines of what runs for hours.
 up: export PREFECT_SERVER_API_AUTH_STRING := $(or $(AUTH),$(PREFECT_SERVER_API_AUTH_STRING))
 up: $(INSTALLED) ## start everything until Ctrl-C, kept in .local; AUTH=user:password asks for it
 	@$(BIN)/python -m deployments.local up

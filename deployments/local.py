@@ -163,7 +163,8 @@ class LocalSystem:
             "PREFECT_CLIENT_MAX_RETRIES": "10",
             "PREFECT_CLI_PROMPT": "false",
             "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-            # With the default, a pickle, whoever may write where results are kept runs code here.
+            # Of a failed run Prefect keeps the error in a file: by default a pickle, which runs
+            # code where it is read.
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
             # deployments/automations.py takes a run for dead after four of these are missing.
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

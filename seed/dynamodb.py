@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from boto3.dynamodb.types import TypeDeserializer
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import func
@@ -193,8 +194,6 @@ def _page(
 def _sorted_out(
     source: Source, items: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Taken], list[tuple[str, str, str, str]]]:
-    from boto3.dynamodb.types import TypeDeserializer
-
     read = TypeDeserializer().deserialize
     taken: list[Taken] = []
     rejects: list[tuple[str, str, str, str]] = []

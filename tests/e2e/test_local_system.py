@@ -20,6 +20,7 @@ from sqlalchemy import NullPool, create_engine, inspect, text
 from sqlmodel import select
 
 from deployments.demo import demonstrate
+from deployments.holdings import open_store
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
@@ -27,7 +28,6 @@ from deployments.local import (
     PROJECT_DIR,
     WORK_POOL,
 )
-from deployments.orders import open_store
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.models import Courier, Customer, Order, OrderStatus, SagaRecord
 
@@ -298,6 +298,12 @@ def test_no_file_has_a_secret_or_a_customer_in_it(every_ending: RunningSystem) -
     assert len([path for path in files if path.is_relative_to(data_dir / "logs")]) >= 3
     found = {path.name: found_in(path.read_bytes().decode(errors="replace")) for path in files}
     assert {name: leaked for name, leaked in found.items() if leaked} == {}
+
+
+def test_the_errors_that_prefect_keeps_in_files_are_no_pickles(every_ending: RunningSystem) -> None:
+    kept = list((every_ending.local.data_dir / "prefect" / "storage").iterdir())
+    errors = [json.loads(path.read_text())["__exc_type__"] for path in kept]
+    assert "store.errors.BookOutOfStock" in errors
 
 
 def test_no_secret_is_in_a_command_line(every_ending: RunningSystem) -> None:
