@@ -9,17 +9,20 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench waiting load recover test faults browser screenshots lint check format constraints clean
+.PHONY: help install demo up bench waiting load recover test faults browser screenshots lint check \
+	vulnerabilities format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make the virtual environment with every pinned package
 
 demo: $(INSTALLED) ## start everything in a throw-away folder, show the four endings of an order
 	@$(BIN)/python -m deployments.demo
 
-up: $(INSTALLED) ## start everything and keep it until Ctrl-C; orders are kept in .local
+# By the environment: everybody can read the command lines of what runs for hours.
+up: export PREFECT_SERVER_API_AUTH_STRING := $(or $(AUTH),$(PREFECT_SERVER_API_AUTH_STRING))
+up: $(INSTALLED) ## start everything until Ctrl-C, kept in .local; AUTH=user:password asks for it
 	@$(BIN)/python -m deployments.local up
 
 bench: $(INSTALLED) ## measure: what a message costs the dispatcher
@@ -53,6 +56,9 @@ lint: $(INSTALLED) ## ruff (rules and format) and mypy (strict)
 	@$(BIN)/mypy
 
 check: lint test ## lint and test
+
+vulnerabilities: $(INSTALLED) ## ask PyPI for known holes in the pinned packages; needs the network
+	@$(BIN)/uv tool run pip-audit@2.10.1 --requirement constraints.txt --no-deps --disable-pip --strict
 
 format: $(INSTALLED) ## put the code in its format
 	@$(BIN)/ruff check --fix .

@@ -140,7 +140,7 @@ class Ending:
 
 def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
     """Sends the orders and prints what became of them; returns what was not as expected."""
-    with PrefectApi(system.api_url) as api, open_store(system.store_url) as session:
+    with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
         runs = []
         for case in CASES:

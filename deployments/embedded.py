@@ -95,6 +95,8 @@ class EmbeddedPostgres:
                     *("-D", str(self.data_dir), "-k", str(self._socket_dir)),
                     *_settings("listen_addresses=", "unix_socket_permissions=0700"),
                     *_settings(f"max_connections={self._max_connections}"),
+                    # Else its log quotes the whole row that a constraint refuses.
+                    *_settings("log_error_verbosity=terse"),
                     *(() if self._durable else _settings("fsync=off", "full_page_writes=off")),
                     *(() if self._durable else _settings("synchronous_commit=off")),
                 ],

@@ -4,6 +4,8 @@ Owns every process it starts (each on a leash, see `deployments.leash`) and the 
 data and logs. Refuses to start twice on one folder.
 
     python -m deployments.local up      start it and keep it until Ctrl-C
+
+`PREFECT_SERVER_API_AUTH_STRING`, a `user:password`, has its server answer nobody without it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -89,6 +91,7 @@ class LocalSystem:
         project_dir: the folder with prefect.yaml and the packages.
         durable: False trades safety against a power cut for speed; for throw-away data.
         preferred_port: taken for the server if it is free.
+        auth: the `user:password` without which the server answers nobody; None for no such.
     """
 
     def __init__(
@@ -99,12 +102,14 @@ class LocalSystem:
         project_dir: Path = PROJECT_DIR,
         durable: bool = True,
         preferred_port: int = PREFERRED_PORT,
+        auth: str | None = None,
     ) -> None:
         self.data_dir = data_dir.resolve()
         self.logs_dir = self.data_dir / "logs"
         self.project_dir = project_dir.resolve()
         self._report = report
         self._preferred_port = preferred_port
+        self._auth = auth
         self._postgres = EmbeddedPostgres(self.data_dir / "postgres", durable=durable)
         self._port: int | None = None
         self._server: Leashed | None = None
@@ -135,6 +140,10 @@ class LocalSystem:
         """The value of PREFECT_API_URL."""
         return f"{self.ui_url}/api"
 
+    def api(self) -> PrefectApi:
+        """The server, for as long as the system runs."""
+        return PrefectApi(self.api_url, self._auth)
+
     @property
     def store_url(self) -> str:
         """The SQLAlchemy address of the store's database."""
@@ -151,6 +160,7 @@ class LocalSystem:
             **chosen,
             "PREFECT_API_URL": self.api_url,
             "PREFECT_UI_URL": f"{self.ui_url}{_UI_PAGES}",
+            **({"PREFECT_API_AUTH_STRING": self._auth} if self._auth else {}),
             **self._prefect_settings(),
             "PREFECT_LOGGING_EXTRA_LOGGERS": "store",
             # What hooks log outside of a run goes to the worker's log alone.
@@ -158,6 +168,10 @@ class LocalSystem:
             # With the default of 5 an outage of the server over 68 s fails every waiting order.
             "PREFECT_CLIENT_MAX_RETRIES": "10",
             "PREFECT_CLI_PROMPT": "false",
+            "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+            # Of a failed run Prefect keeps the error in a file: by default a pickle, which runs
+            # code where it is read.
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
             # deployments/automations.py takes a run for dead after four of these are missing.
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             # The default of 10 s would be most of an order's time here.
@@ -236,6 +250,7 @@ class LocalSystem:
             env={
                 **inherited_environment(),
                 **self._prefect_settings(),
+                **({"PREFECT_SERVER_API_AUTH_STRING": self._auth} if self._auth else {}),
                 "PREFECT_API_DATABASE_CONNECTION_URL": self._postgres.prefect_url("prefect"),
                 # The browser calls this address; without it the UI is empty on other ports.
                 "PREFECT_UI_API_URL": self.api_url,
@@ -276,7 +291,7 @@ class LocalSystem:
         if port is None:
             raise LocalSystemError("The local system is not running.")
         deadline = time.monotonic() + _SERVER_SECONDS
-        with PrefectApi(self.api_url) as api:
+        with self.api() as api:
             while time.monotonic() < deadline:
                 if server.exit_status() is not None:
                     if "already in use" in server.printed():
@@ -299,7 +314,7 @@ class LocalSystem:
         runs would stay Paused or Running for ever, and a dispatcher among them would keep the
         only slot of its deployment. `recover_orders` then lets their orders go on.
         """
-        with PrefectApi(self.api_url) as api:
+        with self.api() as api:
             interrupted = api.runs_under_way()
             for run in interrupted:
                 api.set_state(run.id, "CRASHED", "Crashed", "The system was stopped.")
@@ -308,7 +323,7 @@ class LocalSystem:
 
     def _deploy(self) -> None:
         self._report("Applying prefect.yaml …")
-        with PrefectApi(self.api_url) as api:
+        with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
@@ -327,7 +342,7 @@ class LocalSystem:
             grace_seconds=_WORKER_STOP_SECONDS,
         )
         self._children.enter_context(self._stopping("worker and its flow runs", worker.stop))
-        with PrefectApi(self.api_url) as api:
+        with self.api() as api:
             self._wait_for_worker(api, worker, name)
         self.workers.append(worker)
         self._report("The worker is online")
@@ -451,13 +466,20 @@ def exit_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def up(data_dir: Path, progress: Progress) -> None:
+def write_environment_file(path: Path, settings: dict[str, str]) -> None:
+    """Writes a file to source in a shell, for its owner only: it may hold a password."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(environment_file(settings))
+
+
+def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
     """Starts the system, says how to use it, and waits for a signal."""
     env_file = data_dir / "env"
-    with LocalSystem(data_dir, report=progress) as system:
-        env_file.write_text(environment_file(system.settings()))
+    with LocalSystem(data_dir, report=progress, auth=auth) as system:
+        write_environment_file(env_file, system.settings())
         try:
-            with PrefectApi(system.api_url) as api:
+            with system.api() as api:
                 # Now, not at the schedule's next time: an order that waits is answered at once.
                 api.start_run(DISPATCH_DEPLOYMENT, {})
             _print_invitation(progress.console, system, env_file)
@@ -468,6 +490,21 @@ def up(data_dir: Path, progress: Progress) -> None:
         finally:
             # It would lead to a server that is gone.
             env_file.unlink(missing_ok=True)
+
+
+def auth_string(environment: Mapping[str, str]) -> str | None:
+    """The `user:password` that the environment asks the server to demand, if it does.
+
+    Raises:
+        LocalSystemError: it is none.
+    """
+    found = environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
+    user, colon, password = found.partition(":")
+    if found and not (user and colon and password):
+        raise LocalSystemError(
+            "PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password."
+        )
+    return found or None
 
 
 def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> None:
@@ -494,7 +531,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Progress(Console())
     try:
         with exit_on_signals():
-            up(options.data.resolve(), progress)
+            up(options.data.resolve(), progress, auth_string(os.environ))
     except LocalSystemError as error:
         progress.console.print(Text(str(error), style="red"))
         return 1

@@ -39,11 +39,19 @@ class FlowRun:
 
 
 class PrefectApi:
-    """A Prefect server at `url` (which ends in /api)."""
+    """A Prefect server.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: its address, which ends in /api.
+        auth: the `user:password` that it asks for, if it does.
+    """
+
+    def __init__(self, url: str, auth: str | None = None) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=_REQUEST_SECONDS)
+        user, _, password = (auth or "").partition(":")
+        self._http = httpx.Client(
+            base_url=url, timeout=_REQUEST_SECONDS, auth=(user, password) if auth else None
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,13 @@
 """``python -m seed``: puts the shop's first data; doing it again changes nothing."""
 
 import argparse
+import re
 
 from rich.console import Console
 
-from seed.catalogue import empty, put_catalogue, put_shop
+from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
+from store.models import ID_LENGTH
 from store.settings import settings
 
 
@@ -15,12 +17,24 @@ def main() -> None:
     parser.add_argument("--books", type=int, default=0, metavar="N", help="add N titles for load")
     parser.add_argument("--users", type=int, default=0, metavar="N", help="add N customers")
     parser.add_argument(
+        "--courier",
+        nargs=2,
+        action="append",
+        metavar=("ID", "COPIES"),
+        help="put this courier, who takes so many copies at a time, and no example data; may be "
+        "given several times, and again to change the copies",
+    )
+    parser.add_argument(
         "--reset", action="store_true", help="delete everything first, orders too; asks"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args()
     if arguments.books < 0 or arguments.users < 0:
         parser.error("--books and --users take a number from 0")
+    couriers = dict(arguments.courier or ())
+    for id_, copies in couriers.items():
+        if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
+            parser.error(f"--courier takes an id of up to {ID_LENGTH} characters, and a number")
 
     console = Console()
     migrate(settings().database_url)
@@ -34,7 +48,13 @@ def main() -> None:
         ):
             parser.exit(1, "Nothing was changed.\n")
         empty()
-    new = put_shop()
+    if couriers:
+        try:
+            new = put_couriers({id_: int(copies) for id_, copies in couriers.items()})
+        except ValueError as error:
+            parser.exit(1, f"Nothing was changed: {error}.\n")
+    else:
+        new = put_shop()
     if arguments.books or arguments.users:
         new += put_catalogue(arguments.books, arguments.users)
     console.print(f"{new} rows are new; what was there already is as it was.")

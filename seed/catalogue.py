@@ -1,10 +1,10 @@
 """What is put into a new shop, and a reproducible catalogue for load."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import delete
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, col, select
 
 from store.database import insert_missing, transaction
 from store.models import Book, Courier, Customer
@@ -60,6 +60,41 @@ def put_shop() -> int:
                 (Courier, [{**c, "assigned_copies": 0} for c in COURIERS]),
             )
         )
+
+
+def put_couriers(couriers: Mapping[str, int]) -> int:
+    """Put couriers of a shop's own, or change how many copies they take at a time.
+
+    Args:
+        couriers: By the courier's id, the copies that it takes at a time.
+
+    Returns:
+        The number of couriers that are new.
+
+    Raises:
+        ValueError: a courier has more copies in hand than it would take.
+    """
+    with transaction() as session:
+        new = insert_missing(
+            session,
+            Courier,
+            [
+                {"id": id_, "name": id_, "capacity_copies": copies, "assigned_copies": 0}
+                for id_, copies in couriers.items()
+            ],
+        )
+        for courier in session.exec(
+            select(Courier)
+            .where(col(Courier.id).in_(list(couriers)))
+            .order_by(col(Courier.id))
+            .with_for_update()
+        ):
+            if courier.assigned_copies > couriers[courier.id]:
+                raise ValueError(
+                    f"courier {courier.id} has {courier.assigned_copies} copies in hand"
+                )
+            courier.capacity_copies = couriers[courier.id]
+        return len(new)
 
 
 def put_catalogue(books: int, users: int) -> int:

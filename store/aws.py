@@ -29,6 +29,7 @@ from botocore.parsers import ResponseParserError
 from store.errors import RetryableError, StoreError
 
 if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sns.client import SNSClient
     from mypy_boto3_sqs.client import SQSClient
@@ -90,6 +91,12 @@ def sns(endpoint_url: str | None) -> "SNSClient":
 def s3(endpoint_url: str | None) -> "S3Client":
     """Return this process's S3 client; it may be shared by threads."""
     client: S3Client = _client("s3", endpoint_url)
+    return client
+
+
+def dynamodb(endpoint_url: str | None) -> "DynamoDBClient":
+    """Return this process's DynamoDB client; it may be shared by threads."""
+    client: DynamoDBClient = _client("dynamodb", endpoint_url)
     return client
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
@@ -33,9 +33,11 @@ MIGRATION_TRIES = 5
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(
+        postgresql = create_engine(
             url, pool_pre_ping=True, pool_size=5, max_overflow=20, hide_parameters=True
         )
+        event.listen(postgresql, "handle_error", _leave_row_out)
+        return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True)
 
@@ -62,6 +64,22 @@ def release_connections() -> None:
     For before a long wait: hundreds of waiting orders must not use up what the database accepts.
     """
     engine(settings().database_url).dispose()
+
+
+def _leave_row_out(context: ExceptionContext) -> None:
+    """Take the row at fault out of an error's message, which goes into logs, states and notices.
+
+    PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name.
+    """
+    detail = getattr(getattr(context.original_exception, "diag", None), "message_detail", None)
+    if not detail:
+        return
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(
+                each.replace(detail, "left out") if isinstance(each, str) else each
+                for each in error.args
+            )
 
 
 @contextmanager

@@ -22,6 +22,8 @@ ASSIGNED: Outcome = "courier assigned"
 NO_COURIER: Outcome = "no courier available"
 
 Id = Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
+PaymentMethod = Annotated[str, Field(pattern=rf"^[A-Za-z][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
+"""The gateway's name of a means of payment. A card's number is none: nobody here may know it."""
 Copies = Annotated[int, Field(ge=1, le=MAX_COPIES)]
 
 
@@ -104,7 +106,7 @@ class CheckoutOrder(Input):
         description="Your own id of the order, the idempotency key: the same order sent twice "
         "is carried out once. Left out, the flow run's id is taken.",
     )
-    payment_method: Id | SkipJsonSchema[None] = Field(
+    payment_method: PaymentMethod | SkipJsonSchema[None] = Field(
         default=None,
         description="The payment method to charge. Left out, the customer's own is taken.",
     )

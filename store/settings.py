@@ -1,7 +1,9 @@
 """Every setting of the store, read from the environment (prefix ``STORE_``)."""
 
+import os
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -126,6 +128,12 @@ class Settings(BaseSettings):
         description="Where SQS and SNS are called, for a local stand-in; left out, AWS itself. "
         "Region and credentials come from boto3's own chain, never from here.",
     )
+    secrets_folder: str | None = Field(
+        default=None,
+        description="A folder with secrets as files, such as a container's mounted ones. Each "
+        "holds the value of the setting in its name, `store_database_url`; a variable that is set "
+        "goes before it.",
+    )
     payments: Literal["ledger", "stripe"] = Field(
         default="ledger",
         description="Payment gateway: `ledger`, in the store's own database, or `stripe`.",
@@ -185,5 +193,10 @@ def settings() -> Settings:
 
     Raises:
         pydantic.ValidationError: a setting is missing or wrong; it names the field.
+        NotADirectoryError: there is no such folder of secrets.
     """
-    return Settings()
+    secrets = os.environ.get("STORE_SECRETS_FOLDER") or None
+    # Pydantic would only warn, and then miss the setting.
+    if secrets is not None and not Path(secrets).is_dir():
+        raise NotADirectoryError(f"STORE_SECRETS_FOLDER: there is no folder {secrets}")
+    return Settings(_secrets_dir=secrets)

@@ -137,7 +137,8 @@ class Faults:
 
 
 def _clients(endpoint_url: str) -> Sequence[Any]:
-    return [aws.sqs(endpoint_url), aws.sns(endpoint_url), aws.sts(endpoint_url)]
+    of_services = (aws.sqs, aws.sns, aws.sts, aws.dynamodb)
+    return [client(endpoint_url) for client in of_services]
 
 
 class _Body:
@@ -163,6 +164,11 @@ def http(status: int, body: str, **headers: str) -> Answer:
 def sqs_error(status: int, code: str, message: str = "made up by the test") -> Answer:
     body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message})
     return http(status, body, x_amzn_query_error=f"{code};Sender")
+
+
+def dynamodb_error(status: int, code: str, message: str = "made up by the test") -> Answer:
+    body = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": message})
+    return http(status, body)
 
 
 def sns_error(status: int, code: str, message: str = "made up by the test") -> Answer:

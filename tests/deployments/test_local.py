@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,12 @@ from deployments.local import (
     PROJECT_DIR,
     LocalSystem,
     LocalSystemError,
+    auth_string,
     environment_file,
     free_port,
     inherited_environment,
     main,
+    write_environment_file,
 )
 
 
@@ -56,6 +60,49 @@ def test_a_sourced_environment_file_gives_the_settings_and_the_tools(tmp_path: P
         str(Path(sys.executable).parent / "prefect"),
         repr([settings[name] for name in sorted(settings)]),
     ]
+
+
+def test_the_environment_file_is_for_its_owner_alone_whoever_could_read_it_before(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "env"
+    path.touch(mode=0o644)
+    write_environment_file(path, {"PREFECT_API_AUTH_STRING": "shop:password"})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "shop:password" in path.read_text()
+
+
+def test_a_password_is_asked_for_only_if_there_is_one() -> None:
+    assert auth_string({}) is auth_string({"PREFECT_SERVER_API_AUTH_STRING": ""}) is None
+    given = auth_string({"PREFECT_SERVER_API_AUTH_STRING": "shop:with:colon"})
+    assert given == "shop:with:colon"
+
+
+@pytest.mark.parametrize("wrong", ["password", ":password", "shop:"])
+def test_a_password_without_a_user_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", wrong)
+    assert main(["up", "--data", str(tmp_path)]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_up_hands_the_password_over_by_the_environment_alone(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PREFECT_SERVER_API_AUTH_STRING" "$@"\n')
+    python.chmod(0o700)
+    make = shutil.which("make")
+    assert make is not None
+    # As if everything were installed: only the recipe of `up` is of interest.
+    command = [make, "--assume-old=.venv/.installed", "up", f"BIN={tmp_path}"]
+    printed = subprocess.run(
+        [*command, "AUTH=shop:password"],
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.splitlines()[-1] == "shop:password -m deployments.local up"
 
 
 def test_another_prefects_settings_do_not_reach_the_systems_processes(

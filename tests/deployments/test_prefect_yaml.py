@@ -1,12 +1,17 @@
 """prefect.yaml holds nothing that Prefect would ignore, or that would cost a waiting order."""
 
 import copy
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect import Flow, Task
 
+import flows
+import tasks
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import problems
 
@@ -174,3 +179,18 @@ def test_the_same_deployment_twice_is_refused(project_dir: Path) -> None:
 @pytest.mark.parametrize("empty", [None, [], "deployments", {"deployments": []}])
 def test_a_document_that_deploys_nothing_is_refused(project_dir: Path, empty: object) -> None:
     assert problems(empty, project_dir)
+
+
+def test_no_flow_and_no_task_keeps_results_in_a_storage() -> None:
+    # What is done is in the saga log; a result read from a shared storage would be a pickle.
+    found: list[Flow[..., Any] | Task[..., Any]] = [
+        member
+        for package in (flows, tasks)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        for member in vars(importlib.import_module(module.name)).values()
+        if isinstance(member, Flow | Task)
+    ]
+    assert len(found) > 10
+    for member in found:
+        assert not member.persist_result, member.name
+        assert (member.result_storage, member.result_serializer) == (None, None), member.name

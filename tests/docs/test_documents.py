@@ -343,6 +343,11 @@ def test_the_readme_names_the_two_commands() -> None:
     assert {"demo", "test", "up"} <= set(_MAKE.findall(code_of(README)))
 
 
+def test_the_readme_leads_to_every_document() -> None:
+    linked = {link.partition("#")[0] for link in _LINK.findall(section("README.md ## Read on"))}
+    assert {f"docs/{path.name}" for path in (PROJECT_DIR / "docs").glob("*.md")} <= linked
+
+
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
     for link in _LINK.findall(_FENCED.sub("", document.read_text())):
@@ -360,7 +365,7 @@ def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -
     folders = "|".join(
         ("flows", "tasks", "store", "seed", "deployments", "console", "tests", "docs", "benchmarks")
     )
-    for name in re.findall(rf"\b(?:{folders})/[\w/.-]*\w", code_of(document.read_text())):
+    for name in re.findall(rf"\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
         assert name in deployments() or (PROJECT_DIR / name).exists(), name
 
 

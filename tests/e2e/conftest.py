@@ -9,16 +9,25 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from sqlalchemy import update
 
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem, Progress
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
-from store.models import Order, OrderStatus
+from store.models import Customer, Order, OrderStatus
 
 # Starting all of it, and several flow runs at once, on a slow and loaded machine.
 DEADLINE_SECONDS = 240.0
 POLL_SECONDS = 0.2
+USER, PASSWORD = "shop", "zq-prefect-password"
+"""The server answers nobody else, so every test here shows that what is ours gives it."""
+SECRETS = {
+    "database": "zq-database-password",
+    "AWS_SECRET_ACCESS_KEY": "zq-aws-secret",
+    "STORE_STRIPE_SECRET_KEY": "sk_live_zqStripeKey",
+}
+"""In the environment of everything that works for the store; nothing may write them down."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,20 @@ class RunningSystem:
     @property
     def progress(self) -> Progress:
         return Progress(Console(file=self.printed, width=150))
+
+
+PAYMENT_METHOD = "pm_zq_of_the_customer"
+"""What the customers pay with, unless their order says otherwise."""
+
+
+class SystemWithSecrets(LocalSystem):
+    """A local system in whose environment secrets are planted."""
+
+    def settings(self) -> dict[str, str]:
+        settings = {**super().settings(), **SECRETS}
+        # PostgreSQL asks for no password here, and takes any.
+        url = self.store_url.replace("@", f":{settings.pop('database')}@", 1)
+        return {**settings, "STORE_DATABASE_URL": url}
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -58,14 +81,18 @@ def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSy
     data_dir: Path = tmp_path_factory.mktemp("local")
     printed = io.StringIO()
     # Any port: somebody may look at a `make up` of theirs on the preferred one meanwhile.
-    system = LocalSystem(
+    system = SystemWithSecrets(
         data_dir,
         report=Progress(Console(file=printed, width=150)),
         durable=False,
         preferred_port=0,
+        auth=f"{USER}:{PASSWORD}",
     )
     with system:
-        with PrefectApi(system.api_url) as api:
+        with open_store(system.store_url) as session:
+            session.execute(update(Customer).values(payment_method=PAYMENT_METHOD))
+            session.commit()
+        with system.api() as api:
             order = {
                 "orderId": "survivor",
                 "userId": JOHN_DOE,
@@ -82,5 +109,5 @@ def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSy
             )
         system.stop()
         system.start()
-        with PrefectApi(system.api_url) as api:
+        with system.api() as api:
             yield RunningSystem(system, api, printed, survivor)

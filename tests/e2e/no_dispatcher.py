@@ -17,9 +17,9 @@ _NOT_ENDED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 
 
 @contextmanager
-def no_dispatcher(api_url: str) -> Iterator[None]:
+def no_dispatcher(api_url: str, auth: tuple[str, str] | None = None) -> Iterator[None]:
     """Inside, no run of `dispatch_orders` listens, and its schedule starts none."""
-    with httpx.Client(base_url=api_url, timeout=_REQUEST_SECONDS) as api:
+    with httpx.Client(base_url=api_url, timeout=_REQUEST_SECONDS, auth=auth) as api:
         deployment = _sent(api.get(f"/deployments/name/{DISPATCH_DEPLOYMENT}"))["id"]
         _sent(api.post(f"/deployments/{deployment}/pause_deployment"))
         try:

@@ -72,6 +72,13 @@ class PrefectUi:
         self.url = f"{url}/v2"
         self.main = page.get_by_role("main")
 
+    def log_in(self, auth: str) -> None:
+        """Give the `user:password` that the server asks for; the browser keeps it."""
+        self.page.goto(self.url)
+        self.page.get_by_placeholder("admin:pass").fill(auth)
+        self.page.get_by_role("button", name="Login").click()
+        expect(self.main.get_by_text("Flow Runs", exact=True)).to_be_visible(timeout=WAIT_MS)
+
     def fill_run_form(self, deployment_id: str, order: dict[str, Any]) -> None:
         """Open the deployment's form by “Custom run” and type the order's fields into it."""
         self.page.goto(f"{self.url}/deployments/deployment/{deployment_id}")

@@ -19,7 +19,6 @@ from deployments.local import (
     Progress,
     exit_on_signals,
 )
-from deployments.prefect_api import PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.messages import ASSIGNED, NO_COURIER
 from tests.e2e.no_dispatcher import no_dispatcher
@@ -41,7 +40,7 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
     """Drive the two orders through the UI and write a picture of each page."""
     PICTURES_DIR.mkdir(parents=True, exist_ok=True)
     with (
-        PrefectApi(system.api_url) as api,
+        system.api() as api,
         no_dispatcher(system.api_url),
         browser_page(is_pictured=True) as page,
     ):

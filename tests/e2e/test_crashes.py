@@ -127,7 +127,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             lambda system: {**settings(system), "PREFECT_CLIENT_MAX_RETRIES": "1"},
         )
         local = LocalSystem(tmp_path_factory.mktemp("crashes"), durable=False, preferred_port=0)
-        with local, PrefectApi(local.api_url) as api:
+        with local, local.api() as api:
             shop = Shop(local, api, {})
             api.pause_deployment(DISPATCH_DEPLOYMENT)
             _start_all(shop)

@@ -1,31 +1,128 @@
-"""Orders on the real server, worker and deployments, from their start to each ending."""
+"""Orders on the real server, worker and deployments, from their start to each ending.
+
+The last tests look at what all of it has left behind.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
+from sqlalchemy import NullPool, create_engine, inspect, text
+from sqlmodel import select
 
 from console.doctor import CHECKS
 from deployments.demo import demonstrate
+from deployments.holdings import open_store
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
     EXAMPLE_ORDER,
+    PROJECT_DIR,
     WORK_POOL,
     LocalSystem,
     inherited_environment,
 )
-from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
-from store.models import OrderStatus
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
+from store.messages import ASSIGNED
+from store.models import Courier, Customer, Order, OrderStatus, SagaRecord
 
-from .conftest import RunningSystem, status_of, wait_until
+from .conftest import (
+    DEADLINE_SECONDS,
+    PASSWORD,
+    PAYMENT_METHOD,
+    SECRETS,
+    USER,
+    RunningSystem,
+    checkout,
+    status_of,
+    wait_until,
+)
 
 pytestmark = pytest.mark.timeout(900)
+
+NAME = "Zqille Featherstone"
+CARD = "4242424242424242"
+EMAIL = "zq.person@example.com"
+PERSONAL = {NAME, CARD, EMAIL, PAYMENT_METHOD, "Eduardo Santana", "John Doe"}
+ON_SIGTERM = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"
+MAY_HOLD = {"customers", "orders", "ledger"}
+"""Tables of the store: who the customers are, and what they pay with."""
+FAULTS = {
+    # While the points are given back, so that the compensation fails.
+    "unreturned": "points < initial_points",
+    # While the points are taken.
+    "unredeemed": "points = initial_points",
+}
+"""By the customer who meets it: what the database demands of the row, and quotes it otherwise."""
+ENDINGS = {
+    "unredeemed": OrderStatus.COMPENSATED,
+    "unreturned": OrderStatus.COMPENSATION_FAILED,
+}
+"""By the customer again; the demo brings its orders to the other endings."""
+PLANTED = {*PERSONAL, *SECRETS.values(), PASSWORD}
+
+
+def found_in(words: str, planted: set[str] = PLANTED) -> set[str]:
+    return {each for each in planted if each in words}
+
+
+def places(url: str, planted: set[str] = PLANTED) -> dict[str, set[str]]:
+    """By table and column of a database: what is found there of what is secret or personal."""
+    found: dict[str, set[str]] = defaultdict(set)
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        for table in inspect(connection).get_table_names():
+            rows = connection.execute(
+                text(
+                    "SELECT field.key, field.value::text "  # noqa: S608
+                    f'FROM "{table}" AS row_, jsonb_each(to_jsonb(row_)) AS field'
+                )
+            )
+            for column, value in rows:
+                found[f"{table}.{column}"] |= found_in(value, planted)
+    return {place: leaked for place, leaked in found.items() if leaked}
+
+
+@pytest.fixture(scope="module")
+def every_ending(local_system: RunningSystem) -> Iterator[RunningSystem]:
+    """The system after orders have come to every ending, on errors that quote a customer too."""
+    local = local_system.local
+    with open_store(local.store_url) as session:
+        for id_, demand in FAULTS.items():
+            session.add(
+                Customer(
+                    id=id_, name=NAME, points=5, initial_points=5, payment_method=PAYMENT_METHOD
+                )
+            )
+            check = f"CHECK (id <> '{id_}' OR {demand}) NOT VALID"
+            session.flush()
+            session.execute(text(f"ALTER TABLE customers ADD CONSTRAINT fault_{id_} {check}"))
+        session.commit()
+    for id_ in ENDINGS:
+        # More copies than any courier takes.
+        order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 201}
+        checkout(local_system.api, order | {"redeem": True})
+    local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
+    for id_, ending in ENDINGS.items():
+        wait_until(partial(has_ended, local.store_url, id_, ending), f"{ending} {id_}")
+    yield local_system
+    with open_store(local.store_url) as session:
+        for id_ in FAULTS:
+            session.execute(text(f"ALTER TABLE customers DROP CONSTRAINT fault_{id_}"))
+        session.commit()
+
+
+def has_ended(store_url: str, order_id: str, ending: OrderStatus) -> bool:
+    return status_of(store_url, order_id) == ending
 
 
 def test_the_four_endings_of_an_order_are_as_expected_and_the_books_balance(
@@ -56,7 +153,8 @@ def test_a_file_of_orders_is_carried_out_by_the_nightly_batch(
     local = local_system.local
     source = tmp_path / "orders.csv"
     lines = [f"batch-{number},{JOHN_DOE},{STRIPED_PAJAMAS},1" for number in range(20)]
-    source.write_text("\n".join(["orderId,userId,bookId,quantity", *lines, "bad,bad,bad,0"]))
+    bad = ["bad,bad,bad,0", f"{EMAIL},{EMAIL},bad,1", f"bad,bad,bad,{CARD}"]
+    source.write_text("\n".join(["orderId,userId,bookId,quantity", *lines, *bad]))
     subprocess.run(
         [
             *(str(Path(sys.executable).parent / "prefect"), "deployment", "run"),
@@ -74,7 +172,81 @@ def test_a_file_of_orders_is_carried_out_by_the_nightly_batch(
         ),
         "dispatch of all orders of the batch",
     )
-    assert (tmp_path / "orders.csv.rejects.csv").read_text().startswith("line,field,reason\n22,")
+    rejects = (tmp_path / "orders.csv.rejects.csv").read_text()
+    assert rejects.startswith("line,field,reason\n22,")
+    assert len(rejects.splitlines()) == 4
+    assert found_in(rejects) == set()
+
+
+def test_a_waiting_run_whose_container_is_stopped_goes_on_in_another_one(
+    local_system: RunningSystem, tmp_path: Path
+) -> None:
+    local, api = local_system.local, local_system.api
+    order = {"userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 1}
+    with every_courier_busy(local.store_url), pool_of_containers(api.url) as (deployment, given):
+        run = api.start_run(deployment, {"order": order | {"orderId": "in-a-container"}})
+        container = partial(
+            subprocess.Popen,
+            [sys.executable, "-m", "prefect", "flow-run", "execute"],
+            env={**os.environ, **local.settings(), **given, "PREFECT__FLOW_RUN_ID": run.id},
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with container() as first:
+            wait_until(lambda: api.read_run(run.id).state_name == "Paused", "pause of the run")
+            first.terminate()
+            first.wait(60)
+        assert api.read_run(run.id).state_type == "SCHEDULED"
+        with container() as second:
+            wait_until(
+                lambda: api.read_run(run.id).state_name == "Paused", "pause in another container"
+            )
+            assert status_of(local.store_url, "in-a-container") == OrderStatus.WAITING
+            answer = {"outcome": ASSIGNED, "courier": "night-rail", "answered_by": "a person"}
+            assert api.resume(run.id, answer) == "ACCEPT"
+            second.wait(DEADLINE_SECONDS)
+        assert api.read_run(run.id).state_type == "COMPLETED"
+    with open_store(local.store_url) as session:
+        found = session.get_one(Order, "in-a-container")
+        assert (found.status, found.attempt, found.continuations) == ("dispatched", 1, 0)
+
+
+@contextmanager
+def every_courier_busy(store_url: str) -> Iterator[None]:
+    """Inside, an order waits, whoever seeks a courier for it."""
+    with open_store(store_url) as session:
+        couriers = session.exec(select(Courier)).all()
+        before = {courier.id: courier.assigned_copies for courier in couriers}
+        for courier in couriers:
+            courier.assigned_copies = courier.capacity_copies
+        session.commit()
+        try:
+            yield
+        finally:
+            for courier in couriers:
+                courier.assigned_copies = before[courier.id]
+            session.commit()
+
+
+@contextmanager
+def pool_of_containers(api_url: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Inside there is a pool without a worker: a deployment in it, and what a stop does in it."""
+    template = json.loads((PROJECT_DIR / "deployments" / "pools" / "docker.json").read_text())
+    with httpx.Client(base_url=api_url, auth=(USER, PASSWORD), timeout=60) as api:
+        checkouts = api.get(f"/deployments/name/{CHECKOUT_DEPLOYMENT}").raise_for_status().json()
+        pool = {"name": "containers", "type": "docker", "base_job_template": template}
+        api.post("/work_pools/", json=pool).raise_for_status()
+        kept = ("flow_id", "entrypoint", "pull_steps", "parameter_openapi_schema")
+        deployment = {key: checkouts[key] for key in kept}
+        deployment |= {"name": pool["name"], "work_pool_name": pool["name"]}
+        made = api.post("/deployments/", json=deployment).raise_for_status().json()
+        try:
+            given = template["variables"]["properties"]["env"]["default"]
+            yield "store-checkout/containers", {ON_SIGTERM: given[ON_SIGTERM]}
+        finally:
+            api.delete(f"/deployments/{made['id']}").raise_for_status()
+            api.delete("/work_pools/containers").raise_for_status()
 
 
 def test_the_ui_is_served_and_calls_the_server_on_its_port(local_system: RunningSystem) -> None:
@@ -117,7 +289,7 @@ def test_the_doctor_finds_the_running_system_well(local_system: RunningSystem) -
 
 def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: RunningSystem) -> None:
     local = local_system.local
-    with httpx.Client(base_url=local.api_url) as api:
+    with httpx.Client(base_url=local.api_url, auth=(USER, PASSWORD)) as api:
         [automation, _] = api.post("/automations/filter", json={"sort": "NAME_ASC"}).json()
         batch = local_system.api.deployment_id("batch-checkout/nightly")
         broken: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -149,3 +321,82 @@ def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: Runni
     automations = [line["says"] for line in found if line["check"] == "automations"]
     assert any("is disabled" in says for says in automations)
     assert any("healthy runs are marked as crashed" in says for says in automations)
+
+
+def test_prefect_knows_no_secret_and_no_customer(every_ending: RunningSystem) -> None:
+    url = every_ending.local.store_url.replace("/store?", "/prefect?")
+    assert places(url) == {}
+    # What is there is found: an order's id in the parameters, in logs, and in the events.
+    found = places(url, {"survivor"})
+    assert {"flow_run.parameters", "log.message", "artifact.data", "events.resource_id"} <= set(
+        found
+    )
+
+
+def test_the_store_knows_a_customer_only_where_it_must(every_ending: RunningSystem) -> None:
+    found = places(every_ending.local.store_url)
+    assert {place.partition(".")[0] for place in found} <= MAY_HOLD
+    # It was looked for in the right place: the fault did quote the row.
+    with open_store(every_ending.local.store_url) as session:
+        record = session.exec(
+            select(SagaRecord).where(
+                SagaRecord.order_id == "unreturned", SagaRecord.step == "redeem_points"
+            )
+        ).one()
+        assert "fault_unreturned" in (record.undo_error or "")
+
+
+def test_no_file_has_a_secret_or_a_customer_in_it(every_ending: RunningSystem) -> None:
+    data_dir = every_ending.local.data_dir
+    files = [
+        path
+        for path in data_dir.rglob("*")
+        if path.is_file() and not path.is_relative_to(data_dir / "postgres")
+    ]
+    assert len([path for path in files if path.is_relative_to(data_dir / "logs")]) >= 3
+    found = {path.name: found_in(path.read_bytes().decode(errors="replace")) for path in files}
+    assert {name: leaked for name, leaked in found.items() if leaked} == {}
+
+
+def test_the_errors_that_prefect_keeps_in_files_are_no_pickles(every_ending: RunningSystem) -> None:
+    kept = list((every_ending.local.data_dir / "prefect" / "storage").iterdir())
+    errors = [json.loads(path.read_text())["__exc_type__"] for path in kept]
+    assert "store.errors.BookOutOfStock" in errors
+
+
+def test_no_secret_is_in_a_command_line(every_ending: RunningSystem) -> None:
+    lines = [
+        " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])
+    ]
+    assert [line for line in lines if found_in(line)] == []
+
+
+def test_the_server_answers_nobody_without_the_password(local_system: RunningSystem) -> None:
+    url = local_system.local.api_url
+    for auth in (None, (USER, "guessed")):
+        answer = httpx.post(f"{url}/flow_runs/filter", json={}, auth=auth)
+        assert answer.status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.get(f"{url}/health").status_code == httpx.codes.OK
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes", "ecs"])
+def test_the_server_takes_a_work_pools_template_and_the_checkout_into_it(
+    local_system: RunningSystem, kind: str
+) -> None:
+    template = json.loads((PROJECT_DIR / "deployments" / "pools" / f"{kind}.json").read_text())
+    checkouts = f"/deployments/name/{CHECKOUT_DEPLOYMENT}"
+    with httpx.Client(base_url=local_system.api.url, auth=(USER, PASSWORD), timeout=60) as api:
+        deployed = api.get(checkouts).raise_for_status().json()
+        # Left out, it is empty; a process has no image.
+        assert deployed["job_variables"] == {"image": ""}
+        pool = {"name": f"checked-{kind}", "type": kind, "base_job_template": template}
+        api.post("/work_pools/", json=pool).raise_for_status()
+        deployment = {
+            "name": kind,
+            "flow_id": deployed["flow_id"],
+            "work_pool_name": pool["name"],
+            "job_variables": {"image": "store-checkout:0.1.0"},
+        }
+        api.post("/deployments/", json=deployment).raise_for_status()
+        wrong = api.post("/deployments/", json=deployment | {"job_variables": {"image": 7}})
+        assert wrong.status_code == httpx.codes.UNPROCESSABLE_ENTITY

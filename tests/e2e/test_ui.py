@@ -24,7 +24,7 @@ from store.models import Decision, Notification, Order, OrderStatus
 from store.settings import settings
 from tests.books_balance import assert_books_balance
 
-from .conftest import RunningSystem, checkout, status_of, wait_until
+from .conftest import PASSWORD, USER, RunningSystem, checkout, status_of, wait_until
 from .no_dispatcher import no_dispatcher
 from .prefect_ui import PrefectUi, browser_page, see
 
@@ -43,7 +43,7 @@ BY_COMMAND = (
 @pytest.fixture(scope="module")
 def people_answer(local_system: RunningSystem) -> Iterator[RunningSystem]:
     """The system while nobody but people answers its orders."""
-    with no_dispatcher(local_system.local.api_url):
+    with no_dispatcher(local_system.local.api_url, (USER, PASSWORD)):
         yield local_system
 
 
@@ -62,7 +62,9 @@ def waiting_runs(people_answer: RunningSystem) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
     with browser_page() as page:
-        yield PrefectUi(page, people_answer.local.ui_url)
+        ui = PrefectUi(page, people_answer.local.ui_url)
+        ui.log_in(f"{USER}:{PASSWORD}")
+        yield ui
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,11 @@ def notice(system: RunningSystem, key: str) -> Notification | None:
 
 def pauses(system: RunningSystem, run_id: str) -> int:
     """How often the run has paused. Its page may show the pause of before for a while."""
-    states = httpx.get(f"{system.api.url}/flow_run_states/", params={"flow_run_id": run_id})
+    states = httpx.get(
+        f"{system.api.url}/flow_run_states/",
+        params={"flow_run_id": run_id},
+        auth=(USER, PASSWORD),
+    )
     return sum(state["type"] == "PAUSED" for state in states.raise_for_status().json())
 
 

@@ -10,6 +10,7 @@ from seed.catalogue import (
     JOHN_DOE,
     STRIPED_PAJAMAS,
     TEN_X_RULE,
+    empty,
     popularity,
     put_catalogue,
     put_shop,
@@ -159,3 +160,36 @@ def test_seeding_makes_the_tables_of_an_empty_database(
     monkeypatch.setenv("STORE_DATABASE_URL", url)
     seed(monkeypatch)
     assert (stock(), points()) == (500, 300)
+
+
+@sqlite_only
+def test_a_shop_puts_couriers_of_its_own_without_the_example_data(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty()
+    seed(monkeypatch, "--courier", "anna", "30", "--courier", "otto", "5")
+    seed(monkeypatch, "--courier", "otto", "50")
+    books, customers, couriers = catalogue()
+    assert (books, customers) == ([], [])
+    assert [(each.id, each.capacity_copies) for each in couriers] == [("anna", 30), ("otto", 50)]
+
+
+@sqlite_only
+def test_a_courier_keeps_room_for_what_it_has_in_hand(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed("o-1", "find_couriers", 10)
+    with pytest.raises(SystemExit):
+        seed(monkeypatch, "--courier", "city-vans", "9")
+    assert "courier city-vans has 10 copies in hand" in capsys.readouterr().err
+    seed(monkeypatch, "--courier", "city-vans", "10")
+    (city_vans,) = [each for each in catalogue()[2] if each.id == "city-vans"]
+    assert (city_vans.capacity_copies, city_vans.assigned_copies) == (10, 10)
+
+
+@pytest.mark.parametrize("copies", ["-1", "many", "1.5"])
+def test_a_courier_without_a_number_of_copies_is_refused(
+    monkeypatch: pytest.MonkeyPatch, copies: str
+) -> None:
+    with pytest.raises(SystemExit):
+        seed(monkeypatch, "--courier", "anna", copies)

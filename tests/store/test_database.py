@@ -147,3 +147,12 @@ def test_sqlite_is_set_up_for_many_processes(database: str) -> None:
         assert session.connection().execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert session.connection().execute(text("PRAGMA foreign_keys")).scalar() == 1
         assert session.connection().execute(text("PRAGMA busy_timeout")).scalar() == 60_000
+
+
+def test_an_error_of_the_database_does_not_quote_the_row(database: str) -> None:
+    with pytest.raises(IntegrityError) as refused, transaction() as session:
+        session.execute(update(Customer).where(col(Customer.id) == JOHN_DOE).values(points=-77))
+    said = f"{refused.value} {refused.value.orig}"
+    assert "customers_points_not_negative" in said
+    assert "John" not in said
+    assert "77" not in said

@@ -1,6 +1,7 @@
 """A setting that is missing or wrong is named, and none is read at import."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -85,6 +86,27 @@ def test_no_secret_is_shown_by_the_settings_or_their_errors(
             with pytest.raises(ValidationError) as refused:
                 settings()
         assert SECRET not in str(refused.value)
+
+
+def test_a_secret_may_be_a_file_and_a_variable_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "store_database_url").write_text("sqlite:////srv/by-file.db\n")
+    (tmp_path / "store_currency").write_text("EUR\n")
+    monkeypatch.delenv("STORE_DATABASE_URL", raising=False)
+    monkeypatch.setenv("STORE_SECRETS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("STORE_CURRENCY", "CHF")
+    assert settings().database_url == "sqlite:////srv/by-file.db"
+    assert settings().currency == "CHF"
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////srv/store.db")
+    monkeypatch.setenv("STORE_SECRETS_FOLDER", str(tmp_path / "gone"))
+    with pytest.raises(NotADirectoryError, match="STORE_SECRETS_FOLDER: there is no"):
+        settings()
 
 
 def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,327 @@
+"""``python -m seed.dynamodb``: the books and users of the original's DynamoDB tables move in.
+
+The tables are read page by page and never written. Each page is one transaction, and what was
+reached is noted after it, so that an import that was interrupted goes on when it is called again.
+A row that is known already is brought up to date until this shop has its first order; from then
+on stock and points live here, and it is left as it is.
+
+Region and credentials come from boto3's own chain, the address from `STORE_AWS_ENDPOINT_URL`.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from boto3.dynamodb.types import TypeDeserializer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import func
+from sqlalchemy import select as select_columns
+from sqlmodel import Session, col, select
+
+from seed.catalogue import GOOD_CARD
+from seed.original_items import ItemRefused, Taken, book, customer
+from store import aws
+from store.database import insert_missing, migrate, reading, transaction
+from store.errors import SourceUnavailable, StoreError, UnreadableSource
+from store.models import ID_LENGTH, Book, Customer, Order
+from store.settings import settings
+
+PAGE_ITEMS = 1_000
+"""Items of one call and one transaction; they bound the memory, and what is read twice at most."""
+FOLDER = Path("dynamodb-import")
+
+_ERRORS = aws.Errors(SourceUnavailable, UnreadableSource)
+_OUTCOMES = ("new", "brought up to date", "unchanged", "left as it is here", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table of the original: its name, its key, and what an item of it is here."""
+
+    table: str
+    key: str
+    model: type[Book] | type[Customer]
+    take: Callable[[Mapping[str, Any]], Taken]
+
+
+@dataclass
+class Progress:
+    """How far a table is read, and what became of its items so far."""
+
+    next_key: dict[str, Any] | None = None
+    is_done: bool = False
+    outcomes: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+class ImportFolder:
+    """Where an import keeps how far it is, and the items that it could not take.
+
+    The keys of rejected items may say who a customer is, so nobody else may read the files.
+
+    Args:
+        folder: Made if it is missing.
+        tables: The tables that are read.
+        into: Where they are read from and put; no other import goes on from here.
+
+    Raises:
+        UnreadableSource: an unfinished import of something else is kept there.
+    """
+
+    def __init__(self, folder: Path, tables: Sequence[str], into: Mapping[str, str | None]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.rejects = folder / "rejects.csv"
+        self._state = folder / "state.json"
+        self._what = {"tables": list(tables), **into}
+        self.progress = {table: Progress() for table in tables}
+        self.goes_on = False
+        kept = json.loads(self._state.read_text()) if self._state.exists() else None
+        if kept and not all(table["is_done"] for table in kept["progress"].values()):
+            if kept["what"] != self._what:
+                raise UnreadableSource(
+                    f"{folder} keeps an unfinished import of other tables, or into another "
+                    "database; finish it, name another --folder, or delete this one"
+                )
+            self.goes_on = True
+            self.progress = {
+                table: Progress(
+                    read["next_key"],
+                    read["is_done"],
+                    *(Counter(read[name]) for name in ("outcomes", "missing", "left_out")),
+                )
+                for table, read in kept["progress"].items()
+            }
+        # What was written after the last noted page belongs to items that are read again.
+        with _private(self.rejects, "a") as file:
+            file.truncate(kept["rejects_bytes"] if kept and self.goes_on else 0)
+        if not self.goes_on:
+            self._append([("table", "key", "field", "reason")])
+
+    def note(self, rejects: Sequence[tuple[str, str, str, str]]) -> None:
+        """Keep the rejects of a page, then how far the import is; the page is in the database."""
+        self._append(rejects)
+        new = self._state.with_suffix(".new")
+        with _private(new, "w") as file:
+            json.dump(
+                {
+                    "what": self._what,
+                    "rejects_bytes": self.rejects.stat().st_size,
+                    "progress": {name: vars(table) for name, table in self.progress.items()},
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._state)
+
+    def _append(self, rows: Sequence[Sequence[str]]) -> None:
+        with _private(self.rejects, "a") as file:
+            csv.writer(file).writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _private(path: Path, mode: str) -> Any:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    return open(path, mode, newline="", encoding="utf-8", opener=opener)
+
+
+def import_tables(
+    sources: Sequence[Source],
+    folder: ImportFolder,
+    report: Callable[[str], None] = lambda _line: None,
+) -> None:
+    """Read each table from where the folder says that it was left, to its end.
+
+    Args:
+        sources: The tables, in the order in which they are read.
+        folder: How far the import is; kept after each page.
+        report: Called with a line after each page.
+
+    Raises:
+        SourceUnavailable: DynamoDB did not answer; what was read is kept.
+        UnreadableSource: DynamoDB refuses, or a table is not one of the original's.
+    """
+    for source in sources:
+        progress = folder.progress[source.table]
+        while not progress.is_done:
+            items, progress.next_key = _page(source, progress.next_key)
+            taken, rejects = _sorted_out(source, items)
+            with transaction() as session:
+                outcomes = _put(session, source.model, taken)
+            progress.outcomes.update(outcomes, rejected=len(rejects))
+            for each in taken:
+                progress.missing.update(each.missing)
+                progress.left_out.update(each.left_out)
+            progress.is_done = progress.next_key is None
+            folder.note(rejects)
+            report(f"{source.table}: {progress.outcomes.total()} items")
+
+
+def _page(
+    source: Source, start: dict[str, Any] | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return the items of the next page, and the key after which the one after it begins."""
+    # The final import reads what the old shop wrote last.
+    options: dict[str, Any] = {"ConsistentRead": True, "Limit": PAGE_ITEMS}
+    if start is not None:
+        options["ExclusiveStartKey"] = start
+    with aws.calling(f"reading {source.table}", _ERRORS):
+        client = aws.dynamodb(settings().aws_endpoint_url)
+        answer = client.scan(TableName=source.table, **options)
+    next_key: dict[str, Any] | None = answer.get("LastEvaluatedKey")
+    if next_key is not None and (set(next_key) != {source.key} or "S" not in next_key[source.key]):
+        raise UnreadableSource(
+            f"{source.table} is no such table of the original: its key is "
+            f"{', '.join(sorted(next_key))}, not the text {source.key}"
+        )
+    return answer["Items"], next_key
+
+
+def _sorted_out(
+    source: Source, items: Sequence[Mapping[str, Any]]
+) -> tuple[list[Taken], list[tuple[str, str, str, str]]]:
+    read = TypeDeserializer().deserialize
+    taken: list[Taken] = []
+    rejects: list[tuple[str, str, str, str]] = []
+    for item in items:
+        values = {name: read(value) for name, value in item.items()}
+        try:
+            taken.append(source.take(values))
+        except ItemRefused as refused:
+            key = str(values.get(source.key, ""))
+            rejects.append((source.table, key, refused.field, refused.reason))
+    return taken, rejects
+
+
+def _put(
+    session: Session, model: type[Book] | type[Customer], taken: Sequence[Taken]
+) -> Counter[str]:
+    """Insert what is new; bring up to date what is known, unless this shop has an order."""
+    ids = [each.row["id"] for each in taken]
+    known = {
+        row.id: row
+        for row in session.scalars(
+            select(model).where(col(model.id).in_(ids)).order_by(col(model.id)).with_for_update()
+        )
+    }
+    # Asked with the rows locked: an order that comes now waits, and finds them up to date.
+    has_orders = session.scalar(select(Order.id).limit(1)) is not None
+    new = insert_missing(
+        session, model, [e.row | e.only_new for e in taken if e.row["id"] not in known]
+    )
+    outcomes = Counter(new=len(new))
+    for each in taken:
+        row = known.get(each.row["id"])
+        if row is None:
+            continue
+        if all(getattr(row, name) == value for name, value in each.row.items()):
+            outcomes["unchanged"] += 1
+        elif has_orders:
+            outcomes["left as it is here"] += 1
+        else:
+            for name, value in each.row.items():
+                setattr(row, name, value)
+            outcomes["brought up to date"] += 1
+    return outcomes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 if an item was rejected or the import stops."""
+    parser = argparse.ArgumentParser(prog="python -m seed.dynamodb", description=__doc__)
+    parser.add_argument("--book-table", required=True, metavar="NAME")
+    parser.add_argument("--user-table", required=True, metavar="NAME")
+    parser.add_argument(
+        "--payment-method",
+        default=GOOD_CARD,
+        metavar="ID",
+        help="what new customers pay with; the original knows none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=FOLDER,
+        help="where the import keeps how far it is, and what it could not take (default: "
+        "%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if not 1 <= len(options.payment_method) <= ID_LENGTH:
+        parser.error(f"--payment-method has 1 to {ID_LENGTH} characters")
+
+    console = Console(soft_wrap=True, highlight=False)
+    url = settings().database_url
+    migrate(url)
+    sources = [
+        Source(options.book_table, "bookId", Book, book),
+        Source(
+            options.user_table,
+            "userId",
+            Customer,
+            partial(customer, payment_method=options.payment_method),
+        ),
+    ]
+    try:
+        folder = ImportFolder(
+            options.folder,
+            [source.table for source in sources],
+            {
+                "endpoint": settings().aws_endpoint_url,
+                # Not the URL: it may hold a password.
+                "database": hashlib.sha256(url.encode()).hexdigest(),
+            },
+        )
+        if folder.goes_on:
+            console.print("the import that was interrupted goes on")
+        import_tables(sources, folder, console.print)
+    except StoreError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"{error}\nWhat was read is kept; the same command goes on from there.", markup=False
+        )
+        return 1
+    _print_totals(console, sources, folder)
+    return 1 if any(p.outcomes["rejected"] for p in folder.progress.values()) else 0
+
+
+def _print_totals(console: Console, sources: Sequence[Source], folder: ImportFolder) -> None:
+    table = Table("table", "read", *_OUTCOMES, title="Imported")
+    for source in sources:
+        outcomes = folder.progress[source.table].outcomes
+        counts = [outcomes.total(), *(outcomes[outcome] for outcome in _OUTCOMES)]
+        table.add_row(source.table, *map(str, counts))
+    console.print(table)
+    for source in sources:
+        progress = folder.progress[source.table]
+        for name, count in sorted(progress.missing.items()):
+            console.print(f"{source.table}: {count} items have no {name}")
+        for name, count in sorted(progress.left_out.items()):
+            console.print(f"{source.table}: {name} of {count} items has no place here")
+    if any(folder.progress[source.table].outcomes["rejected"] for source in sources):
+        console.print(f"Rejected, with the reasons: {folder.rejects}")
+    with reading() as session:
+        books, copies = session.execute(
+            select_columns(func.count(), func.coalesce(func.sum(Book.quantity), 0))
+        ).one()
+        customers, points = session.execute(
+            select_columns(func.count(), func.coalesce(func.sum(Customer.points), 0))
+        ).one()
+    console.print(
+        f"The shop has {books} books with {copies} copies, {customers} customers with {points} "
+        "points."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

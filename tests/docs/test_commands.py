@@ -1,0 +1,129 @@
+"""Every command that a document shows is one that its program takes; none of them is run."""
+
+import importlib
+import re
+import shlex
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import boto3
+import pytest
+from botocore import xform_name
+from cyclopts import App, CycloptsError
+from prefect.cli._app import _app as prefect_commands
+
+from console.main import app as checkout_commands
+from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
+
+OF_THE_SYSTEM = {
+    *("createdb", "createuser", "docker", "git", "install", "kubectl", "pip", "psql"),
+    *("systemctl", "useradd"),
+}
+"""Of the arguments of these, only files of the project are looked at."""
+OF_PYTHON = {"pip", "venv"}
+OF_THE_SHELL = {".", "cd", "export", "set"}
+_BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_PLACEHOLDER = re.compile(r"<[a-z ]+>")
+_ASSIGNMENT = re.compile(r"^[A-Z_]+=")
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Each command of the documents' shell blocks: its document, and its words."""
+    for document in documents():
+        for block in _BLOCK.findall(document.read_text()):
+            for line in block.splitlines():
+                words = shlex.split(_PLACEHOLDER.sub("placeholder", line), comments=True)
+                while words:
+                    end = words.index("&&") if "&&" in words else len(words)
+                    yield str(document.relative_to(PROJECT_DIR)), words[:end]
+                    words = words[end + 1 :]
+
+
+def program(words: list[str]) -> tuple[str, list[str]]:
+    """The command's program, and its arguments."""
+    while _ASSIGNMENT.match(words[0]):
+        words = words[1:]
+    return words[0].removeprefix(".venv/bin/"), words[1:]
+
+
+COMMANDS = [(document, *program(words)) for document, words in commands()]
+
+
+class Parsed(Exception):
+    """The arguments were taken; nothing is done with them."""
+
+
+def parse_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if module in OF_PYTHON:
+        return
+    found = importlib.import_module(f"{module}.__main__" if is_package(module) else module)
+    real = ArgumentParser.parse_args
+
+    def parse_only(self: ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
+        real(self, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(Parsed):
+        found.main()
+
+
+def is_package(module: str) -> bool:
+    return Path(PROJECT_DIR, *module.split("."), "__main__.py").exists()
+
+
+def parse(app: App, arguments: list[str]) -> None:
+    app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+def parse_aws(arguments: list[str]) -> None:
+    service, operation, *options = arguments
+    model = boto3.session.Session()._session.get_service_model(service)
+    names = {xform_name(name, "-"): name for name in model.operation_names}
+    shape = model.operation_model(names[operation]).input_shape
+    assert shape is not None
+    known = {xform_name(member, "-") for member in shape.members} | {"cli-input-json"}
+    for option in options:
+        if option.startswith("--"):
+            assert option.removeprefix("--").removeprefix("no-") in known, option
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "arguments"),
+    COMMANDS,
+    ids=[f"{document}: {name} {' '.join(rest)}"[:90] for document, name, rest in COMMANDS],
+)
+def test_a_command_that_a_document_shows_is_taken_by_its_program(
+    document: str, name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match name:
+        case "make":
+            assert {each for each in arguments if "=" not in each} <= make_targets()
+        case "python" | "python3":
+            assert arguments[0] == "-m"
+            parse_module(arguments[1], arguments[2:], monkeypatch)
+        case "prefect":
+            parse(prefect_commands, arguments)
+        case "checkout":
+            parse(checkout_commands, arguments)
+        case "aws":
+            parse_aws(arguments)
+        case _:
+            assert name in OF_THE_SYSTEM | OF_THE_SHELL, name
+    for argument in arguments:
+        path = argument.removeprefix("file://")
+        if path.startswith("deployments/"):
+            assert (PROJECT_DIR / path).exists(), path
+
+
+def test_a_command_that_its_program_does_not_take_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CycloptsError):
+        parse(prefect_commands, ["worker", "start", "--pol", "store"])
+    with pytest.raises(SystemExit):
+        parse_module("seed.dynamodb", ["--book-table", "books"], monkeypatch)
+    with pytest.raises(AssertionError):
+        parse_aws(["ecs", "register-task-definition", "--famly", "x"])
