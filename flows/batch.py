@@ -19,6 +19,7 @@ from prefect import State, flow, get_client, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.batch_report import Progress, publish, report_on
@@ -114,6 +115,7 @@ def batch_checkout(
                 break
         else:
             refused = await_decisions(run_id, wait, chunk_size, refused)
+    progress.show(at_once=True)
     report = report_on(batch, seconds, intake, progress)
     publish(report, run_id)
     if report.failed_share > tolerated_failures:
@@ -164,7 +166,7 @@ def _carry(
     with task_runner(concurrency) as runner:
         under_way: deque[Any] = deque()
         while chunk is not None:
-            under_way.append(runner.submit(work, {"order_ids": chunk}))
+            under_way.append(runner.submit(work, {"order_ids": _as_one(chunk)}))
             # Orders are claimed only when there is somebody to carry them.
             if len(under_way) >= concurrency:
                 yield from _finished(run_id, under_way.popleft(), progress)
@@ -199,7 +201,7 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
     try:
         for step in STEPS:
             started = time.perf_counter()
-            going_on = step(going_on)
+            going_on = step(_as_one(going_on))
             seconds[step.name] += time.perf_counter() - started
             if not going_on:
                 return
@@ -215,6 +217,11 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
         middle = len(order_ids) // 2
         _check_out(order_ids[:middle], seconds)
         _check_out(order_ids[middle:], seconds)
+
+
+def _as_one(order_ids: list[str]) -> Any:
+    """Return the ids so that Prefect takes them as one value; it would look at each, repeatedly."""
+    return quote(order_ids)
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
@@ -239,7 +246,7 @@ def finish_chunk(order_ids: list[str]) -> dict[str, float]:
     seconds: defaultdict[str, float] = defaultdict(float)
     started = time.perf_counter()
     try:
-        dispatch_order(order_ids)
+        dispatch_order(_as_one(order_ids))
         seconds[dispatch_order.name] += time.perf_counter() - started
     except OrderError:
         pass  # none of the group is dispatched; each has its own error in its record

@@ -68,7 +68,8 @@ _SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
 
 def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrder]:
     """Lock the orders, by id so that two groups cannot deadlock, and return them by id."""
-    rows = session.execute(
+    # Asked of the connection: the session would take each row in its hands once more.
+    rows = session.connection().execute(
         select(*_SAGA_ORDER)
         .where(among(session, col(Order.id), order_ids))
         .order_by(col(Order.id))
@@ -97,7 +98,7 @@ def _records(
 ) -> list[StepRecord]:
     """Return the records of the orders' present attempts for ``steps``."""
     attempt = {order.id: order.attempt for order in orders}
-    found = session.execute(
+    found = session.connection().execute(
         select(*_STEP_RECORD).where(
             among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
         )
@@ -111,13 +112,13 @@ class Forward:
     """A step under way for a group, inside its transaction.
 
     ``todo`` are the orders that lack the step, in the order in which they were given.
-    ``intents`` holds what was recorded by :meth:`intend` in an earlier transaction.
+    ``intents`` are the ids of those of which :meth:`intend` was recorded in an earlier transaction.
     """
 
     step: str
     session: Session
     todo: list[SagaOrder]
-    intents: dict[str, dict[str, Any]]
+    intents: set[str]
     _done: list[str]
     _stopped: list[OrderError]
     _new: list[dict[str, Any]] = field(default_factory=list)
@@ -208,14 +209,18 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             for id_ in order_ids
             if id_ in orders and orders[id_].status in GOING_FORWARD
         ]
-        records = {r.order_id: r for r in _records(session, live, [step])}
-        done = {id_ for id_, r in records.items() if r.state == StepState.DONE}
-        ready = _with_the_step_before(session, step, [o for o in live if o.id not in done])
+        states = _states(session, step, live)
+        done = {id_ for id_, state in states.items() if state == StepState.DONE}
+        intents = {id_ for id_, state in states.items() if state == StepState.INTENDED}
+        # Whatever is intended had the step before it when it was.
+        ready = intents | _with_the_step_before(
+            session, step, [order for order in live if order.id not in states]
+        )
         group = Forward(
             step=step,
             session=session,
-            todo=ready,
-            intents={id_: r.result for id_, r in records.items() if r.state == StepState.INTENDED},
+            todo=[order for order in live if order.id in ready],
+            intents=intents,
             _done=[order.id for order in live if order.id in done],
             _stopped=[
                 recorded_error(order.error, order.message)
@@ -227,27 +232,33 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
         group._write()
 
 
-def _with_the_step_before(
-    session: Session, step: str, orders: Sequence[SagaOrder]
-) -> list[SagaOrder]:
-    """Return those of the orders that have the last step before ``step`` that they need.
+def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[str, str]:
+    """Return the state of ``step`` in the present attempt of those orders that have a record."""
+    attempt = {order.id: order.attempt for order in orders}
+    found = session.connection().execute(
+        select(SagaRecord.order_id, SagaRecord.attempt, SagaRecord.state).where(
+            among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step) == step
+        )
+    )
+    return {id_: state for id_, in_attempt, state in found if in_attempt == attempt[id_]}
+
+
+def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrder]) -> set[str]:
+    """Return the ids of the orders that have the last step before ``step`` that they need.
 
     They have all the others then: none is done without the one before it.
     """
-    by_before: dict[str | None, dict[str, int]] = {}
+    by_before: dict[str | None, list[SagaOrder]] = {}
     for order in orders:
-        by_before.setdefault(_step_before(order, step), {})[order.id] = order.attempt
-    ready = set(by_before.pop(None, ()))
-    for before, attempt in by_before.items():
-        done = session.execute(
-            select(SagaRecord.order_id, SagaRecord.attempt).where(
-                among(session, col(SagaRecord.order_id), attempt),
-                col(SagaRecord.step) == before,
-                col(SagaRecord.state) == StepState.DONE,
-            )
-        )
-        ready.update(id_ for id_, in_attempt in done if in_attempt == attempt[id_])
-    return [order for order in orders if order.id in ready]
+        by_before.setdefault(_step_before(order, step), []).append(order)
+    ready: set[str] = set()
+    for before, group in by_before.items():
+        if before is None:
+            ready.update(order.id for order in group)
+        else:
+            states = _states(session, before, group)
+            ready.update(id_ for id_, state in states.items() if state == StepState.DONE)
+    return ready
 
 
 def _step_before(order: SagaOrder, step: str) -> str | None:

@@ -151,7 +151,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
     with reading() as session:
         orders = {
             row[0]: DecidedOrder._make(row)
-            for row in session.execute(
+            for row in session.connection().execute(
                 select(Order.id, Order.attempt, Order.status, Order.run_id).where(
                     among(session, col(Order.id), ids)
                 )
@@ -164,7 +164,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
                 reason=reason,
                 answered_by=decided_by,
             )
-            for order_id, attempt, courier_id, reason, decided_by in session.execute(
+            for order_id, attempt, courier_id, reason, decided_by in session.connection().execute(
                 select_columns(
                     col(Decision.order_id),
                     col(Decision.attempt),
@@ -477,7 +477,7 @@ def _says(decision: Decision, answer: CourierAnswer) -> bool:
 def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
     ids = [order.id for order in orders]
     titles: dict[str, list[str]] = {id_: [] for id_ in ids}
-    for order_id, quantity, title in session.execute(
+    for order_id, quantity, title in session.connection().execute(
         select(OrderLine.order_id, OrderLine.quantity, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id))
         .where(among(session, col(OrderLine.order_id), ids))

@@ -79,7 +79,7 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
     """Return each order's lines: the book's id, and how many copies."""
     lines: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in order_ids}
-    for order_id, book_id, quantity in session.execute(
+    for order_id, book_id, quantity in session.connection().execute(
         select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity).where(
             among(session, col(OrderLine.order_id), order_ids)
         )
@@ -98,7 +98,7 @@ class ShelfBook(NamedTuple):
 
 
 def _lock_books(session: Session, book_ids: Iterable[str]) -> dict[str, ShelfBook]:
-    books = session.execute(
+    books = session.connection().execute(
         select(Book.id, Book.title, Book.price_cents, Book.quantity)
         .where(among(session, col(Book.id), book_ids))
         .order_by(Book.id)

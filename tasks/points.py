@@ -92,7 +92,7 @@ def restore_points(order_ids: list[str]) -> list[str]:
 
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:
     """Lock the customers and return the points that each of them has."""
-    customers = session.execute(
+    customers = session.connection().execute(
         select(Customer.id, Customer.points)
         .where(among(session, col(Customer.id), user_ids))
         .order_by(Customer.id)

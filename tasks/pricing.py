@@ -29,7 +29,7 @@ def calculate_total(order_ids: list[str]) -> list[str]:
     """
     with forward("calculate_total", order_ids) as step:
         priced: dict[str, list[tuple[str, int, int | None]]] = {o.id: [] for o in step.todo}
-        for order_id, *line in step.session.execute(
+        for order_id, *line in step.session.connection().execute(
             select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity, Book.price_cents)
             .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
             .where(among(step.session, col(OrderLine.order_id), priced))
