@@ -50,6 +50,14 @@ def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement
     return condition
 
 
+def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
+    """Return all rows of a query for columns.
+
+    It is put to the connection: the session would take every row in its hands once more.
+    """
+    return session.connection().execute(statement).all()
+
+
 def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
     """Insert rows; ``same`` are the columns in which all of them have one value."""
     if rows:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -33,18 +34,23 @@ MIGRATION_TRIES = 5
 @cache
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
+    options: dict[str, Any] = {
+        "hide_parameters": True,
+        "json_serializer": _to_json,
+        "json_deserializer": orjson.loads,
+    }
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(
             url,
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=20,
-            hide_parameters=True,
+            **options,
             # A prepared statement keeps the plan that was best while the tables were small.
             connect_args={"prepare_threshold": None},
         )
 
-    sqlite = create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True)
+    sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
 
     @event.listens_for(sqlite, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -61,6 +67,10 @@ def engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN DEFERRED" if reading else "BEGIN IMMEDIATE")
 
     return sqlite
+
+
+def _to_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 @contextmanager

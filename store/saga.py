@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlmodel import Session, col, select
 
-from store.bulk import among, insert_rows, update_rows
+from store.bulk import among, insert_rows, read_rows, update_rows
 from store.database import transaction
 from store.errors import OrderError, recorded_error
 from store.models import (
@@ -68,12 +68,12 @@ _SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
 
 def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrder]:
     """Lock the orders, by id so that two groups cannot deadlock, and return them by id."""
-    # Asked of the connection: the session would take each row in its hands once more.
-    rows = session.connection().execute(
+    rows = read_rows(
+        session,
         select(*_SAGA_ORDER)
         .where(among(session, col(Order.id), order_ids))
         .order_by(col(Order.id))
-        .with_for_update()
+        .with_for_update(),
     )
     return {row[0]: SagaOrder._make(row) for row in rows}
 
@@ -98,10 +98,11 @@ def _records(
 ) -> list[StepRecord]:
     """Return the records of the orders' present attempts for ``steps``."""
     attempt = {order.id: order.attempt for order in orders}
-    found = session.connection().execute(
+    found = read_rows(
+        session,
         select(*_STEP_RECORD).where(
             among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
-        )
+        ),
     )
     records = map(StepRecord._make, found)
     return [record for record in records if record.attempt == attempt[record.order_id]]
@@ -235,10 +236,11 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
 def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[str, str]:
     """Return the state of ``step`` in the present attempt of those orders that have a record."""
     attempt = {order.id: order.attempt for order in orders}
-    found = session.connection().execute(
+    found = read_rows(
+        session,
         select(SagaRecord.order_id, SagaRecord.attempt, SagaRecord.state).where(
             among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step) == step
-        )
+        ),
     )
     return {id_: state for id_, in_attempt, state in found if in_attempt == attempt[id_]}
 

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from store.bulk import among, increase, insert_rows, update_rows
+from store.bulk import among, increase, insert_rows, read_rows, update_rows
 from store.database import reading, transaction
 from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
@@ -151,10 +151,11 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
     with reading() as session:
         orders = {
             row[0]: DecidedOrder._make(row)
-            for row in session.connection().execute(
+            for row in read_rows(
+                session,
                 select(Order.id, Order.attempt, Order.status, Order.run_id).where(
                     among(session, col(Order.id), ids)
-                )
+                ),
             )
         }
         answers = {
@@ -164,14 +165,15 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
                 reason=reason,
                 answered_by=decided_by,
             )
-            for order_id, attempt, courier_id, reason, decided_by in session.connection().execute(
+            for order_id, attempt, courier_id, reason, decided_by in read_rows(
+                session,
                 select_columns(
                     col(Decision.order_id),
                     col(Decision.attempt),
                     col(Decision.courier_id),
                     col(Decision.reason),
                     col(Decision.decided_by),
-                ).where(among(session, col(Decision.order_id), ids), col(Decision.accepted))
+                ).where(among(session, col(Decision.order_id), ids), col(Decision.accepted)),
             )
         }
         run_ids = {order.run_id for order in orders.values() if order.run_id}
@@ -477,10 +479,11 @@ def _says(decision: Decision, answer: CourierAnswer) -> bool:
 def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
     ids = [order.id for order in orders]
     titles: dict[str, list[str]] = {id_: [] for id_ in ids}
-    for order_id, quantity, title in session.connection().execute(
+    for order_id, quantity, title in read_rows(
+        session,
         select(OrderLine.order_id, OrderLine.quantity, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id))
-        .where(among(session, col(OrderLine.order_id), ids))
+        .where(among(session, col(OrderLine.order_id), ids)),
     ):
         titles[order_id].append(f"{quantity} of “{title}”")
     return [

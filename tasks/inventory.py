@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
-from store.bulk import among, increase
+from store.bulk import among, increase, read_rows
 from store.errors import BookHasNoPrice, BookNotFound, BookOutOfStock, OrderError
 from store.models import Book, OrderLine
 from store.saga import backward, forward
@@ -79,10 +79,11 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
     """Return each order's lines: the book's id, and how many copies."""
     lines: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in order_ids}
-    for order_id, book_id, quantity in session.connection().execute(
+    for order_id, book_id, quantity in read_rows(
+        session,
         select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity).where(
             among(session, col(OrderLine.order_id), order_ids)
-        )
+        ),
     ):
         lines[order_id].append((book_id, quantity))
     return lines
@@ -98,11 +99,12 @@ class ShelfBook(NamedTuple):
 
 
 def _lock_books(session: Session, book_ids: Iterable[str]) -> dict[str, ShelfBook]:
-    books = session.connection().execute(
+    books = read_rows(
+        session,
         select(Book.id, Book.title, Book.price_cents, Book.quantity)
         .where(among(session, col(Book.id), book_ids))
         .order_by(Book.id)
-        .with_for_update()
+        .with_for_update(),
     )
     return {book[0]: ShelfBook._make(book) for book in books}
 

@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
-from store.bulk import among, increase
+from store.bulk import among, increase, read_rows
 from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
@@ -92,10 +92,11 @@ def restore_points(order_ids: list[str]) -> list[str]:
 
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:
     """Lock the customers and return the points that each of them has."""
-    customers = session.connection().execute(
+    customers = read_rows(
+        session,
         select(Customer.id, Customer.points)
         .where(among(session, col(Customer.id), user_ids))
         .order_by(Customer.id)
-        .with_for_update()
+        .with_for_update(),
     )
-    return dict(customers.tuples().all())
+    return dict(customers)

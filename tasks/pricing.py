@@ -4,7 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from sqlmodel import col, select
 
-from store.bulk import among, update_rows
+from store.bulk import among, read_rows, update_rows
 from store.errors import BookHasNoPrice
 from store.models import Book, OrderLine
 from store.saga import forward
@@ -29,12 +29,13 @@ def calculate_total(order_ids: list[str]) -> list[str]:
     """
     with forward("calculate_total", order_ids) as step:
         priced: dict[str, list[tuple[str, int, int | None]]] = {o.id: [] for o in step.todo}
-        for order_id, *line in step.session.connection().execute(
+        for order_id, book_id, quantity, price_cents in read_rows(
+            step.session,
             select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity, Book.price_cents)
             .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-            .where(among(step.session, col(OrderLine.order_id), priced))
+            .where(among(step.session, col(OrderLine.order_id), priced)),
         ):
-            priced[order_id].append((line[0], line[1], line[2]))
+            priced[order_id].append((book_id, quantity, price_cents))
         unit_prices = []
         for order in step.todo:
             total_cents = 0
