@@ -22,8 +22,8 @@ demo: $(INSTALLED) ## start everything in a throw-away folder, show the four end
 up: $(INSTALLED) ## start everything and keep it until Ctrl-C; orders are kept in .local
 	@$(BIN)/python -m deployments.local up
 
-bench: $(INSTALLED) ## measure: what a message costs the dispatcher
-	@$(BIN)/python -m benchmarks.dispatch
+bench: $(INSTALLED) ## run the benchmarks, or one of them (ONLY=batch); on a quiet machine
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
 	@. ./.local/env && $(BIN)/python -m flows.recovery

@@ -84,6 +84,8 @@ class LocalSystem:
         project_dir: the folder with prefect.yaml and the packages.
         durable: False trades safety against a power cut for speed; for throw-away data.
         preferred_port: taken for the server if it is free.
+        worker: False starts neither deployments nor a worker: nothing runs but what the caller
+            runs, as a measurement needs it.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class LocalSystem:
         project_dir: Path = PROJECT_DIR,
         durable: bool = True,
         preferred_port: int = PREFERRED_PORT,
+        worker: bool = True,
     ) -> None:
         self.data_dir = data_dir.resolve()
         self.logs_dir = self.data_dir / "logs"
         self.project_dir = project_dir.resolve()
         self._report = report
         self._preferred_port = preferred_port
+        self._worker = worker
         self._postgres = EmbeddedPostgres(self.data_dir / "postgres", durable=durable)
         self._port: int | None = None
         self._server: Leashed | None = None
@@ -163,7 +167,7 @@ class LocalSystem:
         }
 
     def start(self) -> None:
-        """Starts everything and returns when a worker waits for runs.
+        """Starts everything and returns when a worker, if there is to be one, waits for runs.
 
         Raises:
             LocalSystemError: a part did not start, or the folder is in use by another system.
@@ -177,8 +181,9 @@ class LocalSystem:
             self._prepare_store()
             self._wait_for_server(server)
             self._report_dead_runs()
-            self._deploy()
-            self.start_worker()
+            if self._worker:
+                self._deploy()
+                self.start_worker()
         except EmbeddedPostgresError as error:
             self.stop()
             raise LocalSystemError(str(error)) from error
