@@ -60,16 +60,7 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
     Raises:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
-    held = held_steps(order_ids)
-    for step, undo in UNDO.items():
-        if step not in held:
-            continue
-        try:
-            undo(order_ids)
-        except Exception as error:
-            logger.exception("undo %s failed", undo.name)
-            record_undo_failure(step, order_ids, f"{type(error).__name__}: {error}")
-    statuses = conclude_compensation(order_ids)
+    statuses = give_back(order_ids)
     tell(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
@@ -80,6 +71,20 @@ def compensate(order_ids: list[str]) -> dict[str, str]:
             f"{f' and {len(failed) - 10} more' if len(failed) > 10 else ''}; it is tried again"
         )
     return {id_: str(status) for id_, status in statuses.items()}
+
+
+def give_back(order_ids: list[str]) -> dict[str, OrderStatus]:
+    """Carry out the undos of what failed orders hold; return the status that each has then."""
+    held = held_steps(order_ids)
+    for step, undo in UNDO.items():
+        if step not in held:
+            continue
+        try:
+            undo(order_ids)
+        except Exception as error:
+            logger.exception("undo %s failed", undo.name)
+            record_undo_failure(step, order_ids, f"{type(error).__name__}: {error}")
+    return conclude_compensation(order_ids)
 
 
 def compensate_run(

@@ -10,6 +10,7 @@ from datetime import UTC
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     ColumnElement,
     FromClause,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    any_,
     bindparam,
     column,
     func,
@@ -36,17 +38,13 @@ Rows = Sequence[Row]
 
 def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a column has one of the ids."""
-    given = bindparam(None, list(ids), type_=JSON)
     condition: ColumnElement[bool]
     if _is_sqlite(session):
+        given = bindparam(None, list(ids), type_=JSON)
         elements = func.json_each(given).table_valued(column("value", String))
         condition = id_column.in_(select(elements.c.value))
     else:
-        # An array is looked up in the index, whatever PostgreSQL thinks of the table's size; a
-        # join may be planned as one loop over the table for each id.
-        elements = func.json_array_elements_text(given).table_valued(column("value", String))
-        array = func.array(select(elements.c.value).scalar_subquery())
-        condition = id_column == func.any(array)
+        condition = id_column == any_(bindparam(None, list(ids), type_=ARRAY(String)))
     return condition
 
 

@@ -9,13 +9,12 @@ orders first, then books, customers and couriers, each by id, so that no two can
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel
@@ -108,10 +107,10 @@ def insert_missing(
     values = sorted(rows, key=lambda row: [row[name] for name in key])
     if not values:
         return []
-    dialect = session.get_bind().dialect.name
-    insert = sqlite_insert if dialect == "sqlite" else postgresql_insert
+    # A dialect comes with all of its drivers, so only the one that is used is imported.
+    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
     statement = (
-        insert(table)
+        dialect.insert(table)
         .from_select(*source(session, table, values, same))
         .on_conflict_do_nothing()
         .returning(*table.primary_key.columns)
