@@ -13,6 +13,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Annotated, Any
 
 from prefect import State, flow, get_client, runtime, task
@@ -103,8 +104,8 @@ def batch_checkout(
         for step, spent in _carry(run_id, work, chunks, concurrency, progress):
             seconds[step] += spent
 
-    carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
-    carry(check_out_chunk, _claims(run_id, failed_of, chunk_size))
+    left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
+    carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
     refused = _answers_left(run_id, chunk_size)
     while True:
         carry(
@@ -167,7 +168,7 @@ def _carry(
     with task_runner(concurrency) as runner:
         under_way: deque[Any] = deque()
         while chunk is not None:
-            under_way.append(runner.submit(work, {"order_ids": _as_one(chunk)}))
+            under_way.append(runner.submit(work, {"order_ids": chunk}))
             # Orders are claimed only when there is somebody to carry them.
             if len(under_way) >= concurrency:
                 yield from _finished(run_id, under_way.popleft(), progress)
