@@ -25,8 +25,8 @@ up: export PREFECT_SERVER_API_AUTH_STRING := $(or $(AUTH),$(PREFECT_SERVER_API_A
 up: $(INSTALLED) ## start everything until Ctrl-C, kept in .local; AUTH=user:password asks for it
 	@$(BIN)/python -m deployments.local up
 
-bench: $(INSTALLED) ## measure: what a message costs the dispatcher
-	@$(BIN)/python -m benchmarks.dispatch
+bench: $(INSTALLED) ## run the benchmarks, or one of them (ONLY=batch); on a quiet machine
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 waiting: $(INSTALLED) ## measure: the memory that an order takes while it waits, paused and suspended
 	@$(BIN)/python -m benchmarks.waiting

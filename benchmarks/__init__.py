@@ -1,1 +1,1 @@
-"""The measurements behind the figures in the documents, each with its command."""
+"""The benchmarks: `make bench` runs all of them, `make bench ONLY=batch` one."""

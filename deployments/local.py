@@ -92,6 +92,8 @@ class LocalSystem:
         durable: False trades safety against a power cut for speed; for throw-away data.
         preferred_port: taken for the server if it is free.
         auth: the `user:password` without which the server answers nobody; None for no such.
+        worker: False starts neither deployments nor a worker: nothing runs but what the caller
+            runs, as a measurement needs it.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class LocalSystem:
         durable: bool = True,
         preferred_port: int = PREFERRED_PORT,
         auth: str | None = None,
+        worker: bool = True,
     ) -> None:
         self.data_dir = data_dir.resolve()
         self.logs_dir = self.data_dir / "logs"
@@ -110,6 +113,7 @@ class LocalSystem:
         self._report = report
         self._preferred_port = preferred_port
         self._auth = auth
+        self._worker = worker
         self._postgres = EmbeddedPostgres(self.data_dir / "postgres", durable=durable)
         self._port: int | None = None
         self._server: Leashed | None = None
@@ -183,7 +187,7 @@ class LocalSystem:
         }
 
     def start(self) -> None:
-        """Starts everything and returns when a worker waits for runs.
+        """Starts everything and returns when a worker, if there is to be one, waits for runs.
 
         Raises:
             LocalSystemError: a part did not start, or the folder is in use by another system.
@@ -197,8 +201,9 @@ class LocalSystem:
             self._prepare_store()
             self._wait_for_server(server)
             self._report_dead_runs()
-            self._deploy()
-            self.start_worker()
+            if self._worker:
+                self._deploy()
+                self.start_worker()
         except EmbeddedPostgresError as error:
             self.stop()
             raise LocalSystemError(str(error)) from error

@@ -30,6 +30,8 @@ logger = logging.getLogger("store.batch")
 FAILED_SHOWN = 500
 """Failed orders in the table at the run; `checkout batch failed` gives all of them."""
 REASON_SHOWN = 200
+SHOWN_EVERY_SECONDS = 1.0
+LOOKING_SHARE = 20
 BAR_CELLS = 40
 BARS = 12
 
@@ -44,11 +46,24 @@ class Progress:
         self._run_id = run_id
         self._artifact: UUID | None = None
         self._started = time.monotonic()
+        self._next_look = self._started
         self.ended: list[tuple[float, int]] = []
         """Seconds since the start, and how many orders had ended by then."""
 
-    def show(self) -> None:
-        """Show how far the batch is now; an order that waits counts half."""
+    def show(self, at_once: bool = False) -> None:
+        """Show how far the batch is now; an order that waits counts half.
+
+        Every order of the batch is counted for it, so it is done every second at most, and takes
+        no more than a twentieth of the time however large the batch is; unless ``at_once``.
+        """
+        began = time.monotonic()
+        if began < self._next_look and not at_once:
+            return
+        self._look()
+        took = time.monotonic() - began
+        self._next_look = began + max(SHOWN_EVERY_SECONDS, LOOKING_SHARE * took)
+
+    def _look(self) -> None:
         counts = count_by_status(self._run_id)
         ended = sum(counts.get(status, 0) for status in ENDED)
         passed = ended + 0.5 * sum(

@@ -62,16 +62,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     Raises:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
-    held = held_steps(order_ids)
-    for of_step, undo in UNDO.items():
-        if of_step not in held or step not in (None, of_step):
-            continue
-        try:
-            undo(order_ids)
-        except Exception as error:
-            logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
-            record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
-    statuses = conclude_compensation(order_ids)
+    statuses = give_back(order_ids, step)
     tell(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
@@ -82,6 +73,23 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
             f"{f' and {len(failed) - 10} more' if len(failed) > 10 else ''}; it is tried again"
         )
     return {id_: str(status) for id_, status in statuses.items()}
+
+
+def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderStatus]:
+    """Carry out the undos of what failed orders hold; return the status that each has then.
+
+    Arguments are as for :func:`compensate`.
+    """
+    held = held_steps(order_ids)
+    for of_step, undo in UNDO.items():
+        if of_step not in held or step not in (None, of_step):
+            continue
+        try:
+            undo(order_ids)
+        except Exception as error:
+            logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
+            record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
+    return conclude_compensation(order_ids)
 
 
 def compensate_run(

@@ -32,9 +32,9 @@ from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
 
-GROUP = 500
+GROUP = 2_000
 """Messages that are decided in one transaction."""
-IN_HAND_AT_MOST = 10 * GROUP
+IN_HAND_AT_MOST = 5_000
 """More than these stay in the queue: what is in hand must be looked after before it comes again."""
 LONGEST_POLL_SECONDS = 20.0
 """The longest that SQS lets a receive wait."""

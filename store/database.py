@@ -6,19 +6,20 @@ whatever the busy timeout; on PostgreSQL rows are locked with ``SELECT … FOR U
 orders first, then books, customers and couriers, each by id, so that no two can deadlock.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel
 
+from store.bulk import Row, source, table_of
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -32,14 +33,25 @@ MIGRATION_TRIES = 5
 @cache
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
+    options: dict[str, Any] = {
+        "hide_parameters": True,
+        "json_serializer": _to_json,
+        "json_deserializer": orjson.loads,
+    }
     if make_url(url).get_backend_name() != "sqlite":
         postgresql = create_engine(
-            url, pool_pre_ping=True, pool_size=5, max_overflow=20, hide_parameters=True
+            url,
+            pool_pre_ping=True,
+            pool_size=5,
+            max_overflow=20,
+            **options,
+            # A prepared statement keeps the plan that was best while the tables were small.
+            connect_args={"prepare_threshold": None},
         )
         event.listen(postgresql, "handle_error", _leave_row_out)
         return postgresql
 
-    sqlite = create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True)
+    sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
 
     @event.listens_for(sqlite, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -82,6 +94,10 @@ def _leave_row_out(context: ExceptionContext) -> None:
             )
 
 
+def _to_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 @contextmanager
 def transaction() -> Iterator[Session]:
     """Give a session whose changes are committed together, or not at all on an exception."""
@@ -117,23 +133,34 @@ def snapshot() -> Iterator[Session]:
 
 
 def insert_missing(
-    session: Session, model: type[SQLModel], rows: Iterable[Mapping[str, Any]]
+    session: Session, model: type[SQLModel], rows: Iterable[Row], **same: Any
 ) -> list[tuple[Any, ...]]:
     """Insert the rows whose primary key is free, leave the others as they are.
+
+    Args:
+        session: The transaction.
+        model: The table.
+        rows: The rows, all with the same columns.
+        same: The columns in which all of them have one value.
 
     Returns:
         The primary keys of the rows that were inserted.
     """
-    table = model.__table__  # type: ignore[attr-defined]
+    table = table_of(model)
     key = [column.name for column in table.primary_key.columns]
     # Whoever inserts a key that another transaction has inserted waits for it, so all go by key.
     values = sorted(rows, key=lambda row: [row[name] for name in key])
     if not values:
         return []
-    dialect = session.get_bind().dialect.name
-    insert = sqlite_insert if dialect == "sqlite" else postgresql_insert
-    statement = insert(model).on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return [tuple(row) for row in session.execute(statement, values)]
+    # A dialect comes with all of its drivers, so only the one that is used is imported.
+    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
+    statement = (
+        dialect.insert(table)
+        .from_select(*source(session, table, values, same))
+        .on_conflict_do_nothing()
+        .returning(*table.primary_key.columns)
+    )
+    return [tuple(row) for row in session.execute(statement)]
 
 
 def is_connection_error(error: BaseException) -> bool:

@@ -11,10 +11,11 @@ from datetime import timedelta
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import bindparam, delete, func, insert, update
+from sqlalchemy import delete, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
+from store.bulk import among, insert_rows, update_rows
 from store.database import reading, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
@@ -114,10 +115,9 @@ class TableQueue:
     def send(self, bodies: Sequence[str]) -> None:
         """See :meth:`OrderQueue.send`."""
         now = utc_now()
-        rows = [{"id": str(uuid4()), "body": body, "visible_at": now} for body in bodies]
-        if rows:
-            with transaction() as session:
-                session.execute(insert(QueuedMessage), rows)
+        rows = [{"id": str(uuid4()), "body": body} for body in bodies]
+        with transaction() as session:
+            insert_rows(session, QueuedMessage, rows, visible_at=now, sent_at=now, receive_count=0)
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
         """See :meth:`OrderQueue.receive`."""
@@ -131,30 +131,35 @@ class TableQueue:
     def _receive_visible(self, limit: int) -> list[ReceivedMessage]:
         now = utc_now()
         hidden_until = now + timedelta(seconds=settings().visibility_timeout_seconds)
-        received = []
         with transaction() as session:
-            visible = session.scalars(
-                select(QueuedMessage)
+            visible = session.execute(
+                select(QueuedMessage.id, QueuedMessage.body, QueuedMessage.receive_count)
                 .where(col(QueuedMessage.dead_at).is_(None), col(QueuedMessage.visible_at) <= now)
                 .order_by(col(QueuedMessage.visible_at))
                 .limit(limit)
                 .with_for_update(skip_locked=True)
             ).all()
-            for message in visible:
-                if message.receive_count >= MAX_RECEIVES:
-                    message.dead_at = now
-                    message.dead_reason = f"received {message.receive_count} times, never settled"
-                    continue
-                message.receive_count += 1
-                message.visible_at = hidden_until
-                received.append(
-                    ReceivedMessage(
-                        id=message.id,
-                        body=message.body,
-                        receive_count=message.receive_count,
-                        receipt=f"{message.id}:{message.receive_count}",
-                    )
-                )
+            received = [
+                ReceivedMessage(id_, body, count + 1, receipt=f"{id_}:{count + 1}")
+                for id_, body, count in visible
+                if count < MAX_RECEIVES
+            ]
+            update_rows(
+                session,
+                QueuedMessage,
+                [{"id": m.id, "receive_count": m.receive_count} for m in received],
+                visible_at=hidden_until,
+            )
+            update_rows(
+                session,
+                QueuedMessage,
+                [
+                    {"id": id_, "dead_reason": f"received {count} times, never settled"}
+                    for id_, _, count in visible
+                    if count >= MAX_RECEIVES
+                ],
+                dead_at=now,
+            )
         return received
 
     def delete(self, messages: Sequence[ReceivedMessage]) -> None:
@@ -162,7 +167,9 @@ class TableQueue:
         if messages:
             with transaction() as session:
                 session.execute(
-                    delete(QueuedMessage).where(col(QueuedMessage.id).in_([m.id for m in messages]))
+                    delete(QueuedMessage).where(
+                        among(session, col(QueuedMessage.id), [m.id for m in messages])
+                    )
                 )
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
@@ -174,17 +181,16 @@ class TableQueue:
         self._set(messages, visible_at=utc_now(), receive_count=0)
 
     def _set(self, messages: Sequence[ReceivedMessage], **columns: Any) -> None:
-        if messages:
-            with transaction() as session:
-                session.connection().execute(
-                    update(QueuedMessage)
-                    .where(
-                        col(QueuedMessage.id) == bindparam("of"),
-                        col(QueuedMessage.receive_count) == bindparam("received"),
-                    )
-                    .values(**columns),
-                    [{"of": m.id, "received": m.receive_count} for m in messages],
-                )
+        received = {message.id: message.receive_count for message in messages}
+        with transaction() as session:
+            found = session.execute(
+                select(QueuedMessage.id, QueuedMessage.receive_count)
+                .where(among(session, col(QueuedMessage.id), received))
+                .order_by(QueuedMessage.id)
+                .with_for_update()
+            ).all()
+            in_hand = [{"id": id_} for id_, count in found if count == received[id_]]
+            update_rows(session, QueuedMessage, in_hand, **columns)
 
     def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
         """See :meth:`OrderQueue.dead_letter`."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, insert, update
 from sqlmodel import Session, col, select
 
+from store.bulk import among, insert_rows, read_rows, update_rows
 from store.database import transaction
 from store.errors import OrderError, recorded_error
 from store.models import (
@@ -68,27 +68,46 @@ _SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
 
 def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrder]:
     """Lock the orders, by id so that two groups cannot deadlock, and return them by id."""
-    rows = session.execute(
+    rows = read_rows(
+        session,
         select(*_SAGA_ORDER)
-        .where(col(Order.id).in_(order_ids))
+        .where(among(session, col(Order.id), order_ids))
         .order_by(col(Order.id))
-        .with_for_update()
+        .with_for_update(),
     )
     return {row[0]: SagaOrder._make(row) for row in rows}
 
 
+class StepRecord(NamedTuple):
+    """What the saga log holds of a step of an order's present attempt."""
+
+    order_id: str
+    attempt: int
+    step: str
+    state: str
+    result: dict[str, Any]
+    at: datetime
+    undo_result: dict[str, Any] | None
+    undo_tries: int
+    undo_error: str | None
+
+
+_STEP_RECORD = [getattr(SagaRecord, name) for name in StepRecord._fields]
+
+
 def _records(
     session: Session, orders: Sequence[SagaOrder], steps: Sequence[str]
-) -> list[SagaRecord]:
+) -> list[StepRecord]:
     """Return the records of the orders' present attempts for ``steps``."""
     attempt = {order.id: order.attempt for order in orders}
-    found = session.scalars(
-        select(SagaRecord)
-        .where(col(SagaRecord.order_id).in_(attempt), col(SagaRecord.step).in_(steps))
-        # The session may hold them from before an update that it did not see.
-        .execution_options(populate_existing=True)
+    found = read_rows(
+        session,
+        select(*_STEP_RECORD).where(
+            among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
+        ),
     )
-    return [record for record in found if record.attempt == attempt[record.order_id]]
+    records = map(StepRecord._make, found)
+    return [record for record in records if record.attempt == attempt[record.order_id]]
 
 
 @dataclass
@@ -96,13 +115,13 @@ class Forward:
     """A step under way for a group, inside its transaction.
 
     ``todo`` are the orders that lack the step, in the order in which they were given.
-    ``intents`` holds the records that :meth:`intend` made in an earlier transaction.
+    ``intents`` are the records that :meth:`intend` made in an earlier transaction.
     """
 
     step: str
     session: Session
     todo: list[SagaOrder]
-    intents: dict[str, SagaRecord]
+    intents: dict[str, StepRecord]
     _done: list[str]
     _stopped: list[OrderError]
     _new: list[dict[str, Any]] = field(default_factory=list)
@@ -145,57 +164,25 @@ class Forward:
 
     def _change(self, order: SagaOrder, columns: dict[str, Any]) -> None:
         if columns:
-            self._changed.append({"of": order.id, **columns})
+            self._changed.append({"id": order.id, **columns})
 
     def _finish(self, order: SagaOrder, state: StepState, result: dict[str, Any]) -> None:
-        self._finished.append(
-            {
-                "of": order.id,
-                "in_attempt": order.attempt,
-                "to_state": state,
-                "with_result": result,
-                "finished_at": utc_now(),
-            }
-        )
+        self._finished.append(self._record(order, state, result))
 
-    def _record(self, order: SagaOrder, state: str, result: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, order: SagaOrder, state: StepState, result: dict[str, Any]) -> dict[str, Any]:
         return {
             "order_id": order.id,
             "attempt": order.attempt,
             "step": self.step,
             "state": state,
             "result": result,
-            "at": utc_now(),
         }
 
     def _write(self) -> None:
-        if self._new:
-            self.session.execute(insert(SagaRecord), self._new)
-        if self._finished:
-            self.session.connection().execute(
-                update(SagaRecord)
-                .where(
-                    col(SagaRecord.order_id) == bindparam("of"),
-                    col(SagaRecord.attempt) == bindparam("in_attempt"),
-                    col(SagaRecord.step) == self.step,
-                )
-                .values(
-                    state=bindparam("to_state"),
-                    result=bindparam("with_result"),
-                    at=bindparam("finished_at"),
-                ),
-                self._finished,
-            )
-        if self._changed:
-            columns: dict[str, Any] = {
-                name: bindparam(name) for name in self._changed[0] if name != "of"
-            }
-            self.session.connection().execute(
-                update(Order)
-                .where(col(Order.id) == bindparam("of"))
-                .values(updated_at=utc_now(), **columns),
-                self._changed,
-            )
+        now = utc_now()
+        insert_rows(self.session, SagaRecord, self._new, at=now, undo_tries=0)
+        update_rows(self.session, SagaRecord, self._finished, at=now)
+        update_rows(self.session, Order, self._changed, updated_at=now)
         give_up(self.session, self._failed)
 
     def going_on(self) -> list[str]:
@@ -225,21 +212,18 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             for id_ in order_ids
             if id_ in orders and orders[id_].status in GOING_FORWARD
         ]
-        before = SEQUENCE[: SEQUENCE.index(step)]
-        found = _records(session, live, [*before, step])
-        records = {r.order_id: r for r in found if r.step == step}
-        done_steps = {(r.order_id, r.step) for r in found if r.state == StepState.DONE}
+        records = {r.order_id: r for r in _records(session, live, [step])}
         done = {id_ for id_, r in records.items() if r.state == StepState.DONE}
+        intents = {id_: r for id_, r in records.items() if r.state == StepState.INTENDED}
+        # Whatever is intended had the step before it when it was.
+        ready = intents.keys() | _with_the_step_before(
+            session, step, [order for order in live if order.id not in records]
+        )
         group = Forward(
             step=step,
             session=session,
-            todo=[
-                order
-                for order in live
-                if order.id not in done
-                and all((order.id, b) in done_steps or not _needs(order, b) for b in before)
-            ],
-            intents={id_: r for id_, r in records.items() if r.state == StepState.INTENDED},
+            todo=[order for order in live if order.id in ready],
+            intents=intents,
             _done=[order.id for order in live if order.id in done],
             _stopped=[
                 recorded_error(order.error, order.message)
@@ -251,15 +235,55 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
         group._write()
 
 
+def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[str, str]:
+    """Return the state of ``step`` in the present attempt of those orders that have a record."""
+    attempt = {order.id: order.attempt for order in orders}
+    found = read_rows(
+        session,
+        select(SagaRecord.order_id, SagaRecord.attempt, SagaRecord.state).where(
+            among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step) == step
+        ),
+    )
+    return {id_: state for id_, in_attempt, state in found if in_attempt == attempt[id_]}
+
+
+def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrder]) -> set[str]:
+    """Return the ids of the orders that have the last step before ``step`` that they need.
+
+    They have all the others then: none is done without the one before it.
+    """
+    by_before: dict[str | None, list[SagaOrder]] = {}
+    for order in orders:
+        by_before.setdefault(_step_before(order, step), []).append(order)
+    ready: set[str] = set()
+    for before, group in by_before.items():
+        if before is None:
+            ready.update(order.id for order in group)
+        else:
+            states = _states(session, before, group)
+            ready.update(id_ for id_, state in states.items() if state == StepState.DONE)
+    return ready
+
+
+def _step_before(order: SagaOrder, step: str) -> str | None:
+    """Return the last step before ``step`` that the order needs; none for the first step."""
+    before = SEQUENCE[: SEQUENCE.index(step)]
+    return next((each for each in reversed(before) if _needs(order, each)), None)
+
+
 def _needs(order: SagaOrder, step: str) -> bool:
     """Say whether the later steps of the order wait for ``step``."""
-    if step == "redeem_points":
-        return order.redeem
-    if step == "prepare_order":
-        # A courier may answer before the message is recorded as sent, and that record may never
-        # come; the order's status tells `dispatch_order` that it was answered.
-        return False
-    return step != "bill_customer" or order.due_cents != 0
+    match step:
+        case "redeem_points":
+            return order.redeem
+        case "bill_customer":
+            return order.due_cents != 0
+        case "prepare_order":
+            # A courier may answer before the message is recorded as sent, and that record may
+            # never come; the order's status tells `dispatch_order` that it was answered.
+            return False
+        case _:
+            return True
 
 
 def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
@@ -276,26 +300,19 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         for r in _records(session, [order for order, _ in failed], COMPENSABLE)
         if r.state in HOLDING
     }
-    session.connection().execute(
-        update(Order)
-        .where(col(Order.id) == bindparam("of"))
-        .values(
-            status=bindparam("to_status"),
-            error=bindparam("error"),
-            message=bindparam("message"),
-            updated_at=utc_now(),
-        ),
+    update_rows(
+        session,
+        Order,
         [
             {
-                "of": order.id,
-                "to_status": (
-                    OrderStatus.COMPENSATING if order.id in taken else OrderStatus.REJECTED
-                ),
+                "id": order.id,
+                "status": (OrderStatus.COMPENSATING if order.id in taken else OrderStatus.REJECTED),
                 "error": type(error).__name__,
                 "message": str(error),
             }
             for order, error in failed
         ],
+        updated_at=utc_now(),
     )
 
 
@@ -332,14 +349,26 @@ class Backward:
     """An undo under way for a group: ``todo`` pairs each order with the record of its step."""
 
     session: Session
-    todo: list[tuple[SagaOrder, SagaRecord]]
+    todo: list[tuple[SagaOrder, StepRecord]]
+    _undone: list[dict[str, Any]] = field(default_factory=list)
 
-    def undone(self, record: SagaRecord, result: dict[str, Any]) -> None:
+    def undone(self, record: StepRecord, result: dict[str, Any]) -> None:
         """Mark the step as undone; ``result`` says what was given back."""
-        record.state = StepState.UNDONE
-        record.undone_at = utc_now()
-        record.undo_result = result
-        record.undo_error = None
+        self._undone.append({**_key(record), "undo_result": result})
+
+    def _write(self) -> None:
+        update_rows(
+            self.session,
+            SagaRecord,
+            self._undone,
+            state=StepState.UNDONE,
+            undone_at=utc_now(),
+            undo_error=None,
+        )
+
+
+def _key(record: StepRecord) -> dict[str, Any]:
+    return {"order_id": record.order_id, "attempt": record.attempt, "step": record.step}
 
 
 @contextmanager
@@ -352,18 +381,23 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
         orders = lock_orders(session, order_ids)
         failing = [orders[i] for i in order_ids if i in orders and orders[i].status in GIVING_BACK]
         records = {r.order_id: r for r in _records(session, failing, [step]) if r.state in HOLDING}
-        yield Backward(
+        group = Backward(
             session=session,
             todo=[(order, records[order.id]) for order in failing if order.id in records],
         )
+        yield group
+        group._write()
 
 
 def record_undo_failure(step: str, order_ids: Sequence[str], error: str) -> None:
     """Keep, for each order whose ``step`` could not be undone, the error and one more try."""
     with backward(step, order_ids) as group:
-        for _, record in group.todo:
-            record.undo_tries += 1
-            record.undo_error = error
+        update_rows(
+            group.session,
+            SagaRecord,
+            [{**_key(record), "undo_tries": record.undo_tries + 1} for _, record in group.todo],
+            undo_error=error,
+        )
 
 
 def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
@@ -381,12 +415,12 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
             )
             for order in orders
         }
-        for status in set(concluded.values()):
-            session.execute(
-                update(Order)
-                .where(col(Order.id).in_([i for i, s in concluded.items() if s == status]))
-                .values(status=status, updated_at=utc_now())
-            )
+        update_rows(
+            session,
+            Order,
+            [{"id": id_, "status": status} for id_, status in concluded.items()],
+            updated_at=utc_now(),
+        )
         return concluded
 
 

@@ -37,6 +37,8 @@ REASON_LENGTH = 500
 REDRIVE_HIDES_SECONDS = 600
 """How long dead letters are hidden while they are moved: enough for some ten thousand. Those of a
 redrive that was killed come back after it."""
+RECEIVED_AT_ONCE = 500
+"""They come ten at a time: the first of more than these would wait for the last, and come again."""
 _NAME_LENGTH = 200
 
 
@@ -94,7 +96,10 @@ class SqsQueue:
         and returns at once, so that an idle dispatcher would call without a pause.
         """
         return self._receive(
-            self.queue_url, limit, math.ceil(wait_seconds), self.visibility_timeout_seconds
+            self.queue_url,
+            min(limit, RECEIVED_AT_ONCE),
+            math.ceil(wait_seconds),
+            self.visibility_timeout_seconds,
         )
 
     def _receive(

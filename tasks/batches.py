@@ -11,6 +11,7 @@ from sqlalchemy import func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
+from store.bulk import among
 from store.database import insert_missing, reading, transaction
 from store.models import (
     ENDED,
@@ -114,7 +115,8 @@ def giving_back(order_ids: Sequence[str]) -> list[str]:
         return list(
             session.scalars(
                 select(Order.id).where(
-                    col(Order.id).in_(order_ids), col(Order.status) == OrderStatus.COMPENSATING
+                    among(session, col(Order.id), order_ids),
+                    col(Order.status) == OrderStatus.COMPENSATING,
                 )
             )
         )

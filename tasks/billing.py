@@ -8,9 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from store.errors import BillingError, PaymentGatewayUnavailable, PaymentRefused
-from store.models import SagaRecord
 from store.payments import Charge, payment_gateway
-from store.saga import SagaOrder, backward, forward
+from store.saga import SagaOrder, StepRecord, backward, forward
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
 
 
@@ -115,7 +114,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     return settled
 
 
-def _charge(order: SagaOrder, record: SagaRecord | None) -> Charge:
+def _charge(order: SagaOrder, record: StepRecord | None) -> Charge:
     """Return the charge of an order's present attempt, the same one each time.
 
     ``record`` is what the saga log has of it already: an intent, or the captured charge.

@@ -16,7 +16,7 @@ from store.database import reading
 from store.errors import NothingToUndo
 from store.messages import money
 from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState
-from store.saga import COMPENSABLE, backward
+from store.saga import COMPENSABLE, StepRecord, backward
 from tasks.inventory import settle_copies
 from tasks.orders import read_order
 from tasks.points import settle_points
@@ -210,7 +210,7 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
     raise NothingToUndo(why_not_open(order_id, step))
 
 
-def _settle(session: Session, record: SagaRecord, *, put_back: bool) -> dict[str, Any]:
+def _settle(session: Session, record: StepRecord, *, put_back: bool) -> dict[str, Any]:
     """Correct the books; return what the record says was given back and what was written off."""
     match record.step:
         case "bill_customer":

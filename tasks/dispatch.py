@@ -9,13 +9,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import bindparam, insert, tuple_, update
+from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from store.bulk import among, increase, insert_rows, read_rows, update_rows
 from store.database import reading, transaction
 from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
@@ -132,6 +133,15 @@ class Decided:
     """An order of its batch is decided and holds its courier's capacity."""
 
 
+class DecidedOrder(NamedTuple):
+    """What the dispatcher sees of an order."""
+
+    id: str
+    attempt: int
+    status: str
+    run_id: str | None
+
+
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
     """Return where the order of each message stands.
 
@@ -139,11 +149,31 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
     """
     ids = {message.order_id for message in messages}
     with reading() as session:
-        orders = {o.id: o for o in session.exec(select(Order).where(col(Order.id).in_(ids)))}
-        decisions = {
-            (decision.order_id, decision.attempt): decision
-            for decision in session.exec(
-                select(Decision).where(col(Decision.order_id).in_(ids), col(Decision.accepted))
+        orders = {
+            row[0]: DecidedOrder._make(row)
+            for row in read_rows(
+                session,
+                select(Order.id, Order.attempt, Order.status, Order.run_id).where(
+                    among(session, col(Order.id), ids)
+                ),
+            )
+        }
+        answers = {
+            (order_id, attempt): CourierAnswer(
+                outcome=ASSIGNED if courier_id else NO_COURIER,
+                courier=courier_id or "",
+                reason=reason,
+                answered_by=decided_by,
+            )
+            for order_id, attempt, courier_id, reason, decided_by in read_rows(
+                session,
+                select_columns(
+                    col(Decision.order_id),
+                    col(Decision.attempt),
+                    col(Decision.courier_id),
+                    col(Decision.reason),
+                    col(Decision.decided_by),
+                ).where(among(session, col(Decision.order_id), ids), col(Decision.accepted)),
             )
         }
         run_ids = {order.run_id for order in orders.values() if order.run_id}
@@ -166,7 +196,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
             message: _decided(
                 message,
                 orders.get(message.order_id),
-                decisions.get((message.order_id, message.attempt)),
+                answers.get((message.order_id, message.attempt)),
                 batches,
             )
             for message in messages
@@ -175,8 +205,8 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
 
 def _decided(
     message: OrderMessage,
-    order: Order | None,
-    decision: Decision | None,
+    order: DecidedOrder | None,
+    answer: CourierAnswer | None,
     batches: Mapping[str, set[OrderStatus]],
 ) -> Decided:
     if order is None:
@@ -190,14 +220,7 @@ def _decided(
         is_open=this_attempt and order.status == OrderStatus.WAITING,
         is_settled=not this_attempt or order.status in ENDED,
         run_id=order.run_id,
-        answer=None
-        if decision is None
-        else CourierAnswer(
-            outcome=ASSIGNED if decision.courier_id else NO_COURIER,
-            courier=decision.courier_id or "",
-            reason=decision.reason,
-            answered_by=decision.decided_by,
-        ),
+        answer=answer,
     )
 
 
@@ -282,15 +305,15 @@ def send_again(order_ids: Sequence[str]) -> None:
         ]
     order_queue().send([_body(order) for order in waiting])
     with transaction() as session:
-        session.execute(
-            update(SagaRecord)
-            .where(
-                tuple_(col(SagaRecord.order_id), col(SagaRecord.attempt)).in_(
-                    [(order.id, order.attempt) for order in waiting]
-                ),
-                col(SagaRecord.step) == "prepare_order",
-            )
-            .values(state=StepState.DONE, at=utc_now())
+        update_rows(
+            session,
+            SagaRecord,
+            [
+                {"order_id": order.id, "attempt": order.attempt, "step": "prepare_order"}
+                for order in waiting
+            ],
+            state=StepState.DONE,
+            at=utc_now(),
         )
 
 
@@ -354,7 +377,8 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
                 handed_over[order.courier_id] = handed_over.get(order.courier_id, 0) + order.copies
                 step.done(order, {"courier": order.courier_id}, status=OrderStatus.DISPATCHED)
         _lock_couriers(step.session)
-        _assign(step.session, {id_: -copies for id_, copies in handed_over.items()})
+        given_up = {id_: -copies for id_, copies in handed_over.items()}
+        increase(step.session, Courier, "assigned_copies", given_up)
     return step.going_on()
 
 
@@ -396,23 +420,19 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
     """Make each answer its order's decision. Orders and couriers must be locked."""
     if not decided:
         return
-    session.execute(insert(Decision), [_row(o, answer, accepted=True) for o, answer in decided])
+    insert_rows(session, Decision, [_row(o, answer, accepted=True) for o, answer in decided])
     assigned = [(order, answer) for order, answer in decided if answer.outcome == ASSIGNED]
-    if assigned:
-        session.connection().execute(
-            update(Order)
-            .where(col(Order.id) == bindparam("of"))
-            .values(
-                status=OrderStatus.DISPATCHING,
-                courier_id=bindparam("courier"),
-                updated_at=utc_now(),
-            ),
-            [{"of": order.id, "courier": answer.courier} for order, answer in assigned],
-        )
+    update_rows(
+        session,
+        Order,
+        [{"id": order.id, "courier_id": answer.courier} for order, answer in assigned],
+        status=OrderStatus.DISPATCHING,
+        updated_at=utc_now(),
+    )
     copies: dict[str, int] = {}
     for order, answer in assigned:
         copies[answer.courier] = copies.get(answer.courier, 0) + order.copies
-    _assign(session, copies)
+    increase(session, Courier, "assigned_copies", copies)
     give_up(
         session,
         [
@@ -421,16 +441,6 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
             if answer.outcome == NO_COURIER
         ],
     )
-
-
-def _assign(session: Session, copies: Mapping[str, int]) -> None:
-    if copies:
-        session.connection().execute(
-            update(Courier)
-            .where(col(Courier.id) == bindparam("courier"))
-            .values(assigned_copies=col(Courier.assigned_copies) + bindparam("added")),
-            [{"courier": id_, "added": added} for id_, added in copies.items()],
-        )
 
 
 def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str, Any]:
@@ -470,10 +480,11 @@ def _says(decision: Decision, answer: CourierAnswer) -> bool:
 def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
     ids = [order.id for order in orders]
     titles: dict[str, list[str]] = {id_: [] for id_ in ids}
-    for order_id, quantity, title in session.exec(
+    for order_id, quantity, title in read_rows(
+        session,
         select(OrderLine.order_id, OrderLine.quantity, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id))
-        .where(col(OrderLine.order_id).in_(ids))
+        .where(among(session, col(OrderLine.order_id), ids)),
     ):
         titles[order_id].append(f"{quantity} of “{title}”")
     return [

@@ -21,10 +21,11 @@ from typing import IO, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import bindparam, func, insert, update
+from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from store.bulk import among, insert_rows, update_rows
 from store.database import insert_missing, reading, transaction
 from store.errors import (
     OrderIdConflict,
@@ -104,8 +105,7 @@ def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
             for id_ in sorted(inserted)
             for line in by_id[id_].lines()
         ]
-        if lines:
-            session.execute(insert(OrderLine), lines)
+        insert_rows(session, OrderLine, lines)
         known = _contents(session, [id_ for id_ in rows if id_ not in inserted])
         known |= {id_: rows[id_]["request"] for id_ in inserted}
         return [_answer(order, methods, known, inserted) for order in orders]
@@ -138,7 +138,7 @@ def _answer(
 def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str]:
     found = session.execute(
         select(col(Customer.id), col(Customer.payment_method)).where(
-            col(Customer.id).in_(list(user_ids))
+            among(session, col(Customer.id), user_ids)
         )
     )
     return dict(found.tuples().all())
@@ -146,7 +146,7 @@ def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str
 
 def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = session.execute(
-        select(col(Order.id), col(Order.request)).where(col(Order.id).in_(order_ids))
+        select(col(Order.id), col(Order.request)).where(among(session, col(Order.id), order_ids))
     )
     return dict(found.tuples().all())
 
@@ -191,10 +191,13 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
         )
         claimed = session.scalars(oldest).all()
         if claimed:
-            session.execute(
-                update(Order)
-                .where(col(Order.id).in_(claimed))
-                .values(status=OrderStatus.STARTED, run_id=run_id, updated_at=utc_now())
+            update_rows(
+                session,
+                Order,
+                [{"id": id_} for id_ in claimed],
+                status=OrderStatus.STARTED,
+                run_id=run_id,
+                updated_at=utc_now(),
             )
         return list(claimed)
 
@@ -230,36 +233,31 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             .limit(limit)
             .with_for_update(skip_locked=True, of=Order)
         ).all()
-        if failed:
-            session.connection().execute(
-                update(Order)
-                .where(col(Order.id) == bindparam("of"))
-                .values(
-                    attempt=bindparam("to_attempt"),
-                    payment_method=bindparam("method"),
-                    status=OrderStatus.STARTED,
-                    run_id=run_id,
-                    asked_by=run_id,
-                    continuations=0,
-                    points_redeemed=0,
-                    total_cents=None,
-                    due_cents=None,
-                    courier_id=None,
-                    wait_until=None,
-                    error=None,
-                    message=None,
-                    updated_at=utc_now(),
-                ),
-                [
-                    {
-                        "of": id_,
-                        "to_attempt": attempt + 1,
-                        # A customer may have another card by now.
-                        "method": request["paymentMethod"] or customers or recorded,
-                    }
-                    for id_, attempt, request, recorded, customers in failed
-                ],
-            )
+        update_rows(
+            session,
+            Order,
+            [
+                {
+                    "id": id_,
+                    "attempt": attempt + 1,
+                    # A customer may have another card by now.
+                    "payment_method": request["paymentMethod"] or customers or recorded,
+                }
+                for id_, attempt, request, recorded, customers in failed
+            ],
+            status=OrderStatus.STARTED,
+            run_id=run_id,
+            asked_by=run_id,
+            continuations=0,
+            points_redeemed=0,
+            total_cents=None,
+            due_cents=None,
+            courier_id=None,
+            wait_until=None,
+            error=None,
+            message=None,
+            updated_at=utc_now(),
+        )
         return [id_ for id_, *_ in failed]
 
 

@@ -1,12 +1,13 @@
 """The stock: ``check_inventory`` reserves copies, ``restore_quantity`` gives them back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import bindparam, update
 from sqlmodel import Session, col, select
 
+from store.bulk import among, increase, read_rows
 from store.errors import BookHasNoPrice, BookNotFound, BookOutOfStock, OrderError
 from store.models import Book, OrderLine
 from store.saga import backward, forward
@@ -34,7 +35,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
     with forward("check_inventory", order_ids) as step:
         lines = _lines_by_order(step.session, [order.id for order in step.todo])
         books = _lock_books(
-            step.session, {line.book_id for of_order in lines.values() for line in of_order}
+            step.session, {book_id for of_order in lines.values() for book_id, _ in of_order}
         )
         left = {id_: book.quantity for id_, book in books.items()}
         for order in step.todo:
@@ -42,12 +43,12 @@ def check_inventory(order_ids: list[str]) -> list[str]:
             if problem is not None:
                 step.fail(order, problem)
                 continue
-            copies = {line.book_id: line.quantity for line in lines[order.id]}
+            copies = dict(lines[order.id])
             for book_id, quantity in copies.items():
                 left[book_id] -= quantity
             step.done(order, {"copies": copies})
         taken = {id_: books[id_].quantity - left[id_] for id_ in left}
-        _add_copies(step.session, {id_: -quantity for id_, quantity in taken.items() if quantity})
+        increase(step.session, Book, "quantity", {id_: -taken[id_] for id_ in taken})
     return step.going_on()
 
 
@@ -71,7 +72,7 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
                 returned[book_id] = returned.get(book_id, 0) + quantity
             undo.undone(record, {"copies": record.result["copies"]})
         _lock_books(undo.session, returned)
-        _add_copies(undo.session, returned)
+        increase(undo.session, Book, "quantity", returned)
         return [order.id for order, _ in undo.todo]
 
 
@@ -82,52 +83,57 @@ def settle_copies(session: Session, copies: Mapping[str, int], *, put_back: bool
     """
     _lock_books(session, set(copies))
     if put_back:
-        _add_copies(session, copies)
+        increase(session, Book, "quantity", copies)
     else:
-        session.connection().execute(
-            update(Book)
-            .where(col(Book.id) == bindparam("book"))
-            .values(initial_quantity=col(Book.initial_quantity) - bindparam("lost")),
-            [{"book": id_, "lost": quantity} for id_, quantity in copies.items()],
-        )
+        lost = {book_id: -quantity for book_id, quantity in copies.items()}
+        increase(session, Book, "initial_quantity", lost)
 
 
-def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[OrderLine]]:
-    lines: dict[str, list[OrderLine]] = {id_: [] for id_ in order_ids}
-    for line in session.exec(select(OrderLine).where(col(OrderLine.order_id).in_(order_ids))):
-        lines[line.order_id].append(line)
+def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
+    """Return each order's lines: the book's id, and how many copies."""
+    lines: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in order_ids}
+    for order_id, book_id, quantity in read_rows(
+        session,
+        select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity).where(
+            among(session, col(OrderLine.order_id), order_ids)
+        ),
+    ):
+        lines[order_id].append((book_id, quantity))
     return lines
 
 
-def _lock_books(session: Session, book_ids: Mapping[str, int] | set[str]) -> dict[str, Book]:
-    books = session.exec(
-        select(Book).where(col(Book.id).in_(list(book_ids))).order_by(Book.id).with_for_update()
+class ShelfBook(NamedTuple):
+    """What the stock's steps see of a book."""
+
+    id: str
+    title: str
+    price_cents: int | None
+    quantity: int
+
+
+def _lock_books(session: Session, book_ids: Iterable[str]) -> dict[str, ShelfBook]:
+    books = read_rows(
+        session,
+        select(Book.id, Book.title, Book.price_cents, Book.quantity)
+        .where(among(session, col(Book.id), book_ids))
+        .order_by(Book.id)
+        .with_for_update(),
     )
-    return {book.id: book for book in books}
+    return {book[0]: ShelfBook._make(book) for book in books}
 
 
 def _why_not(
-    lines: Sequence[OrderLine], books: Mapping[str, Book], left: Mapping[str, int]
+    lines: Sequence[tuple[str, int]], books: Mapping[str, ShelfBook], left: Mapping[str, int]
 ) -> OrderError | None:
     """Return why an order of ``lines`` cannot be served from what is ``left``, if so."""
-    for line in lines:
-        book = books.get(line.book_id)
+    for book_id, quantity in lines:
+        book = books.get(book_id)
         if book is None:
-            return BookNotFound(f"no book has the id {line.book_id}")
+            return BookNotFound(f"no book has the id {book_id}")
         if book.price_cents is None:
             return BookHasNoPrice(f"“{book.title}” ({book.id}) has no price")
-        if left[book.id] < line.quantity:
+        if left[book.id] < quantity:
             return BookOutOfStock(
-                f"“{book.title}” ({book.id}): {line.quantity} asked for, {left[book.id]} in stock"
+                f"“{book.title}” ({book.id}): {quantity} asked for, {left[book.id]} in stock"
             )
     return None
-
-
-def _add_copies(session: Session, copies: Mapping[str, int]) -> None:
-    if copies:
-        session.connection().execute(
-            update(Book)
-            .where(col(Book.id) == bindparam("book"))
-            .values(quantity=col(Book.quantity) + bindparam("added")),
-            [{"book": id_, "added": quantity} for id_, quantity in copies.items()],
-        )

@@ -3,13 +3,13 @@
 One point is worth one unit of the currency.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import bindparam, update
 from sqlmodel import Session, col, select
 
+from store.bulk import among, increase, read_rows
 from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
@@ -39,7 +39,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
     """
     with forward("redeem_points", order_ids) as step:
         customers = _lock_customers(step.session, {o.user_id for o in step.todo if o.redeem})
-        left = {id_: customer.points for id_, customer in customers.items()}
+        left = dict(customers)
         for order in step.todo:
             if not order.redeem:
                 step.skip(order)
@@ -55,7 +55,9 @@ def redeem_points(order_ids: list[str]) -> list[str]:
                     points_redeemed=points,
                     due_cents=total_cents - points * CENTS_PER_POINT,
                 )
-        _add_points(step.session, {id_: left[id_] - customers[id_].points for id_ in left})
+        increase(
+            step.session, Customer, "points", {id_: left[id_] - customers[id_] for id_ in left}
+        )
     return step.going_on()
 
 
@@ -84,7 +86,7 @@ def restore_points(order_ids: list[str]) -> list[str]:
                 undo.undone(record, {"points": points})
             else:
                 undo.undone(record, {"points": 0, "reason": f"customer {user_id} is gone"})
-        _add_points(undo.session, returned)
+        increase(undo.session, Customer, "points", returned)
         return [order.id for order, _ in undo.todo]
 
 
@@ -96,31 +98,18 @@ def settle_points(session: Session, user_id: str, points: int, *, put_back: bool
     """
     _lock_customers(session, [user_id])
     if put_back:
-        _add_points(session, {user_id: points})
+        increase(session, Customer, "points", {user_id: points})
     else:
-        session.execute(
-            update(Customer)
-            .where(col(Customer.id) == user_id)
-            .values(initial_points=col(Customer.initial_points) - points)
-        )
+        increase(session, Customer, "initial_points", {user_id: -points})
 
 
-def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, Customer]:
-    customers = session.exec(
-        select(Customer)
-        .where(col(Customer.id).in_(list(user_ids)))
+def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:
+    """Lock the customers and return the points that each of them has."""
+    customers = read_rows(
+        session,
+        select(Customer.id, Customer.points)
+        .where(among(session, col(Customer.id), user_ids))
         .order_by(Customer.id)
-        .with_for_update()
+        .with_for_update(),
     )
-    return {customer.id: customer for customer in customers}
-
-
-def _add_points(session: Session, points: Mapping[str, int]) -> None:
-    changed = [{"customer": id_, "added": added} for id_, added in points.items() if added]
-    if changed:
-        session.connection().execute(
-            update(Customer)
-            .where(col(Customer.id) == bindparam("customer"))
-            .values(points=col(Customer.points) + bindparam("added")),
-            changed,
-        )
+    return dict(customers)

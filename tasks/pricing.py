@@ -2,9 +2,9 @@
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
+from store.bulk import among, read_rows, update_rows
 from store.errors import BookHasNoPrice
 from store.models import Book, OrderLine
 from store.saga import forward
@@ -28,24 +28,25 @@ def calculate_total(order_ids: list[str]) -> list[str]:
         BookHasNoPrice: no order goes on; a price was taken away since the copies were reserved.
     """
     with forward("calculate_total", order_ids) as step:
-        priced: dict[str, list[tuple[OrderLine, int | None]]] = {o.id: [] for o in step.todo}
-        for line, price_cents in step.session.exec(
-            select(OrderLine, Book.price_cents)
+        priced: dict[str, list[tuple[str, int, int | None]]] = {o.id: [] for o in step.todo}
+        for order_id, book_id, quantity, price_cents in read_rows(
+            step.session,
+            select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity, Book.price_cents)
             .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-            .where(col(OrderLine.order_id).in_(list(priced)))
+            .where(among(step.session, col(OrderLine.order_id), priced)),
         ):
-            priced[line.order_id].append((line, price_cents))
+            priced[order_id].append((book_id, quantity, price_cents))
         unit_prices = []
         for order in step.todo:
             total_cents = 0
             unpriced = None
-            for line, price_cents in priced[order.id]:
+            for book_id, quantity, price_cents in priced[order.id]:
                 if price_cents is None:
-                    unpriced = line.book_id
+                    unpriced = book_id
                     break
-                total_cents += line.quantity * price_cents
+                total_cents += quantity * price_cents
                 unit_prices.append(
-                    {"of": order.id, "book": line.book_id, "unit_price_cents": price_cents}
+                    {"order_id": order.id, "book_id": book_id, "unit_price_cents": price_cents}
                 )
             if unpriced is not None:
                 step.fail(order, BookHasNoPrice(f"book {unpriced} has no price any more"))
@@ -56,14 +57,5 @@ def calculate_total(order_ids: list[str]) -> list[str]:
                 total_cents=total_cents,
                 due_cents=total_cents,
             )
-        if unit_prices:
-            step.session.connection().execute(
-                update(OrderLine)
-                .where(
-                    col(OrderLine.order_id) == bindparam("of"),
-                    col(OrderLine.book_id) == bindparam("book"),
-                )
-                .values(unit_price_cents=bindparam("unit_price_cents")),
-                unit_prices,
-            )
+        update_rows(step.session, OrderLine, unit_prices)
     return step.going_on()

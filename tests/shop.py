@@ -135,8 +135,8 @@ def end_run(order_id: str, error: OrderError | None = None) -> str:
 
 UNDO_STANDS_ON: dict[str, tuple[Any, str]] = {
     "bill_customer": (Ledger, "refund"),
-    "check_inventory": (tasks.inventory, "_add_copies"),
-    "redeem_points": (tasks.points, "_add_points"),
+    "check_inventory": (tasks.inventory, "increase"),
+    "redeem_points": (tasks.points, "increase"),
 }
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from deployments.local import (
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import ASSIGNED
 from store.models import Courier, Customer, Order, OrderStatus, SagaRecord
+from tests.books_balance import assert_books_balance
 
 from .conftest import (
     DEADLINE_SECONDS,
@@ -48,6 +49,7 @@ from .conftest import (
     wait_until,
 )
 
+ONE_COPY = {"userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 1}
 pytestmark = pytest.mark.timeout(900)
 
 NAME = "Zqille Featherstone"
@@ -247,6 +249,44 @@ def pool_of_containers(api_url: str) -> Iterator[tuple[str, dict[str, str]]]:
         finally:
             api.delete(f"/deployments/{made['id']}").raise_for_status()
             api.delete("/work_pools/containers").raise_for_status()
+
+
+def test_two_workers_share_checkouts_and_batches(
+    local_system: RunningSystem, tmp_path: Path, setting: Callable[[str, object], None]
+) -> None:
+    local, api = local_system.local, local_system.api
+    second = local.start_worker()
+    api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 120})
+    orders: list[str] = []
+    runs: list[str] = []
+
+    def start(deployment: str, parameters: dict[str, Any]) -> None:
+        run_id = api.start_run(deployment, parameters).id
+        runs.append(run_id)
+        wait_until(lambda: api.read_run(run_id).state_type != "SCHEDULED", "worker that takes it")
+
+    def workers() -> int:
+        logs = [log.read_text() for log in local.logs_dir.glob("worker-*.log")]
+        return sum(any(f"submitting flow run '{id_}'" in log for id_ in runs) for log in logs)
+
+    while len(runs) < 4 or workers() < 2:
+        *names, alone = [f"shared-{len(runs)}-{each}" for each in range(4)]
+        lines = [{**ONE_COPY, "orderId": name} for name in names]
+        source = tmp_path / f"{alone}.jsonl"
+        source.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        start("batch-checkout/nightly", {"source": str(source), "chunk_size": 2})
+        start(CHECKOUT_DEPLOYMENT, {"order": {**ONE_COPY, "orderId": alone}})
+        orders += [*names, alone]
+    wait_until(
+        lambda: {status_of(local.store_url, id_) for id_ in orders} == {OrderStatus.DISPATCHED},
+        "dispatch of all orders",
+    )
+    wait_until(
+        lambda: {api.read_run(id_).state_type for id_ in runs} == {"COMPLETED"}, "end of all runs"
+    )
+    second.stop()
+    setting("database_url", local.store_url)
+    assert_books_balance()
 
 
 def test_the_ui_is_served_and_calls_the_server_on_its_port(local_system: RunningSystem) -> None:

@@ -28,6 +28,7 @@ import tasks.inventory
 import tasks.orders
 import tasks.points
 import tests.faults.seams
+from store.bulk import increase
 from store.database import insert_missing, transaction
 from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
@@ -126,7 +127,7 @@ def points_are_given_back_that_were_never_taken() -> Patches:
                 if order.status in GIVING_BACK and not order.redeem:
                     points = {order.user_id: (order.total_cents or 0) // 100}
                     tasks.points._lock_customers(session, points)
-                    tasks.points._add_points(session, points)
+                    increase(session, Customer, "points", points)
         return right(order_ids)
 
     return [
@@ -140,7 +141,7 @@ def points_are_given_back_that_were_never_taken() -> Patches:
 def points_are_put_back_to_their_old_number() -> Patches:
     before: dict[str, int] = {}
 
-    def wrong(session: Session, points: dict[str, int]) -> None:
+    def wrong(session: Session, _model: object, _name: str, points: dict[str, int]) -> None:
         for user_id, added in points.items():
             customer = session.get_one(Customer, user_id)
             if added < 0:
@@ -150,7 +151,7 @@ def points_are_put_back_to_their_old_number() -> Patches:
                 update(Customer).where(col(Customer.id) == user_id).values(points=points_now)
             )
 
-    return [(tasks.points, "_add_points", wrong)]
+    return [(tasks.points, "increase", wrong)]
 
 
 @bug("I3 one charge", "I3 money")
@@ -243,14 +244,15 @@ def a_second_decision_counts_as_well() -> Patches:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         return order.status in decidable and order.attempt == attempt
 
-    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert", _insert_if_first)]
+    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert_rows", _insert_if_first)]
 
 
-def _insert_if_first(table: Any) -> Any:
-    """Return an INSERT that the unique index lets pass, as a database without it would."""
+def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
+    """Insert what the unique index lets pass, as a database without it would take all."""
     from sqlalchemy.dialects.sqlite import insert
 
-    return insert(table).on_conflict_do_nothing()
+    if rows:
+        session.execute(insert(model).on_conflict_do_nothing(), rows)
 
 
 @bug("I4 own reason", "I4 a crash is no failure")
@@ -322,12 +324,10 @@ def the_parcel_is_announced_before_the_pivot() -> Patches:
 
 @bug("I4 capacity")
 def a_courier_is_never_free_again() -> Patches:
-    right = tasks.dispatch._assign
+    def wrong(session: Session, model: type[Courier], name: str, copies: dict[str, int]) -> None:
+        increase(session, model, name, {id_: added for id_, added in copies.items() if added > 0})
 
-    def wrong(session: Session, copies: dict[str, int]) -> None:
-        right(session, {id_: added for id_, added in copies.items() if added > 0})
-
-    return [(tasks.dispatch, "_assign", wrong)]
+    return [(tasks.dispatch, "increase", wrong)]
 
 
 @bug("I4 capacity")

@@ -103,14 +103,14 @@ VOID = [("o-1:1", "void", 700_00)]
 STEP_FAULTS = [
     # The step, what fails, and after giving up: status, saga log, ledger, messages.
     ("check_inventory", before_it(tasks.inventory, "forward"), "rejected", {}, [], []),
-    ("check_inventory", before_it(tasks.inventory, "_add_copies"), "rejected", {}, [], []),
+    ("check_inventory", before_it(tasks.inventory, "increase"), "rejected", {}, [], []),
     ("check_inventory", WRITTEN, "rejected", {}, [], []),
     ("check_inventory", COMMITTED, "compensated", RESERVED, [], []),
     ("calculate_total", before_it(tasks.pricing, "forward"), "compensated", RESERVED, [], []),
     ("calculate_total", WRITTEN, "compensated", RESERVED, [], []),
     ("calculate_total", COMMITTED, "compensated", PRICED, [], []),
     ("redeem_points", before_it(tasks.points, "forward"), "compensated", PRICED, [], []),
-    ("redeem_points", before_it(tasks.points, "_add_points"), "compensated", PRICED, [], []),
+    ("redeem_points", before_it(tasks.points, "increase"), "compensated", PRICED, [], []),
     ("redeem_points", WRITTEN, "compensated", PRICED, [], []),
     ("redeem_points", COMMITTED, "compensated", REDEEMED, [], []),
     ("bill_customer", before_it(tasks.billing, "forward"), "compensated", REDEEMED, [], []),
@@ -165,7 +165,7 @@ AFTER_THE_PIVOT = [
     before_it(tasks.dispatch, "forward"),
     before_it(TableTopic, "publish"),
     after_it(TableTopic, "publish"),
-    before_it(tasks.dispatch, "_assign"),
+    before_it(tasks.dispatch, "increase"),
     WRITTEN,
     COMMITTED,
 ]
@@ -247,10 +247,10 @@ UNDO_FAULTS = [
     ("bill_customer", before_it(Ledger, "refund"), "done", 500, 300, 700_00),
     ("bill_customer", after_it(Ledger, "refund"), "done", 500, 300, 0),
     ("check_inventory", before_it(tasks.inventory, "backward"), "done", 450, 300, 0),
-    ("check_inventory", before_it(tasks.inventory, "_add_copies"), "done", 450, 300, 0),
-    ("check_inventory", after_it(tasks.inventory, "_add_copies"), "done", 450, 300, 0),
+    ("check_inventory", before_it(tasks.inventory, "increase"), "done", 450, 300, 0),
+    ("check_inventory", after_it(tasks.inventory, "increase"), "done", 450, 300, 0),
     ("redeem_points", before_it(tasks.points, "backward"), "done", 500, 0, 0),
-    ("redeem_points", after_it(tasks.points, "_add_points"), "done", 500, 0, 0),
+    ("redeem_points", after_it(tasks.points, "increase"), "done", 500, 0, 0),
 ]
 
 

@@ -1,0 +1,226 @@
+"""What every benchmark stands on: one real system, shops with orders, processes to measure.
+
+What is measured runs in a process of its own, so that its time and its memory are its own: a
+measured process is `python -m benchmarks.<name>`, and its last line is one JSON object.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import text, update
+from sqlmodel import SQLModel
+
+from deployments.leash import Leashed
+from deployments.local import LocalSystem, inherited_environment
+from seed.catalogue import popularity, put_catalogue, put_shop
+from store.database import engine, migrate, reading, transaction
+from store.messages import CheckoutOrder
+from store.models import Book, Courier
+from store.settings import settings
+from tasks.intake import submit_orders
+
+BOOKS = 1_000
+CUSTOMERS = 5_000
+ENOUGH = 10_000_000
+"""Copies of each title, and of what each courier carries: no order fails."""
+GROUP = 1_000
+CART_SHARE = 0.2
+REDEEM_SHARE = 0.25
+MEASURED_SECONDS = 1_800.0
+START_SECONDS = 120.0
+WEIGHTS = popularity(BOOKS)
+
+
+@dataclass
+class Ground:
+    """A Prefect server and a PostgreSQL, and what is run against them."""
+
+    system: LocalSystem
+    folder: Path
+
+    @property
+    def store_url(self) -> str:
+        """The address of the store's database."""
+        return self.system.store_url
+
+    def sqlite_url(self) -> str:
+        """Return the address of a SQLite database for the store."""
+        url = f"sqlite:///{self.folder / 'store.db'}"
+        migrate(url)
+        return url
+
+    def environment(self, database_url: str = "") -> dict[str, str]:
+        """Return the environment of a measured process."""
+        return {
+            **inherited_environment(),
+            **self.system.settings(),
+            "STORE_DATABASE_URL": database_url or self.store_url,
+        }
+
+    def measure(self, module: str, *arguments: object, database_url: str = "") -> dict[str, Any]:
+        """Run a measured process to its end; return what it printed last."""
+        finished = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+            env=self.environment(database_url),
+            capture_output=True,
+            text=True,
+            timeout=MEASURED_SECONDS,
+            check=False,
+        )
+        if finished.returncode:
+            raise RuntimeError(f"benchmarks.{module} failed:\n{finished.stderr[-4_000:]}")
+        measured: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+        return measured
+
+    @contextmanager
+    def dispatcher(self, database_url: str = "") -> Iterator[None]:
+        """Have a dispatcher that listens, in a process of its own as in production."""
+        log = self.folder / "dispatcher.log"
+        log.unlink(missing_ok=True)
+        process = Leashed(
+            [sys.executable, "-m", "benchmarks.listener"],
+            log=log,
+            env=self.environment(database_url),
+        )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while "Beginning flow run" not in process.printed():
+                if process.exit_status() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the dispatcher does not listen:\n{process.log_tail()}")
+                time.sleep(0.1)
+            yield
+        finally:
+            process.stop()
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the processor time that each part of the system has used up to now."""
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for process in psutil.Process().children(recursive=True):
+            command = " ".join(process.cmdline())
+            times = process.cpu_times()
+            if "benchmarks.listener" in command:
+                part = "dispatcher"
+            elif "uvicorn" in command or "server start" in command:
+                part = "Prefect's server"
+            elif process.name().startswith("postgres"):
+                part = "PostgreSQL"
+            else:
+                continue
+            seconds[part] += times.user + times.system
+            if part == "PostgreSQL":
+                # The backends that have ended, since their client has.
+                seconds[part] += times.children_user + times.children_system
+        return seconds
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Start what the benchmarks stand on; nothing else runs on it, neither worker nor schedule."""
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr)  # noqa: T201  (progress, apart from the results)
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        LocalSystem(Path(folder), report=report, preferred_port=0, worker=False) as system,
+    ):
+        yield Ground(system, Path(folder))
+
+
+def use(database_url: str) -> None:
+    """Make this process work on a database of the store."""
+    os.environ["STORE_DATABASE_URL"] = database_url
+    settings.cache_clear()
+
+
+def put_orders(database_url: str, count: int) -> None:
+    """Put a fresh shop of which ``count`` orders are submitted, the same ones each time."""
+    use(database_url)
+    connected = engine(database_url)
+    is_postgresql = connected.dialect.name == "postgresql"
+    tables = [table.name for table in reversed(SQLModel.metadata.sorted_tables)]
+    with transaction() as session:
+        if is_postgresql:
+            session.execute(text(f"TRUNCATE {', '.join(tables)}"))
+        else:
+            for table in tables:
+                session.execute(text(f"DELETE FROM {table}"))  # noqa: S608  (names of our own)
+    put_shop()
+    put_catalogue(BOOKS, CUSTOMERS)
+    with transaction() as session:
+        session.execute(update(Book).values(quantity=ENOUGH, initial_quantity=ENOUGH))
+        session.execute(update(Courier).values(capacity_copies=ENOUGH))
+    for start in range(0, count, GROUP):
+        submit_orders([an_order(n) for n in range(start, min(start + GROUP, count))])
+    if is_postgresql:
+        # As autovacuum would before the night; else it comes in the middle of a measurement.
+        with connected.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+
+
+def an_order(number: int) -> CheckoutOrder:
+    """Return an order as they come: mostly one title, sometimes a cart, popular ones more often."""
+    chance = random.Random(f"order {number}")  # noqa: S311  (reproducible, not secret)
+    titles = 1 if chance.random() >= CART_SHARE else chance.choice([2, 3])
+    books = {chance.choices(range(BOOKS), WEIGHTS)[0] for _ in range(titles)}
+    return CheckoutOrder.model_validate(
+        {
+            "orderId": f"order-{number:07d}",
+            "userId": f"customer-{chance.randrange(CUSTOMERS):06d}",
+            "items": [
+                {"bookId": f"book-{rank:06d}", "quantity": chance.choice([1, 1, 1, 2])}
+                for rank in sorted(books)
+            ],
+            "redeem": chance.random() < REDEEM_SHARE,
+        }
+    )
+
+
+def rows_written() -> dict[str, int]:
+    """Return how many rows of each kind there are: contenders must have written the same ones."""
+    kinds = {
+        "orders": "status",
+        "saga_log": "step || ' ' || state",
+        "ledger": "status",
+        "decisions": "outcome",
+        "notifications": "'sent'",
+        "order_queue": "'left'",
+    }
+    with reading() as session:
+        return {
+            f"{table} {kind}": count
+            for table, by in kinds.items()
+            for kind, count in session.execute(
+                text(f"SELECT {by}, count(*) FROM {table} GROUP BY 1")  # noqa: S608
+            )
+        }
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the one in the middle; of an even number, the lower of the two."""
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has had resident, in MB."""
+    # Not getrusage: its maximum has the parent's in it, from before the program was loaded.
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def answer(**measured: Any) -> None:
+    """Print what a measured process has measured."""
+    print(json.dumps(measured))  # noqa: T201  (this is how it is handed over)

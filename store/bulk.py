@@ -1,0 +1,153 @@
+"""Rows in bulk: any number of them in one statement, with one parameter.
+
+Values travel as one JSON document that the database takes apart. A statement for each row costs
+the client and the database several times as much, and so does a parameter for each value.
+Statements stay the same whatever the number of rows, so they are compiled once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    ColumnElement,
+    FromClause,
+    Select,
+    String,
+    Table,
+    and_,
+    any_,
+    bindparam,
+    column,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
+from sqlmodel import Session, SQLModel
+
+from store.models import UtcDateTime
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
+    """Return the condition that a column has one of the ids."""
+    condition: ColumnElement[bool]
+    if _is_sqlite(session):
+        given = bindparam(None, list(ids), type_=JSON)
+        elements = func.json_each(given).table_valued(column("value", String))
+        condition = id_column.in_(select(elements.c.value))
+    else:
+        condition = id_column == any_(bindparam(None, list(ids), type_=ARRAY(String)))
+    return condition
+
+
+def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
+    """Return all rows of a query for columns.
+
+    It is put to the connection: the session would take every row in its hands once more.
+    """
+    return session.connection().execute(statement).all()
+
+
+def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
+    """Insert rows; ``same`` are the columns in which all of them have one value."""
+    if rows:
+        table = table_of(model)
+        session.connection().execute(insert(table).from_select(*source(session, table, rows, same)))
+
+
+def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
+    """Set columns of rows that exist; each row has its whole primary key, all the same columns."""
+    if rows:
+        table = table_of(model)
+        given = _as_table(session, table, rows)
+        keys = table.primary_key.columns.keys()
+        session.connection().execute(
+            update(table)
+            .where(_matches(session, table, given, rows))
+            .values({name: given.c[name] for name in rows[0] if name not in keys} | same)
+        )
+
+
+def increase(
+    session: Session, model: type[SQLModel], name: str, amounts: Mapping[str, int]
+) -> None:
+    """Add to the column ``name`` the amount that is given for each id."""
+    table = table_of(model)
+    rows = [{"id": id_, name: amount} for id_, amount in amounts.items() if amount]
+    if rows:
+        given = _as_table(session, table, rows)
+        session.connection().execute(
+            update(table)
+            .where(_matches(session, table, given, rows))
+            .values({name: table.c[name] + given.c[name]})
+        )
+
+
+def source(session: Session, table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
+    """Return what an INSERT takes: the columns' names, and the rows to select."""
+    given = _as_table(session, table, rows)
+    selected = select(
+        *(given.c[name] for name in rows[0]),
+        *(literal(value, table.c[name].type) for name, value in same.items()),
+    )
+    # SQLite would take the ON of an ON CONFLICT for that of a join.
+    return [*rows[0], *same], selected.where(true())
+
+
+def table_of(model: type[SQLModel]) -> Table:
+    """Return the table of a model."""
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+def _as_table(session: Session, table: Table, rows: Rows) -> FromClause:
+    """Return rows as a table, with the types of ``table``'s columns."""
+    columns = [column(name, table.c[name].type) for name in rows[0]]
+    moments = [each.name for each in columns if isinstance(each.type, UtcDateTime)]
+    zone = "" if _is_sqlite(session) else "+00:00"
+    if moments:
+        rows = [{**row, **{name: _moment(row[name], zone) for name in moments}} for row in rows]
+    given = bindparam(None, list(rows), type_=JSON)
+    if _is_sqlite(session):
+        each = func.json_each(given).table_valued(column("value", JSON))
+        return select(
+            *(
+                func.json_extract(each.c.value, f"$.{c.name}", type_=c.type).label(c.name)
+                for c in columns
+            )
+        ).subquery("given")
+    return (
+        func.json_to_recordset(given)
+        .table_valued(*columns, name="given")
+        .render_derived(with_types=True)
+    )
+
+
+def _matches(session: Session, table: Table, given: FromClause, rows: Rows) -> ColumnElement[bool]:
+    """Return the condition that a row of the table has the primary key of a given one."""
+    first, *others = table.primary_key.columns.keys()
+    same_key = and_(*(table.c[key] == given.c[key] for key in (first, *others)))
+    if _is_sqlite(session):
+        return same_key
+    # PostgreSQL would read a whole table of middling size rather than look up its rows.
+    return and_(among(session, table.c[first], [row[first] for row in rows]), same_key)
+
+
+def _moment(value: Any, zone: str) -> str | None:
+    """Return a moment as the database keeps it, which is how its other moments compare with it."""
+    if value is None:
+        return None
+    in_utc = value.astimezone(UTC).replace(tzinfo=None)
+    return f"{in_utc.isoformat(sep=' ', timespec='microseconds')}{zone}"
+
+
+def _is_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == "sqlite"
