@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,34 +184,44 @@ def test_a_waiting_run_whose_container_is_stopped_goes_on_in_another_one(
     local_system: RunningSystem, tmp_path: Path
 ) -> None:
     local, api = local_system.local, local_system.api
-    order = {"userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 1}
-    with every_courier_busy(local.store_url), pool_of_containers(api.url) as (deployment, given):
-        run = api.start_run(deployment, {"order": order | {"orderId": "in-a-container"}})
-        container = partial(
-            subprocess.Popen,
-            [sys.executable, "-m", "prefect", "flow-run", "execute"],
-            env={**os.environ, **local.settings(), **given, "PREFECT__FLOW_RUN_ID": run.id},
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        with container() as first:
+    with pool_of_containers(api.url) as (deployment, given), ExitStack() as containers:
+        with every_courier_busy(local.store_url):
+            run = api.start_run(deployment, {"order": ONE_COPY | {"orderId": "in-a-container"}})
+            environment = {**local.settings(), **given, "PREFECT__FLOW_RUN_ID": run.id}
+            first = containers.enter_context(container(environment, tmp_path))
             wait_until(lambda: api.read_run(run.id).state_name == "Paused", "pause of the run")
             first.terminate()
             first.wait(60)
-        assert api.read_run(run.id).state_type == "SCHEDULED"
-        with container() as second:
+            assert api.read_run(run.id).state_type == "SCHEDULED"
+            second = containers.enter_context(container(environment, tmp_path))
             wait_until(
                 lambda: api.read_run(run.id).state_name == "Paused", "pause in another container"
             )
             assert status_of(local.store_url, "in-a-container") == OrderStatus.WAITING
-            answer = {"outcome": ASSIGNED, "courier": "night-rail", "answered_by": "a person"}
-            assert api.resume(run.id, answer) == "ACCEPT"
-            second.wait(DEADLINE_SECONDS)
+        answer = {"outcome": ASSIGNED, "courier": "night-rail", "answered_by": "a person"}
+        assert api.resume(run.id, answer) == "ACCEPT"
+        second.wait(DEADLINE_SECONDS)
         assert api.read_run(run.id).state_type == "COMPLETED"
     with open_store(local.store_url) as session:
         found = session.get_one(Order, "in-a-container")
         assert (found.status, found.attempt, found.continuations) == ("dispatched", 1, 0)
+
+
+@contextmanager
+def container(environment: Mapping[str, str], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Inside, a process executes one run, as the command of a container's image does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "flow-run", "execute"],
+        env={**os.environ, **environment},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
