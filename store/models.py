@@ -124,11 +124,7 @@ class Courier(SQLModel, table=True):
 
 
 class Order(SQLModel, table=True):
-    """One order: its input, its owner (a flow run), its attempt and where it stands.
-
-    ``asked_by`` is what asked for a second or later attempt, so that it is asked for once: the id
-    of the state in which Prefect keeps a person's Retry.
-    """
+    """One order: its input, its owner (a flow run), its attempt and where it stands."""
 
     __tablename__ = "orders"
     __table_args__ = (
@@ -169,11 +165,25 @@ class Order(SQLModel, table=True):
     error: str | None = Field(default=None, max_length=ID_LENGTH)
     message: str | None = None
     continuations: int = 0
-    asked_by: str | None = Field(default=None, max_length=36)
     announced_attempt: int = 0
     reminded_attempt: int = 0
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+
+
+class Attempt(SQLModel, table=True):
+    """A second or later attempt of an order; whatever asks for one gets one, however late it is.
+
+    ``asked_by`` is the id of the state in which Prefect keeps a person's Retry, or that of the
+    batch's run that was told to take failed orders again.
+    """
+
+    __tablename__ = "attempts"
+
+    order_id: str = Field(primary_key=True, foreign_key="orders.id", max_length=ID_LENGTH)
+    asked_by: str = Field(primary_key=True, max_length=36)
+    attempt: int
+    began_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 
 
 class Batch(SQLModel, table=True):

@@ -21,7 +21,7 @@ from typing import IO, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import func
+from sqlalchemy import exists, func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
@@ -35,7 +35,7 @@ from store.errors import (
     UserNotFound,
 )
 from store.messages import CheckoutOrder
-from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
+from store.models import Attempt, Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
@@ -228,6 +228,9 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             .where(
                 col(Order.run_id) == failed_of,
                 col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+                ~exists().where(
+                    col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
+                ),
             )
             .order_by(col(Order.id))
             .limit(limit)
@@ -247,7 +250,6 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             ],
             status=OrderStatus.STARTED,
             run_id=run_id,
-            asked_by=run_id,
             continuations=0,
             points_redeemed=0,
             total_cents=None,
@@ -257,6 +259,13 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             error=None,
             message=None,
             updated_at=utc_now(),
+        )
+        insert_rows(
+            session,
+            Attempt,
+            [{"order_id": id_, "attempt": attempt + 1} for id_, attempt, *_ in failed],
+            asked_by=run_id,
+            began_at=utc_now(),
         )
         return [id_ for id_, *_ in failed]
 

@@ -23,6 +23,7 @@ from store.models import (
     BEFORE_PIVOT,
     ENDED,
     GIVING_BACK,
+    Attempt,
     Batch,
     Book,
     Customer,
@@ -88,7 +89,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
         order: The order as it came in; it is recorded already.
         run_id: The flow run that asks.
         asked_by: What asked for it, an id that is another one each time somebody asks. The same
-            one begins one attempt, however many processes bring it.
+            one begins one attempt, however many processes bring it, and however late.
 
     Raises:
         OrderInProgress: the order is being compensated; to be tried again after that.
@@ -96,14 +97,16 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
     order_id = order.order_id or run_id
     with transaction() as session:
         found = _same_order(session, order, order_id)
-        if found.asked_by != asked_by:
+        if session.get(Attempt, (order_id, asked_by)) is None:
             if found.status in GIVING_BACK:
                 raise OrderInProgress(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
                 new = _new_order(session, order, order_id, run_id)
-                _put_back(session, {**new, "attempt": found.attempt + 1, "asked_by": asked_by})
+                attempt = found.attempt + 1
+                _put_back(session, {**new, "attempt": attempt})
+                session.add(Attempt(order_id=order_id, asked_by=asked_by, attempt=attempt))
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
 

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from store.database import reading
 from store.messages import OrderMessage, money
 from store.models import (
+    Attempt,
     Book,
     Decision,
     LedgerEntry,
@@ -70,6 +71,7 @@ def story(order_id: str) -> Story:
         ).all()
         events = [
             _acceptance(order),
+            *_attempts(session, order),
             *_steps(session, order),
             *_money(session, order),
             *_messages(session, order),
@@ -109,6 +111,18 @@ def _standing(order: Order) -> Event:
         why,
         {"status": order.status, "error": order.error, "message": order.message},
     )
+
+
+def _attempts(session: Session, order: Order) -> Iterator[Event]:
+    for each in session.exec(select(Attempt).where(Attempt.order_id == order.id)):
+        yield Event(
+            each.began_at,
+            each.attempt,
+            "attempt",
+            "begun anew",
+            f"asked for by {each.asked_by}",
+            {"asked_by": each.asked_by},
+        )
 
 
 def _steps(session: Session, order: Order) -> Iterator[Event]:

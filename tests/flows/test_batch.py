@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry, Cancelling
+from prefect.utilities.annotations import quote
 
 from flows import batch
 from flows.batch import batch_checkout
@@ -252,7 +253,8 @@ def test_a_defect_that_one_order_hits_costs_that_order_only(
     class Defective:
         name = "calculate_total"
 
-        def __call__(self, order_ids: list[str]) -> list[str]:
+        def __call__(self, as_one: quote) -> list[str]:
+            order_ids: list[str] = as_one.unwrap()
             if "o-004" in order_ids:
                 raise ZeroDivisionError("a defect")
             return real(order_ids)

@@ -206,6 +206,11 @@ def test_what_was_asked_once_begins_one_attempt_however_late_its_processes_come(
     assert not begin_attempt(order, RUN, ASKED_AGAIN).failed
     assert order_row("o-1").attempt == 3
 
+    carry_on(["o-1"], "bill_customer")
+    end_run("o-1")
+    assert begin_attempt(order, RUN, ASKED).failed
+    assert order_row("o-1").attempt == 3
+
 
 def test_another_order_under_the_same_id_begins_no_attempt(database: str) -> None:
     placed("o-1", "bill_customer")
