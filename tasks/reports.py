@@ -7,7 +7,7 @@ many.
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress
@@ -48,6 +48,8 @@ def timeline(order_id: str) -> str:
             f"Attempt {order.attempt}. Total {_amount(order.total_cents, order)}, paid with "
             f"{order.points_redeemed} points and {_amount(order.due_cents, order)}.",
             "",
+            *_table_of(_lines(session, order_id), order),
+            "",
             "| attempt | step | at (UTC) | result | given back |",
             "|---:|---|---|---|---|",
             *(_step_row(record) for record in records),
@@ -64,6 +66,28 @@ def timeline(order_id: str) -> str:
 
 def _amount(cents: int | None, order: Order) -> str:
     return "not known yet" if cents is None else money(cents, order.currency)
+
+
+def _lines(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
+    """Return an order's lines, each with its title; the book's id where there is no such book."""
+    found = session.exec(
+        select(OrderLine, Book.title)
+        .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
+        .where(OrderLine.order_id == order_id)
+        .order_by(OrderLine.book_id)
+    )
+    return [(line, title or line.book_id) for line, title in found]
+
+
+def _table_of(lines: Sequence[tuple[OrderLine, str]], order: Order) -> list[str]:
+    return [
+        "| title | copies | price each |",
+        "|---|---:|---:|",
+        *(
+            f"| {title} | {line.quantity} | {_amount(line.unit_price_cents, order)} |"
+            for line, title in lines
+        ),
+    ]
 
 
 def _step_row(record: SagaRecord) -> str:
@@ -100,17 +124,8 @@ def describe(order: Order, refused: str) -> str:
     ``refused`` says what was wrong with the last answer, if there was one.
     """
     with reading() as session:
-        lines = session.exec(
-            select(OrderLine, Book.title)
-            .join(Book, col(Book.id) == col(OrderLine.book_id))
-            .where(OrderLine.order_id == order.id)
-            .order_by(OrderLine.book_id)
-        ).all()
+        lines = _lines(session, order.id)
         couriers = session.exec(select(Courier).order_by(Courier.id)).all()
-        rows = [
-            f"| {title} | {line.quantity} | {money(line.unit_price_cents or 0, order.currency)} |"
-            for line, title in lines
-        ]
         free = [
             f"`{courier.id}` ({courier.capacity_copies - courier.assigned_copies} copies free)"
             for courier in couriers
@@ -120,9 +135,7 @@ def describe(order: Order, refused: str) -> str:
             *([f"**Your answer was refused.** {refused}", ""] if refused else []),
             f"Order `{order.id}` waits for a courier until {order.wait_until:%Y-%m-%d %H:%M} UTC.",
             "",
-            "| title | copies | price each |",
-            "|---|---:|---:|",
-            *rows,
+            *_table_of(lines, order),
             "",
             f"Total {money(order.total_cents or 0, order.currency)}, paid with "
             f"{order.points_redeemed} points and {money(order.due_cents or 0, order.currency)}.",
@@ -165,12 +178,7 @@ def receipt(order_id: str) -> Receipt:
             raise outcome_error(order)
         if order.status != OrderStatus.DISPATCHED:
             raise OrderInProgress(f"order {order_id} is {order.status}")
-        lines = session.exec(
-            select(OrderLine, Book.title)
-            .join(Book, col(Book.id) == col(OrderLine.book_id))
-            .where(OrderLine.order_id == order_id)
-            .order_by(OrderLine.book_id)
-        ).all()
+        lines = _lines(session, order_id)
         dispatched = session.get_one(SagaRecord, (order_id, order.attempt, "dispatch_order"))
         return Receipt(
             order_id=order.id,

@@ -1,10 +1,10 @@
-"""What people read about an order: its receipt, and what its error says is given back."""
+"""What people read about an order: its receipt and timeline, and what its error says is given back."""
 
 import pytest
 
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress
-from tasks.reports import explain, receipt
+from tasks.reports import explain, receipt, timeline
 from tests.shop import carry_on, end_run, place, placed
 
 
@@ -18,6 +18,21 @@ def test_a_receipt_says_what_was_bought_and_how_it_was_paid(database: str) -> No
     }
     assert (slip.total_cents, slip.points_redeemed, slip.billed_cents) == (400_00, 300, 100_00)
     assert (slip.currency, slip.courier) == ("USD", "city-vans")
+
+
+def test_a_timeline_shows_the_order_its_steps_and_what_was_given_back(database: str) -> None:
+    placed("o-1", "redeem_points", 50, redeem=True)
+    end_run("o-1")
+    lines = timeline("o-1").splitlines()
+    assert lines[0] == "# Order `o-1`: compensated"
+    assert "| The Boy in the Striped Pajamas | 50 | 75.00 USD |" not in lines
+    assert "| The 10X Rule | 50 | 20.00 USD |" in lines
+    assert any(line.startswith("| 1 | redeem_points |") and "points 300" in line for line in lines)
+
+
+def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:
+    place("o-1", book_id="unknown")
+    assert "| unknown | 1 | not known yet |" in timeline("o-1").splitlines()
 
 
 def test_an_unfinished_order_has_no_receipt(database: str) -> None:
