@@ -75,6 +75,7 @@ def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
         "batch_checkout": None,
         "dispatch_orders": "upkeep",
         "recover_orders": "upkeep",
+        "audit_books": None,
     }
 
 
