@@ -23,6 +23,7 @@ for _name in [name for name in os.environ if name.startswith("STORE_")]:
     del os.environ[_name]
 
 from deployments.embedded import EmbeddedPostgres  # noqa: E402
+from deployments.local import LocalSystem  # noqa: E402
 from seed.catalogue import empty, put_shop  # noqa: E402
 from store.database import engine, migrate  # noqa: E402
 from store.settings import settings  # noqa: E402
@@ -101,9 +102,20 @@ def database(
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Prefect's own test server, one for the session; its start may take a minute here."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real Prefect server on PostgreSQL, one for the session.
 
-    with prefect_test_harness(server_startup_timeout=120):
+    Prefect's own test server is on SQLite, which is locked for a minute now and then when a flow
+    has several tasks at once.
+    """
+    from prefect import context
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    folder = tmp_path_factory.mktemp("prefect")
+    with (
+        LocalSystem(folder, durable=False, preferred_port=0, worker=False) as system,
+        temporary_settings({PREFECT_API_URL: system.api_url}),
+        # For the tests' threads as well, as Prefect's own harness does it.
+        context._temporary_global_settings_context(context.get_settings_context()),
+    ):
         yield

@@ -197,7 +197,8 @@ def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches)
 @sqlite_only
 def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None:
     set_capacities(only=5)
-    submit(3)
+    submit(2)
+    submit_orders([an_order("o-003", quantity=3)])
     placed("holds-the-courier", "find_couriers", 3)
     running = batches.start()
     run = batches.paused()
@@ -205,7 +206,7 @@ def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None
     # Two of three were decided; the run was told to hand them over, and waits again.
     eventually(lambda: decisions("o-000") and decisions("o-001"), "two decisions")
     assert not running.done()
-    assert status("o-002") == "waiting"
+    assert status("o-003") == "waiting"
     carry_on(["holds-the-courier"], after="find_couriers")
     assert batches.dispatched(running).is_completed()
     assert batches.runs.client.read_flow_run(run.id).state_type == StateType.COMPLETED

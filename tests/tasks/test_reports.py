@@ -1,4 +1,4 @@
-"""What people read about an order: its receipt and timeline, and what its error says is given back."""
+"""What people read about an order: its receipt, its timeline, what its error says is given back."""
 
 import pytest
 
