@@ -109,6 +109,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     has several tasks at once.
     """
     from prefect import context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     folder = tmp_path_factory.mktemp("prefect")
@@ -119,3 +121,5 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         context._temporary_global_settings_context(context.get_settings_context()),
     ):
         yield
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
