@@ -38,7 +38,7 @@ recover: $(INSTALLED) ## finish, once, what nobody else will finish of the order
 	@. ./.local/env && $(BIN)/python -m flows.recovery
 
 test: $(INSTALLED) browser ## run all tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 browser: ## install Chromium for the tests of the Prefect UI, where it is missing
 	@.ci/browser
