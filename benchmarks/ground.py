@@ -208,6 +208,14 @@ def rows_written() -> dict[str, int]:
         }
 
 
+def bytes_on_disk() -> int:
+    """Return the size of the store's PostgreSQL database, indexes included."""
+    with reading() as session:
+        return int(
+            session.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
+        )
+
+
 def median(values: Sequence[float]) -> float:
     """Return the one in the middle; of an even number, the lower of the two."""
     return sorted(values)[(len(values) - 1) // 2]

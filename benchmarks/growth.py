@@ -8,7 +8,7 @@ few orders share.
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ground import Ground, median, put_orders
+from benchmarks.ground import Ground, bytes_on_disk, median, put_orders
 
 SIZES = {1_000: 3, 10_000: 3, 100_000: 1}
 """How many orders, measured how often."""
@@ -17,13 +17,16 @@ SIZES = {1_000: 3, 10_000: 3, 100_000: 1}
 def run(ground: Ground, console: Console) -> None:
     """Measure each size on PostgreSQL, and the middle one on SQLite."""
     table = Table(
-        "orders", "orders/s", "µs each", "in the steps, µs each", "ratio", "peak MB", "+MB"
+        *("orders", "orders/s", "µs each", "in the steps, µs each", "ratio", "peak MB", "+MB"),
+        "on disk, KB each",
     )
     first = 0.0
     with ground.dispatcher():
         for size, times in SIZES.items():
             measured = []
             for _ in range(times):
+                put_orders(ground.store_url, 0)
+                empty = bytes_on_disk()
                 put_orders(ground.store_url, size)
                 measured.append(ground.measure("one_batch"))
             steps = median([sum(each["step_seconds"].values()) for each in measured]) / size
@@ -39,5 +42,6 @@ def run(ground: Ground, console: Console) -> None:
                 f"{steps / first:.2f}",
                 f"{peak:.0f}",
                 f"{added:.0f}",
+                f"{(bytes_on_disk() - empty) / size / 1024:.1f}",
             )
     console.print(table)
