@@ -94,7 +94,8 @@ def test_make_up_hands_the_password_over_by_the_environment_alone(tmp_path: Path
     make = shutil.which("make")
     assert make is not None
     # As if everything were installed: only the recipe of `up` is of interest.
-    command = [make, "--assume-old=.venv/.installed", "up", f"BIN={tmp_path}"]
+    quiet = ["--no-print-directory", "--assume-old=.venv/.installed"]
+    command = [make, *quiet, "up", f"BIN={tmp_path}"]
     printed = subprocess.run(
         [*command, "AUTH=shop:password"],
         cwd=PROJECT_DIR,

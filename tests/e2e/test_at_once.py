@@ -26,8 +26,8 @@ from .conftest import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-WAITING, AT_ONCE, MEANWHILE = 2, 14, 4
-DISPATCHED = 3
+WAITING, AT_ONCE, MEANWHILE = 2, 6, 1
+DISPATCHED = 2
 """So many orders are dispatched when the workers are to be replaced."""
 BY_A_PERSON = "a person"
 
