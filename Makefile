@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench waiting load recover test faults browser screenshots lint check \
+.PHONY: help install demo up bench waiting load restart recover test faults browser screenshots lint check \
 	vulnerabilities format constraints clean
 
 help: ## list the targets
@@ -34,11 +34,14 @@ waiting: $(INSTALLED) ## measure: the memory that an order takes while it waits,
 load: $(INSTALLED) ## N checkouts at once (N=50), all must end right; WAIT=suspend: all wait at once first
 	@$(BIN)/python -m tests.load --orders $(or $(N),50) --wait $(or $(WAIT),pause)
 
+restart: $(INSTALLED) ## replace both workers in the midst of fifty checkouts, nobody is refunded for it
+	@$(BIN)/python -m pytest tests/load
+
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
 	@. ./.local/env && $(BIN)/python -m flows.recovery
 
-test: $(INSTALLED) browser ## run all tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED) browser ## run all tests but those at full load
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/load
 
 browser: ## install Chromium for the tests of the Prefect UI, where it is missing
 	@.ci/browser

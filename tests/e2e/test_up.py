@@ -117,8 +117,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, "Starting PostgreSQL"),
-        (signal.SIGTERM, "Starting the Prefect server"),
+        (signal.SIGTERM, "Starting PostgreSQL"),
         (signal.SIGINT, "Starting a worker"),
     ],
 )

@@ -1,8 +1,8 @@
 """Checkouts at once on the system of `make up`, and its workers replaced in the midst of it.
 
 Two orders wait before the rush, since their messages to the couriers were lost. When some of the
-others are dispatched, `checkout drain` is called, and new orders come meanwhile. Here there are as
-many as CI has time for; `make load` starts fifty, or any number.
+others are dispatched, `checkout drain` is called, and new orders come meanwhile. Not a part of
+`make test`, which it would make some minutes longer: `make restart`.
 """
 
 import os
@@ -20,14 +20,13 @@ from deployments.holdings import open_store
 from deployments.local import DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import PrefectApi
 from store.models import Decision, OrderStatus, QueuedMessage
+from tests.e2e.conftest import wait_until
 from tests.load.at_once import AtOnce, at_once, dispatch
-
-from .conftest import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-WAITING, AT_ONCE, MEANWHILE = 2, 6, 1
-DISPATCHED = 2
+WAITING, AT_ONCE, MEANWHILE = 2, 50, 4
+DISPATCHED = 5
 """So many orders are dispatched when the workers are to be replaced."""
 BY_A_PERSON = "a person"
 
