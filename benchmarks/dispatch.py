@@ -29,6 +29,7 @@ from tasks.billing import bill_customer
 from tasks.dispatch import prepare_order
 from tasks.intake import claim_orders
 from tasks.inventory import check_inventory
+from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
 SIZES = (100, 1_000, 10_000)
@@ -91,7 +92,7 @@ def _let_orders_wait(client: SyncPrefectClient) -> None:
     """Carry all orders up to their wait, each owned by a paused run of its own."""
     while order_ids := claim_orders(NOBODY, dispatch.GROUP):
         _own(client, order_ids)
-        for step in (check_inventory, calculate_total, bill_customer, prepare_order):
+        for step in (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order):
             step.fn(order_ids)
 
 
