@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
-from sqlalchemy import Executable, text, update
+from sqlalchemy import Executable, QueuePool, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import col
 
@@ -125,15 +126,28 @@ def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None
     assert is_connection_error(away.value)
 
 
+def pool() -> QueuePool:
+    return cast(QueuePool, engine(settings().database_url).pool)
+
+
 def test_released_connections_are_closed_and_the_next_one_is_made_anew(database: str) -> None:
-    assert stock() == 500
-    before = engine(settings().database_url).pool
-    with before.connect():
-        pass
+    with engine(settings().database_url).connect() as connection:
+        before = connection.connection.dbapi_connection
     release_connections()
-    assert engine(settings().database_url).pool is not before
-    assert before.checkedin() == 0  # type: ignore[attr-defined]
+    assert pool().checkedin() == 0
+    with engine(settings().database_url).connect() as connection:
+        assert connection.connection.dbapi_connection is not before
     assert stock() == 500
+
+
+def test_a_connection_in_use_is_not_released_and_is_kept_for_the_next_one(database: str) -> None:
+    release_connections()
+    with transaction() as session:
+        in_use = session.connection().connection.dbapi_connection
+        release_connections()
+        assert session.execute(text("SELECT 1")).scalar() == 1
+    with transaction() as session:
+        assert session.connection().connection.dbapi_connection is in_use
 
 
 def test_migrating_again_changes_nothing(database: str) -> None:
