@@ -92,19 +92,21 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         PaymentRefused: the gateway does not take some refunds; a person has to see to it.
     """
     with backward("bill_customer", order_ids) as owed:
-        charges = {order.id: _charge(order, record) for order, record in owed.todo}
-    answers = payment_gateway().refund(list(charges.values())) if charges else {}
+        charges = [_charge(order, record) for order, record in owed.todo]
+    answers = payment_gateway().refund(charges) if charges else {}
     settled, unanswered, refused = [], [], {}
     with backward("bill_customer", order_ids) as undo:
         for order, record in undo.todo:
-            answer = answers[charges[order.id].key] if order.id in charges else None
+            charge = _charge(order, record)
+            # None for an order whose present attempt failed after the gateway was asked.
+            answer = answers.get(charge.key)
             if answer is None or answer.status == "unknown":
                 unanswered.append(order.id)
                 continue
             if answer.status == "refused":
                 refused[order.id] = answer.reason
                 continue
-            refunded = charges[order.id].amount_cents if answer.status == "refunded" else 0
+            refunded = charge.amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
             settled.append(order.id)
     if unanswered:

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from store.errors import BillingError, KeyReused, PaymentGatewayUnavailable
+from store.errors import BillingError, CheckoutFailed, KeyReused, PaymentGatewayUnavailable
 from store.payments import Answer, Charge, Ledger
+from store.saga import abandon
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
 from tests.shop import (
     carry_on,
     end_run,
+    give_back,
     kept_cents,
     ledger,
     order_row,
@@ -214,3 +216,29 @@ def test_an_old_attempts_late_answer_does_not_pay_for_the_new_attempt(
     assert kept_cents() == 0
     carry_on(["o-1"])
     assert (status("o-1"), kept_cents()) == ("dispatched", 20_00)
+
+
+def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "bill_customer")
+    abandon(["o-1"], CheckoutFailed("the run failed"))
+    refund = Ledger.refund
+
+    def slow(gateway: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+        answers = refund(gateway, charges)
+        patch.undo()
+        # While the answer is on its way the order is begun again, billed, and fails once more.
+        give_back("o-1")
+        placed("o-1", "bill_customer")
+        abandon(["o-1"], CheckoutFailed("the run failed"))
+        return answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "refund", slow)
+        with pytest.raises(PaymentGatewayUnavailable, match=r"no answer for the refund of o-1$"):
+            refund_customer.fn(["o-1"])
+    assert order_row("o-1").attempt == 2
+    assert (saga("o-1")["bill_customer"], kept_cents()) == ("done", 20_00)
+    assert give_back("o-1") == {"o-1": "compensated"}
+    assert kept_cents() == 0
