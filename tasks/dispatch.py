@@ -66,9 +66,12 @@ def prepare_order(order_ids: list[str]) -> list[str]:
             # An answer may come as soon as the message is out, so the order waits before that.
             intents.intend(order, {}, status=OrderStatus.WAITING, wait_until=wait_until)
     order_queue().send([_body(order) for order in intents.todo])
+    sent = {(order.id, order.attempt) for order in intents.todo}
     with forward("prepare_order", order_ids) as step:
         for order in step.todo:
-            step.done(order, {"sent_at": utc_now().isoformat()})
+            # One that has come this far since, or begun another attempt, has its message to come.
+            if (order.id, order.attempt) in sent:
+                step.done(order, {"sent_at": utc_now().isoformat()})
     return step.going_on()
 
 
@@ -370,10 +373,12 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
             intents.intend(order, {"courier": order.courier_id})
     if notices:
         topic().publish(notices)
+    announced = {order.id for order in going}
     with forward("dispatch_order", order_ids) as step:
         handed_over: dict[str, int] = {}
         for order in step.todo:
-            if order.id in step.intents and order.courier_id is not None:
+            # One that has got its courier since has its notice to come.
+            if order.id in announced and order.courier_id is not None:
                 handed_over[order.courier_id] = handed_over.get(order.courier_id, 0) + order.copies
                 step.done(order, {"courier": order.courier_id}, status=OrderStatus.DISPATCHED)
         _lock_couriers(step.session)

@@ -1,7 +1,7 @@
 """One decision counts for an order, whoever makes it and when; after it the order goes forward."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -12,6 +12,8 @@ from store.database import reading
 from store.errors import CheckoutFailed, CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
 from store.models import Decision, Notification, utc_now
+from store.notifications import Notice, TableTopic
+from store.queue import TableQueue
 from tasks.dispatch import (
     decisions_of,
     dispatch_order,
@@ -68,6 +70,38 @@ def test_a_run_that_starts_again_does_not_ask_again_nor_wait_longer(database: st
     assert prepare_order.fn(["o-1"]) == ["o-1"]
     assert order_row("o-1").wait_until == wait_until
     assert queued() == ["o-1"]
+
+
+@pytest.mark.parametrize("begun_again", [False, True])
+def test_a_process_left_over_does_not_record_a_message_that_it_has_not_sent(
+    database: str, monkeypatch: pytest.MonkeyPatch, begun_again: bool
+) -> None:
+    place("o-1")
+    if begun_again:
+        carry_on(["o-1"], "bill_customer")
+    send = TableQueue.send
+
+    def slow(queue: TableQueue, bodies: Sequence[str]) -> None:
+        send(queue, bodies)
+        patch.undo()
+        if not begun_again:
+            carry_on(["o-1"], "bill_customer")
+        else:
+            end_run("o-1")
+            placed("o-1", "bill_customer")
+            # The new attempt's own process dies between its intent and its message.
+            with monkeypatch.context() as dying:
+                dying.setattr(TableQueue, "send", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    prepare_order.fn(["o-1"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableQueue, "send", slow)
+        prepare_order.fn(["o-1"])
+    assert saga("o-1").get("prepare_order") != "done"
+    assert prepare_order.fn(["o-1"]) == ["o-1"]
+    assert (status("o-1"), saga("o-1")["prepare_order"]) == ("waiting", "done")
+    assert len(queued()) == order_row("o-1").attempt
 
 
 def test_the_freest_courier_takes_the_order(database: str) -> None:
@@ -388,6 +422,31 @@ def test_a_parcel_is_handed_over_once_however_often_it_runs(database: str) -> No
         assert dispatch_order.fn(["o-1"]) == ["o-1"]
     assert notices() == ["o-1:1:dispatched"]
     assert assigned_copies() == {"city-vans": 4}
+
+
+def test_a_process_left_over_does_not_hand_over_what_it_has_not_announced(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "prepare_order")
+    placed("o-2", "find_couriers")
+    publish = TableTopic.publish
+
+    def slow(topic: TableTopic, notices: Sequence[Notice]) -> None:
+        publish(topic, notices)
+        patch.undo()
+        # While it is announced the other order gets its courier; its process dies at the topic.
+        assign("o-1")
+        with monkeypatch.context() as dying:
+            dying.setattr(TableTopic, "publish", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                dispatch_order.fn(["o-1"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableTopic, "publish", slow)
+        assert dispatch_order.fn(["o-1", "o-2"]) == ["o-2"]
+    assert (status("o-1"), notices()) == ("dispatching", ["o-2:1:dispatched"])
+    assert dispatch_order.fn(["o-1"]) == ["o-1"]
+    assert (notices(), assigned_copies()) == (["o-1:1:dispatched", "o-2:1:dispatched"], {})
 
 
 def test_an_order_without_a_courier_is_not_handed_over(database: str) -> None:
