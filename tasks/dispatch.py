@@ -43,6 +43,8 @@ logger = logging.getLogger("store.dispatch")
 
 DISPATCHER = "dispatch_orders"
 """How the queue's worker signs its decisions."""
+DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
+"""Nothing that the dispatcher does helps an order in these."""
 
 
 @task(
@@ -148,7 +150,8 @@ class DecidedOrder(NamedTuple):
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
     """Return where the order of each message stands.
 
-    A message is settled when its order has ended, or has begun another attempt.
+    A message is settled when its order has ended, failed compensations included, or has begun
+    another attempt.
     """
     ids = {message.order_id for message in messages}
     with reading() as session:
@@ -221,7 +224,7 @@ def _decided(
         others_hold=OrderStatus.DISPATCHING in batches.get(order.run_id or "", ()),
         exists=True,
         is_open=this_attempt and order.status == OrderStatus.WAITING,
-        is_settled=not this_attempt or order.status in ENDED,
+        is_settled=not this_attempt or order.status in DONE_WITH,
         run_id=order.run_id,
         answer=answer,
     )

@@ -30,6 +30,8 @@ from tests.shop import (
     carry_on,
     decisions,
     end_run,
+    failed,
+    give_back,
     messages_about,
     notices,
     order_row,
@@ -223,6 +225,13 @@ def test_a_dispatcher_knows_where_the_order_of_each_message_stands(database: str
     )
     assert known[messages[3]].answer == refusal()
     end_run("refused")
+
+
+def test_a_message_about_an_order_that_could_not_be_given_back_is_settled(database: str) -> None:
+    failed("o-1", "bill_customer")
+    (known,) = decisions_of(messages_about(["o-1"])).values()
+    assert (status("o-1"), known.is_settled) == ("compensation_failed", True)
+    give_back("o-1")
 
 
 def test_a_persons_answer_decides_the_order(database: str) -> None:
