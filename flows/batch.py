@@ -40,8 +40,9 @@ from tasks.batches import (
 )
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
-from tasks.intake import claim_failed_orders, claim_orders, load_orders
+from tasks.intake import claim_orders, load_orders
 from tasks.inventory import check_inventory
+from tasks.orders import claim_failed_orders
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 from tasks.retries import is_transient

@@ -21,8 +21,7 @@ from typing import IO, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import exists, func
-from sqlalchemy import select as select_columns
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_rows, update_rows
@@ -35,7 +34,7 @@ from store.errors import (
     UserNotFound,
 )
 from store.messages import CheckoutOrder
-from store.models import Attempt, Customer, Order, OrderLine, OrderStatus, utc_now
+from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
@@ -200,74 +199,6 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
                 updated_at=utc_now(),
             )
         return list(claimed)
-
-
-def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
-    """Begin a new attempt of orders that failed in another run, and make them this run's own.
-
-    Each is begun once for the run that asks: an order that fails again stays failed.
-
-    Args:
-        run_id: The flow run that asks.
-        failed_of: The flow run whose rejected and compensated orders are taken.
-        limit: How many at most.
-
-    Returns:
-        The ids of the orders; none when no more of that run's orders have failed.
-    """
-    with transaction() as session:
-        failed = session.execute(
-            select_columns(
-                col(Order.id),
-                col(Order.attempt),
-                col(Order.request),
-                col(Order.payment_method),
-                col(Customer.payment_method),
-            )
-            .join(Customer, col(Customer.id) == col(Order.user_id), isouter=True)
-            .where(
-                col(Order.run_id) == failed_of,
-                col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
-                ~exists().where(
-                    col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
-                ),
-            )
-            .order_by(col(Order.id))
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=Order)
-        ).all()
-        update_rows(
-            session,
-            Order,
-            [
-                {
-                    "id": id_,
-                    "attempt": attempt + 1,
-                    # A customer may have another card by now.
-                    "payment_method": request["paymentMethod"] or customers or recorded,
-                }
-                for id_, attempt, request, recorded, customers in failed
-            ],
-            status=OrderStatus.STARTED,
-            run_id=run_id,
-            continuations=0,
-            points_redeemed=0,
-            total_cents=None,
-            due_cents=None,
-            courier_id=None,
-            wait_until=None,
-            error=None,
-            message=None,
-            updated_at=utc_now(),
-        )
-        insert_rows(
-            session,
-            Attempt,
-            [{"order_id": id_, "attempt": attempt + 1} for id_, attempt, *_ in failed],
-            asked_by=run_id,
-            began_at=utc_now(),
-        )
-        return [id_ for id_, *_ in failed]
 
 
 def count_submitted() -> int:

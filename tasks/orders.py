@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import exists, func, update
+from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from store.bulk import Rows, insert_rows, update_rows
 from store.database import insert_missing, reading, transaction
 from store.errors import (
     BookNotFound,
@@ -92,7 +94,9 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
             one begins one attempt, however many processes bring it, and however late.
 
     Raises:
+        OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
+        UserNotFound: the customer is gone.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -103,12 +107,98 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
-                new = _new_order(session, order, order_id, run_id)
-                attempt = found.attempt + 1
-                _put_back(session, {**new, "attempt": attempt})
-                session.add(Attempt(order_id=order_id, asked_by=asked_by, attempt=attempt))
+                method = order.payment_method or _customer_of(session, order).payment_method
+                attempt = {
+                    "id": order_id,
+                    "attempt": found.attempt + 1,
+                    "payment_method": method,
+                }
+                _begin_again(session, [attempt], run_id, asked_by)
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
+
+
+def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
+    """Begin a new attempt of orders that failed in another run, and make them this run's own.
+
+    Each is begun once for the run that asks: an order that fails again stays failed.
+
+    Args:
+        run_id: The flow run that asks.
+        failed_of: The flow run whose rejected and compensated orders are taken.
+        limit: How many at most.
+
+    Returns:
+        The ids of the orders; none when no more of that run's orders have failed.
+    """
+    with transaction() as session:
+        failed = session.execute(
+            select_columns(
+                col(Order.id),
+                col(Order.attempt),
+                col(Order.request),
+                col(Order.payment_method),
+                col(Customer.payment_method),
+            )
+            .join(Customer, col(Customer.id) == col(Order.user_id), isouter=True)
+            .where(
+                col(Order.run_id) == failed_of,
+                col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+                ~exists().where(
+                    col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
+                ),
+            )
+            .order_by(col(Order.id))
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=Order)
+        ).all()
+        attempts = [
+            {
+                "id": id_,
+                "attempt": attempt + 1,
+                # A customer may have another card by now.
+                "payment_method": request["paymentMethod"] or customers or recorded,
+            }
+            for id_, attempt, request, recorded, customers in failed
+        ]
+        _begin_again(session, attempts, run_id, asked_by=run_id)
+        return [id_ for id_, *_ in failed]
+
+
+def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
+    """Put ended orders back to their beginning, and keep what asked for it.
+
+    ``attempts`` are the orders' ids, each with the number and the payment method of its new
+    attempt. The rows must be locked.
+    """
+    _put_back(session, attempts, run_id)
+    insert_rows(
+        session,
+        Attempt,
+        [{"order_id": row["id"], "attempt": row["attempt"]} for row in attempts],
+        asked_by=asked_by,
+        began_at=utc_now(),
+    )
+
+
+def _put_back(session: Session, attempts: Rows, run_id: str) -> None:
+    update_rows(
+        session,
+        Order,
+        attempts,
+        status=OrderStatus.STARTED,
+        run_id=run_id,
+        currency=settings().currency,
+        continuations=0,
+        points_redeemed=0,
+        total_cents=None,
+        due_cents=None,
+        courier_id=None,
+        wait_until=None,
+        error=None,
+        message=None,
+        updated_at=utc_now(),
+    )
 
 
 def known_order(order: CheckoutOrder) -> Order | None:
@@ -191,18 +281,6 @@ def _customer_of(session: Session, order: CheckoutOrder) -> Customer:
     if customer is None:
         raise UserNotFound(f"userId: no customer has the id {order.user_id}")
     return customer
-
-
-def _put_back(session: Session, attempt: dict[str, Any]) -> None:
-    """Put an ended order back to its beginning, as the row of a new attempt."""
-    cleared = dict.fromkeys(
-        ["total_cents", "due_cents", "courier_id", "wait_until", "error", "message"]
-    )
-    session.execute(
-        update(Order)
-        .where(col(Order.id) == attempt["id"])
-        .values({**attempt, **cleared, "created_at": Order.created_at})
-    )
 
 
 def orders_of_run(run_id: str) -> dict[str, int]:

@@ -28,7 +28,7 @@ import tasks.inventory
 import tasks.orders
 import tasks.points
 import tests.faults.seams
-from store.bulk import increase
+from store.bulk import Rows, increase
 from store.database import insert_missing, transaction
 from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
@@ -277,8 +277,8 @@ def a_restart_begins_a_new_attempt() -> Patches:
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
     right = tasks.orders._put_back
 
-    def wrong(session: Session, attempt: dict[str, Any]) -> None:
-        right(session, {**attempt, "attempt": attempt["attempt"] - 1})
+    def wrong(session: Session, attempts: Rows, run_id: str) -> None:
+        right(session, [{**row, "attempt": row["attempt"] - 1} for row in attempts], run_id)
 
     return [(tasks.orders, "_put_back", wrong)]
 

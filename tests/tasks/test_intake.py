@@ -13,7 +13,6 @@ from tasks.intake import (
     LINE_BYTES,
     LINES_AT_ONCE,
     Intake,
-    claim_failed_orders,
     claim_orders,
     count_submitted,
     load_orders,
@@ -24,8 +23,6 @@ from tests.shop import (
     an_order,
     at_once,
     carry_on,
-    end_run,
-    ledger,
     order_row,
     postgresql_only,
     shop,
@@ -124,30 +121,6 @@ def test_runs_that_claim_at_once_share_the_orders(database: str) -> None:
     assert len(claimed) == len(set(claimed))
     claimed += claim_all("last")
     assert sorted(claimed) == [f"o-{number:03d}" for number in range(200)]
-
-
-def test_failed_orders_are_begun_again_once_and_with_new_keys(database: str) -> None:
-    submit_orders([an_order("fails", 2), an_order("too-many", 501), an_order("goes", 1)])
-    ids = claim_orders("first", 10)
-    carry_on(ids, "bill_customer")
-    end_run("fails")
-    assert (status("fails"), status("too-many")) == ("compensated", "rejected")
-    assert claim_failed_orders("second", "first", 10) == ["fails", "too-many"]
-    assert claim_failed_orders("second", "first", 10) == []
-    again = order_row("fails")
-    assert (again.status, again.attempt, again.run_id, again.error, again.due_cents) == (
-        "started",
-        2,
-        "second",
-        None,
-        None,
-    )
-    carry_on(["fails", "goes"])
-    assert (status("fails"), status("goes")) == ("dispatched", "dispatched")
-    assert [key for key, state, _ in ledger("fails") if state == "captured"] == [
-        "fails:1",
-        "fails:2",
-    ]
 
 
 def test_a_file_of_lines_good_and_bad_is_taken_as_far_as_it_goes(

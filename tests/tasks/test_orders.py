@@ -1,5 +1,7 @@
 """An order is taken once, belongs to one run, and may be tried again when nothing came of it."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -12,9 +14,18 @@ from store.errors import (
     UserNotFound,
 )
 from store.messages import CheckoutOrder
-from store.models import OrderStatus
-from tasks.orders import accept_order, begin_attempt, orders_of_run, read_order
+from store.models import OrderStatus, utc_now
+from tasks.intake import claim_orders, submit_orders
+from tasks.orders import (
+    accept_order,
+    as_unfinished,
+    begin_attempt,
+    claim_failed_orders,
+    orders_of_run,
+    read_order,
+)
 from tests.shop import (
+    add_customer,
     an_order,
     at_once,
     carry_on,
@@ -26,6 +37,7 @@ from tests.shop import (
     place,
     placed,
     points,
+    remove_customer,
     saga,
     set_order,
     shop,
@@ -210,6 +222,41 @@ def test_what_was_asked_once_begins_one_attempt_however_late_its_processes_come(
     end_run("o-1")
     assert begin_attempt(order, RUN, ASKED).failed
     assert order_row("o-1").attempt == 3
+
+
+def test_failed_orders_are_begun_again_once_and_with_new_keys(database: str) -> None:
+    submit_orders([an_order("fails", 2), an_order("too-many", 501), an_order("goes", 1)])
+    ids = claim_orders("first", 10)
+    carry_on(ids, "bill_customer")
+    end_run("fails")
+    assert (status("fails"), status("too-many")) == ("compensated", "rejected")
+    assert claim_failed_orders("second", "first", 10) == ["fails", "too-many"]
+    assert claim_failed_orders("second", "first", 10) == []
+    again = order_row("fails")
+    assert (again.status, again.attempt, again.run_id, again.error, again.due_cents) == (
+        "started",
+        2,
+        "second",
+        None,
+        None,
+    )
+    carry_on(["fails", "goes"])
+    assert (status("fails"), status("goes")) == ("dispatched", "dispatched")
+    assert [key for key, state, _ in ledger("fails") if state == "captured"] == [
+        "fails:1",
+        "fails:2",
+    ]
+
+
+def test_a_failed_order_is_begun_again_in_the_shops_present_currency(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    submit_orders([an_order("o-1")])
+    carry_on(claim_orders("first", 1), "bill_customer")
+    end_run("o-1")
+    setting("currency", "EUR")
+    assert claim_failed_orders("second", "first", 10) == ["o-1"]
+    assert order_row("o-1").currency == "EUR"
 
 
 def test_another_order_under_the_same_id_begins_no_attempt(database: str) -> None:
