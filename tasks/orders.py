@@ -65,18 +65,21 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
         run_id: The flow run that asks.
 
     Raises:
-        UserNotFound: no customer has the order's userId.
+        UserNotFound: it is new, and no customer has its userId.
         OrderIdConflict: the orderId is taken by an order with other content.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
-        new = _new_order(session, order, order_id, run_id)
-        if insert_missing(session, Order, [new]):
-            session.add_all(
-                OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
-                for line in order.lines()
-            )
-            return AcceptedOrder(id=order_id, owned=True, started_over=False)
+        # A known order goes on although its customer is gone.
+        known = session.scalar(select(Order.id).where(Order.id == order_id))
+        if known is None:
+            new = _new_order(session, order, order_id, run_id)
+            if insert_missing(session, Order, [new]):
+                session.add_all(
+                    OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
+                    for line in order.lines()
+                )
+                return AcceptedOrder(id=order_id, owned=True, started_over=False)
 
         found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:

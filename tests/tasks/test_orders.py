@@ -85,6 +85,17 @@ def test_a_run_that_starts_over_finds_its_own_order_as_it_stands(database: str) 
     }
 
 
+@pytest.mark.parametrize("run_id", [RUN, OTHER_RUN])
+def test_an_order_that_is_known_is_found_although_its_customer_is_gone(
+    database: str, run_id: str
+) -> None:
+    add_customer("leaves")
+    placed("o-1", "bill_customer", user_id="leaves", run_id=RUN)
+    remove_customer("leaves")
+    found = accept_order(an_order("o-1", user_id="leaves"), run_id)
+    assert (found.id, found.owned, found.started_over) == ("o-1", run_id == RUN, True)
+
+
 def test_a_second_run_with_the_same_order_does_not_own_it(database: str) -> None:
     place("o-1", run_id=RUN)
     second = accept_order(an_order("o-1"), OTHER_RUN)
