@@ -84,6 +84,7 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
         found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:
             found.status, found.run_id = OrderStatus.STARTED, run_id
+            found.updated_at = utc_now()
         return _as_found(found, run_id)
 
 

@@ -96,6 +96,15 @@ def test_an_order_that_is_known_is_found_although_its_customer_is_gone(
     assert (found.id, found.owned, found.started_over) == ("o-1", run_id == RUN, True)
 
 
+def test_a_submitted_order_moves_when_a_run_takes_it_up(database: str) -> None:
+    submit_orders([an_order("o-1")])
+    set_order("o-1", updated_at=utc_now() - timedelta(hours=1))
+    before = utc_now()
+    assert accept_order(an_order("o-1"), RUN).owned
+    assert status("o-1") == "started"
+    assert as_unfinished(order_row("o-1")).moved_at >= before
+
+
 def test_a_second_run_with_the_same_order_does_not_own_it(database: str) -> None:
     place("o-1", run_id=RUN)
     second = accept_order(an_order("o-1"), OTHER_RUN)
