@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_rows, read_rows, update_rows
@@ -76,6 +77,17 @@ def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrd
         .with_for_update(),
     )
     return {row[0]: SagaOrder._make(row) for row in rows}
+
+
+def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> list[str]:
+    """Lock the orders that meet all conditions, by id as :func:`lock_orders`; return their ids."""
+    return [
+        id_
+        for (id_,) in read_rows(
+            session,
+            select(Order.id).where(*conditions).order_by(col(Order.id)).with_for_update(),
+        )
+    ]
 
 
 class StepRecord(NamedTuple):

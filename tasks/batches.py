@@ -11,7 +11,7 @@ from sqlalchemy import func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.bulk import among
+from store.bulk import among, update_rows
 from store.database import insert_missing, reading, transaction
 from store.models import (
     ENDED,
@@ -22,6 +22,7 @@ from store.models import (
     StepState,
     utc_now,
 )
+from store.saga import lock_orders_where
 
 
 def begin_batch(run_id: str, source: str | None) -> Batch:
@@ -53,11 +54,11 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
             Batch,
             [{"run_id": to_run, "source": source, "started_at": now, "moved_at": now}],
         )
-        session.execute(
-            update(Order)
-            .where(col(Order.run_id) == from_run, col(Order.status).not_in(ENDED))
-            .values(run_id=to_run, updated_at=now)
+        order_ids = lock_orders_where(
+            session, col(Order.run_id) == from_run, col(Order.status).not_in(ENDED)
         )
+        rows = [{"id": id_} for id_ in order_ids]
+        update_rows(session, Order, rows, run_id=to_run, updated_at=now)
 
 
 def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:

@@ -311,6 +311,8 @@ def send_again(order_ids: Sequence[str]) -> None:
         ]
     order_queue().send([_body(order) for order in waiting])
     with transaction() as session:
+        # A step writes its records with its orders locked.
+        lock_orders(session, [order.id for order in waiting])
         update_rows(
             session,
             SagaRecord,

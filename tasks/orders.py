@@ -35,6 +35,7 @@ from store.models import (
     SagaRecord,
     utc_now,
 )
+from store.saga import lock_orders_where
 from store.settings import settings
 
 
@@ -392,17 +393,20 @@ def count_continuation(run_id: str, seen: int) -> bool:
         seen: The highest number of continuations among them when the caller looked.
     """
     with transaction() as session:
-        counted = session.execute(
-            update(Order)
-            .where(
-                col(Order.run_id) == run_id,
-                col(Order.status).not_in(ENDED),
-                col(Order.continuations) <= seen,
-            )
-            .values(continuations=seen + 1, updated_at=utc_now())
-            .returning(col(Order.id))
+        order_ids = lock_orders_where(
+            session,
+            col(Order.run_id) == run_id,
+            col(Order.status).not_in(ENDED),
+            col(Order.continuations) <= seen,
         )
-        return counted.first() is not None
+        update_rows(
+            session,
+            Order,
+            [{"id": id_} for id_ in order_ids],
+            continuations=seen + 1,
+            updated_at=utc_now(),
+        )
+        return bool(order_ids)
 
 
 def continuations_of_run(run_id: str) -> int:
@@ -494,15 +498,11 @@ def first_wait_end() -> datetime | None:
 def prolong_waits(until: datetime) -> int:
     """Have no order's wait for a courier end before ``until``; return how many got more time."""
     with transaction() as session:
-        orders = session.exec(
-            select(Order)
-            .where(col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until)
-            .order_by(Order.id)
-            .with_for_update()
-        ).all()
-        for order in orders:
-            order.wait_until = until
-        return len(orders)
+        order_ids = lock_orders_where(
+            session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
+        )
+        update_rows(session, Order, [{"id": id_} for id_ in order_ids], wait_until=until)
+        return len(order_ids)
 
 
 def outcome_error(order: Order) -> OrderError:

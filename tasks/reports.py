@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, select
 
+from store.bulk import update_rows
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress
 from store.messages import Receipt, ReceiptLine, money
@@ -293,9 +294,10 @@ def remind(order_ids: list[str], form_urls: dict[str, str]) -> None:
             for order in due
         ]
     topic().publish(notices)
+    reminded = [{"id": order.id, "reminded_attempt": order.attempt} for order in due]
     with transaction() as session:
-        for order in due:
-            session.get_one(Order, order.id, with_for_update=True).reminded_attempt = order.attempt
+        lock_orders(session, [order.id for order in due])
+        update_rows(session, Order, reminded)
 
 
 def _wait_notice(order: Order, form_url: str, kind: str, what: str) -> Notice:

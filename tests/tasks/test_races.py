@@ -1,14 +1,24 @@
 """Many at once: what there is is given out once, nobody waits for ever, nothing is locked up."""
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 
 import pytest
+from sqlalchemy import text
 
 from flows.compensation import UNDO
 from seed.catalogue import COURIERS, STRIPED_PAJAMAS, TEN_X_RULE
+from store.database import reading, transaction
 from store.errors import BookOutOfStock, CheckoutFailed
-from store.saga import abandon
+from store.models import utc_now
+from store.saga import abandon, lock_orders
+from tasks.batches import begin_batch, hand_over_batch
+from tasks.dispatch import send_again
+from tasks.orders import count_continuation, prolong_waits
+from tasks.reports import remind
 from tests.shop import (
     STEPS,
     add_book,
@@ -24,6 +34,7 @@ from tests.shop import (
     order_row,
     place,
     points,
+    postgresql_only,
     status,
     stock,
 )
@@ -152,3 +163,48 @@ def test_couriers_are_never_given_more_than_they_carry(database: str) -> None:
     states = [status(id_) for id_ in orders]
     assert assigned_copies() == {c["id"]: c["capacity_copies"] for c in COURIERS}
     assert (states.count("dispatching"), states.count("waiting")) == (19, 5)
+
+
+def count(_: list[str]) -> None:
+    assert count_continuation("run", 0)
+
+
+def hand_over(_: list[str]) -> None:
+    begin_batch("run", None)
+    hand_over_batch("run", "another run")
+
+
+def prolong(_: list[str]) -> None:
+    prolong_waits(utc_now() + timedelta(days=1))
+
+
+def remind_of(orders: list[str]) -> None:
+    remind(orders, dict.fromkeys(orders, ""))
+
+
+@postgresql_only
+@pytest.mark.parametrize("act", [count, hand_over, prolong, remind_of, send_again])
+def test_orders_are_locked_by_their_ids_whatever_order_they_are_found_in(
+    database: str, act: Callable[[list[str]], object], setting: Callable[[str, object], None]
+) -> None:
+    setting("reminder_seconds", 24 * 3600)
+    # The database finds the second one first, in its table as in its index of a run's orders.
+    orders = [place("o-2", run_id="run"), place("o-1", run_id="run")]
+    carry_on(["o-2"], "bill_customer" if act in (count, hand_over) else "prepare_order")
+    carry_on(["o-1"], "prepare_order")
+    with ThreadPoolExecutor(1) as rival, transaction() as session:
+        lock_orders(session, ["o-1"])
+        acting = rival.submit(act, orders)
+        while not _somebody_waits_for_a_lock():
+            assert not acting.done()
+            time.sleep(0.01)
+        # If the rival had this one already, the database would end one of the two.
+        assert list(lock_orders(session, ["o-2"])) == ["o-2"]
+        session.commit()
+        acting.result(timeout=30)
+
+
+def _somebody_waits_for_a_lock() -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND "
+    with reading() as session:
+        return session.scalar(text(f"{waiting} wait_event_type = 'Lock'")) is not None
