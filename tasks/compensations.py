@@ -24,11 +24,13 @@ from tasks.points import settle_points
 RETRY_UNDO_FIRST = timedelta(minutes=1)
 RETRY_UNDO_LAST = timedelta(hours=1)
 """A failed undo is tried again after a time that doubles between these."""
+DOUBLED_AT_MOST = 10
+"""Times; far past the longest time, and small enough for a date."""
 
 
 def next_try_at(undo_tries: int, failed_at: datetime) -> datetime:
     """Return when recovery tries a failed undo again."""
-    doubled: int = 2 ** min(undo_tries, 10)
+    doubled: int = 2 ** min(max(undo_tries, 1) - 1, DOUBLED_AT_MOST)
     return failed_at + min(RETRY_UNDO_FIRST * doubled, RETRY_UNDO_LAST)
 
 

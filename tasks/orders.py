@@ -25,6 +25,7 @@ from store.models import (
     BEFORE_PIVOT,
     ENDED,
     GIVING_BACK,
+    HOLDING,
     Attempt,
     Batch,
     Book,
@@ -312,7 +313,8 @@ class UnfinishedOrder:
     """What recovery sees of an order that has not ended.
 
     ``moved_at`` is its last change or step, or its batch's last sign of life; ``asked_at`` is when
-    a courier was last asked for it.
+    a courier was last asked for it. ``undo_tries`` is how often giving back what it still holds has
+    failed.
     """
 
     id: str
@@ -378,7 +380,7 @@ def _unfinished(
         moved_at=max(moves),
         asked_at=next((r.at for r in records if r.step == "prepare_order"), None),
         continuations=order.continuations,
-        undo_tries=max((record.undo_tries for record in records), default=0),
+        undo_tries=max((r.undo_tries for r in records if r.state in HOLDING), default=0),
         # A batch is asked about as a whole; hundreds of reminders would help nobody.
         reminded=order.reminded_attempt == order.attempt or batch_moved_at is not None,
         in_batch=batch_moved_at is not None,

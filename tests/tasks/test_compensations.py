@@ -1,7 +1,7 @@
 """The compensation queue: what is at stake is exact, and the books balance after a settlement."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from store.errors import CheckoutFailed, CompensationFailed, NothingToUndo, Orde
 from store.models import Book, Customer, LedgerEntry
 from store.payments import Ledger
 from store.saga import conclude_compensation
-from tasks.compensations import failed_undos, open_undos, settle
+from tasks.billing import refund_customer
+from tasks.compensations import failed_undos, next_try_at, open_undos, settle
 from tasks.orders import as_unfinished
 from tests.books_balance import assert_books_balance, imbalances
 from tests.shop import (
@@ -38,6 +39,8 @@ from tests.shop import (
     stock,
     undos_fail,
 )
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 def initial() -> tuple[int, int]:
@@ -118,13 +121,34 @@ def test_the_queue_has_each_failed_undo_and_when_recovery_tries_it_again(databas
     ]
     (money,) = undos
     assert (money.at_stake, money.error) == ("700.00 USD", "ZeroDivisionError: it is broken")
-    assert money.next_try_at == order_row("o-1").updated_at + timedelta(minutes=4)
+    assert money.next_try_at == order_row("o-1").updated_at + timedelta(minutes=2)
     seen = as_unfinished(order_row("o-1"))
     assert next_move(seen, None, money.next_try_at) == Move.LEAVE
     assert next_move(seen, None, money.next_try_at + timedelta(seconds=1)) == Move.COMPENSATE
     give_back("o-1")
     assert failed_undos(limit=10) == []
     end_run("o-2")
+
+
+@pytest.mark.parametrize(
+    ("tries", "minutes"), [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (1_000_000, 60)]
+)
+def test_a_failed_undo_is_tried_again_after_a_minute_at_first_and_an_hour_at_most(
+    tries: int, minutes: int
+) -> None:
+    assert next_try_at(tries, NOON) == NOON + timedelta(minutes=minutes)
+
+
+def test_the_tries_of_what_was_given_back_keep_nothing_waiting(database: str) -> None:
+    failed("o-1", "bill_customer")
+    for _ in range(3):
+        with undos_fail("bill_customer"), pytest.raises(CompensationFailed):
+            give_back("o-1")
+    set_order("o-1", status="compensating")
+    assert as_unfinished(order_row("o-1")).undo_tries == 4
+    refund_customer.fn(["o-1"])
+    assert as_unfinished(order_row("o-1")).undo_tries == 0
+    give_back("o-1")
 
 
 @sqlite_only
