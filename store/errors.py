@@ -5,7 +5,13 @@ recorded as the order's outcome. ``RefusedOrder`` is raised before anything was 
 ``RetryableError`` says that the same call may succeed later.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+NAMED_AT_MOST = 10
+"""A group may have thousands of orders; who reads its error looks into a few of them."""
+TEXT_AT_MOST = 500
+"""Characters of an error that are kept; longer than any text of the store itself."""
 
 
 class StoreError(Exception):
@@ -169,3 +175,16 @@ class BooksDoNotBalance(StoreError):
 def recorded_error(name: str | None, message: str | None) -> OrderError:
     """Return the error that an order's record holds as ``name`` and ``message``."""
     return OrderError.by_name.get(name or "", CheckoutFailed)(message or "")
+
+
+def first_of(texts: Iterable[str], separator: str = ", ") -> str:
+    """Return the first few of the texts, each once, and how many more there are."""
+    different = list(dict.fromkeys(texts))
+    more = len(different) - NAMED_AT_MOST
+    named = separator.join(different[:NAMED_AT_MOST])
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def shortened(text: str) -> str:
+    """Return an error's text as it is kept: its beginning, if it is long."""
+    return text if len(text) <= TEXT_AT_MOST else f"{text[: TEXT_AT_MOST - 1]}…"

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_rows, read_rows, update_rows
 from store.database import transaction
-from store.errors import OrderError, recorded_error
+from store.errors import OrderError, recorded_error, shortened
 from store.models import (
     BEFORE_PIVOT,
     GIVING_BACK,
@@ -320,7 +320,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
                 "id": order.id,
                 "status": (OrderStatus.COMPENSATING if order.id in taken else OrderStatus.REJECTED),
                 "error": type(error).__name__,
-                "message": str(error),
+                "message": shortened(str(error)),
             }
             for order, error in failed
         ],
@@ -408,7 +408,7 @@ def record_undo_failure(step: str, order_ids: Sequence[str], error: str) -> None
             group.session,
             SagaRecord,
             [{**_key(record), "undo_tries": record.undo_tries + 1} for _, record in group.todo],
-            undo_error=error,
+            undo_error=shortened(error),
         )
 
 

@@ -4,10 +4,12 @@ The gateway is outside the database, so a charge has an intent in the saga log b
 idempotency key of its own for each attempt of the order.
 """
 
+from collections import defaultdict
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from store.errors import BillingError, PaymentGatewayUnavailable, PaymentRefused
+from store.errors import BillingError, PaymentGatewayUnavailable, PaymentRefused, first_of
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, StepRecord, backward, forward
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
@@ -67,7 +69,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
                 case _:
                     unanswered.append(order.id)
     if unanswered:
-        raise PaymentGatewayUnavailable(f"no answer for {', '.join(unanswered)}")
+        raise PaymentGatewayUnavailable(f"no answer for {first_of(unanswered)}")
     return step.going_on()
 
 
@@ -94,7 +96,8 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     with backward("bill_customer", order_ids) as owed:
         charges = [_charge(order, record) for order, record in owed.todo]
     answers = payment_gateway().refund(charges) if charges else {}
-    settled, unanswered, refused = [], [], {}
+    settled, unanswered = [], []
+    refused: dict[str, list[str]] = defaultdict(list)
     with backward("bill_customer", order_ids) as undo:
         for order, record in undo.todo:
             charge = _charge(order, record)
@@ -104,15 +107,16 @@ def refund_customer(order_ids: list[str]) -> list[str]:
                 unanswered.append(order.id)
                 continue
             if answer.status == "refused":
-                refused[order.id] = answer.reason
+                refused[answer.reason].append(order.id)
                 continue
             refunded = charge.amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
             settled.append(order.id)
     if unanswered:
-        raise PaymentGatewayUnavailable(f"no answer for the refund of {', '.join(unanswered)}")
+        raise PaymentGatewayUnavailable(f"no answer for the refund of {first_of(unanswered)}")
     if refused:
-        raise PaymentRefused("; ".join(f"refund of {id_}: {why}" for id_, why in refused.items()))
+        reasons = (f"refund of {first_of(ids)}: {why}" for why, ids in refused.items())
+        raise PaymentRefused(first_of(reasons, "; "))
     return settled
 
 

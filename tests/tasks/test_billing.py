@@ -1,10 +1,17 @@
 """A charge is captured once and refunded once, whatever the gateway answers and when."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from store.errors import BillingError, CheckoutFailed, KeyReused, PaymentGatewayUnavailable
+from store.errors import (
+    BillingError,
+    CheckoutFailed,
+    KeyReused,
+    PaymentGatewayUnavailable,
+    PaymentRefused,
+    StoreError,
+)
 from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks import billing
@@ -181,6 +188,46 @@ def test_a_refund_without_an_answer_is_asked_for_again_and_the_others_are_settle
     assert (saga("o-1")["bill_customer"], saga("o-2")["bill_customer"]) == ("done", "undone")
     assert refund_customer.fn(group) == ["o-1"]
     assert kept_cents() == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (
+            lambda key: Answer("unknown", key),
+            PaymentGatewayUnavailable,
+            r"^no answer for the refund of o-00, o-01, .*, o-09 and 2 more$",
+        ),
+        (
+            lambda key: Answer("refused", key, "the key is wrong"),
+            PaymentRefused,
+            r"^refund of o-00, o-01, .*, o-09 and 2 more: the key is wrong$",
+        ),
+        (
+            lambda key: Answer("refused", key, f"no rights for {key}"),
+            PaymentRefused,
+            r"^refund of o-00: no rights for o-00:1; .*; refund of o-09: no .* o-09:1 and 2 more$",
+        ),
+    ],
+    ids=["no answer", "one reason", "a reason for each"],
+)
+def test_what_a_group_of_refunds_fails_with_stays_short(
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[str], Answer],
+    error: type[StoreError],
+    text: str,
+) -> None:
+    group = [f"o-{number:02}" for number in range(12)]
+    for order_id in group:
+        place(order_id)
+    carry_on(group, "bill_customer")
+    abandon(group, CheckoutFailed("the run failed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "refund", lambda _, charges: {c.key: answer(c.key) for c in charges})
+        with pytest.raises(error, match=text):
+            refund_customer.fn(group)
+    give_back(*group)
 
 
 def test_a_charge_whose_key_was_used_otherwise_is_not_made(database: str) -> None:

@@ -18,7 +18,7 @@ from store.errors import CheckoutFailed, CompensationFailed
 from store.notifications import TableTopic
 from store.payments import Ledger
 from store.queue import TableQueue
-from store.saga import COMPENSABLE, Forward, abandon
+from store.saga import COMPENSABLE, Forward, abandon, record_undo_failure
 from tests.books_balance import assert_books_balance
 from tests.shop import (
     STEPS,
@@ -338,6 +338,15 @@ def test_an_undo_that_fails_for_one_group_is_tried_again_for_all_of_it(database:
     assert [saga_records(id_)["bill_customer"].undo_tries for id_ in group] == [1, 1]
     assert give_back(*group) == {"o-1": "compensated", "o-2": "compensated"}
     assert kept_cents() == 0
+
+
+def test_what_is_kept_of_an_error_is_short(database: str) -> None:
+    placed("o-1", "bill_customer")
+    abandon(["o-1"], CheckoutFailed("x" * 10_000))
+    record_undo_failure("bill_customer", ["o-1"], "y" * 10_000)
+    assert order_row("o-1").message == "x" * 499 + "…"
+    assert saga_records("o-1")["bill_customer"].undo_error == "y" * 499 + "…"
+    give_back("o-1")
 
 
 def test_what_was_found_about_an_attempt_does_not_end_the_next_one(database: str) -> None:
