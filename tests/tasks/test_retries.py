@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from store.errors import (
     BillingError,
@@ -35,7 +36,12 @@ def an_outage(kind: type[OperationalError] | type[IntegrityError]) -> Exception:
 
 
 @pytest.mark.parametrize(
-    "error", [PaymentGatewayUnavailable("no answer"), an_outage(OperationalError)]
+    "error",
+    [
+        PaymentGatewayUnavailable("no answer"),
+        an_outage(OperationalError),
+        PoolTimeoutError("QueuePool limit of size 5 overflow 20 reached"),
+    ],
 )
 def test_an_outage_is_tried_again(error: Exception) -> None:
     assert is_transient(error)
