@@ -235,14 +235,20 @@ def announce_failed_compensation(order: Order) -> None:
                 subject=f"Order {order.id}: not everything could be given back",
                 body="\n".join(
                     [
-                        f"Order {order.id} failed ({order.error}), and so did its compensation.",
+                        f"Attempt {order.attempt} of order {order.id} failed ({order.error}), "
+                        "and so did its compensation.",
                         "",
                         *undone,
                         "",
                         "It is tried again by recover_orders, with growing delays.",
                     ]
                 ),
-                data={"event": "compensation-failed", "orderId": order.id, "failed": undone},
+                data={
+                    "event": "compensation-failed",
+                    "orderId": order.id,
+                    "attempt": order.attempt,
+                    "failed": undone,
+                },
             )
         ]
     )

@@ -3,9 +3,21 @@
 import pytest
 
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
+from store.database import reading
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress
-from tasks.reports import explain, receipt, timeline
-from tests.shop import carry_on, end_run, place, placed
+from store.models import Notification
+from tasks.reports import announce_failed_compensation, explain, receipt, timeline
+from tasks.story import story
+from tests.shop import (
+    carry_on,
+    end_run,
+    failed,
+    give_back,
+    order_row,
+    place,
+    placed,
+    sqlite_only,
+)
 
 
 def test_a_receipt_says_what_was_bought_and_how_it_was_paid(database: str) -> None:
@@ -33,6 +45,20 @@ def test_a_timeline_shows_the_order_its_steps_and_what_was_given_back(database: 
 def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:
     place("o-1", book_id="unknown")
     assert "| unknown | 1 | not known yet |" in timeline("o-1").splitlines()
+
+
+@sqlite_only
+def test_the_notice_of_a_failed_compensation_says_of_which_attempt_it_is(database: str) -> None:
+    placed("o-1", "bill_customer", 50, redeem=True)
+    end_run("o-1")
+    failed("o-1", "bill_customer")
+    announce_failed_compensation(order_row("o-1"))
+    with reading() as session:
+        notice = session.get_one(Notification, "o-1:2:compensation-failed")
+    assert notice.data["attempt"] == 2
+    assert notice.body.startswith("Attempt 2 of order o-1 failed (CheckoutFailed), and so did")
+    assert [e.attempt for e in story("o-1").events if e.kind == "notification"] == [2]
+    give_back("o-1")
 
 
 def test_an_unfinished_order_has_no_receipt(database: str) -> None:
