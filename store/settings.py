@@ -6,13 +6,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
-COUNTED_OTHERWISE_BY_STRIPE = ("ISK", "MGA", "UGX")
-"""Currencies whose minor unit at Stripe is not that of ISO 4217: a charge would be off by 100."""
+WITHOUT_HUNDREDTHS = (
+    "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF "  # whole units
+    "BHD IQD JOD KWD LYD OMR TND "  # thousandths
+    "CLF UYW"  # ten-thousandths
+)
+"""Currencies that have another minor unit in ISO 4217: points and texts would be off by it."""
+COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
+"""Currencies with hundredths that Stripe counts in whole units: a charge would be off by 100."""
 
 
 class Settings(BaseSettings):
@@ -34,7 +40,8 @@ class Settings(BaseSettings):
     currency: str = Field(
         default="USD",
         pattern=r"^[A-Z]{3}$",
-        description="ISO 4217 code of the currency in which every price is given.",
+        description="ISO 4217 code of the currency in which every price is given; one that has "
+        "hundredths.",
     )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,
@@ -147,6 +154,16 @@ class Settings(BaseSettings):
         pattern=URL_OR_EMPTY,
         description="Where Stripe is called, for a local stand-in; left out, Stripe itself.",
     )
+
+    @field_validator("currency")
+    @classmethod
+    def _has_hundredths(cls, currency: str) -> str:
+        if currency in WITHOUT_HUNDREDTHS.split():
+            raise ValueError(
+                f"{currency} has no hundredths, in which all amounts are counted here; set "
+                "STORE_CURRENCY to a currency that has, such as USD or EUR"
+            )
+        return currency
 
     @model_validator(mode="after")
     def _name_what_aws_needs(self) -> Self:

@@ -59,7 +59,17 @@ def test_stripe_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         settings()
 
 
-@pytest.mark.parametrize(("currency", "goes"), [("JPY", True), ("ISK", False), ("UGX", False)])
+@pytest.mark.parametrize("currency", ["JPY", "ISK", "KWD", "CLF"])
+def test_a_currency_without_hundredths_is_refused_by_its_name_and_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, currency: str
+) -> None:
+    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_CURRENCY", currency)
+    with pytest.raises(ValidationError, match=f"currency\n.* {currency} .* set STORE_CURRENCY to"):
+        settings()
+
+
+@pytest.mark.parametrize(("currency", "goes"), [("EUR", True), ("MGA", False)])
 def test_a_currency_that_stripe_counts_otherwise_does_not_go_with_it(
     monkeypatch: pytest.MonkeyPatch, currency: str, goes: bool
 ) -> None:
