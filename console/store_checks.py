@@ -19,7 +19,7 @@ from store.errors import PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
 from store.settings import Settings, settings
 from tasks.audit import forgotten_orders
-from tasks.figures import failed_undos
+from tasks.figures import sums_of_failed_undos
 
 LEAST_VISIBILITY_SECONDS = 30
 """A dispatcher looks after its messages every few seconds; a busy machine may hold it up."""
@@ -154,7 +154,7 @@ def _orders() -> Iterator[Diagnosis]:
 
 def _compensations() -> Iterator[Diagnosis]:
     with reading() as session:
-        failed = sum(undos.count for undos in failed_undos(session))
+        failed = sum(undos.count for undos in sums_of_failed_undos(session))
     if failed:
         yield warning(
             f"{failed} undos have failed: somebody waits for money, copies or points",

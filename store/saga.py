@@ -49,7 +49,6 @@ class SagaOrder(NamedTuple):
     id: str
     attempt: int
     status: str
-    run_id: str | None
     user_id: str
     redeem: bool
     payment_method: str

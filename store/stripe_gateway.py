@@ -88,10 +88,7 @@ class StripeGateway:
         try:
             self._stripe.payment_intents.list({"limit": 1})
         except (stripe.AuthenticationError, stripe.PermissionError) as error:
-            # Without Stripe's own words, which quote the key's end.
-            raise PaymentRefused(
-                f"Stripe does not accept the key (HTTP {error.http_status})"
-            ) from None
+            raise PaymentRefused(_key_refused(error)) from None
         except stripe.StripeError as error:
             raise PaymentGatewayUnavailable(
                 f"{type(error).__name__}: {error.user_message or error}"
@@ -308,11 +305,9 @@ def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
     """Return what a failed call says: nothing about the charge, unless Stripe refuses the call."""
     match error:
         case stripe.AuthenticationError() | stripe.PermissionError():
-            # Without Stripe's own words, which quote the key's end.
             reason = (
-                f"Stripe does not accept the key (HTTP {error.http_status}): set "
-                "STORE_STRIPE_SECRET_KEY to a key of the account that may write PaymentIntents "
-                "and Refunds and read PaymentMethods"
+                f"{_key_refused(error)}: set STORE_STRIPE_SECRET_KEY to a key of the account that "
+                "may write PaymentIntents and Refunds and read PaymentMethods"
             )
         case stripe.InvalidRequestError() | stripe.CardError():
             reason = (
@@ -322,3 +317,8 @@ def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
         case _:
             return _unknown(charge, f"{type(error).__name__}: {error.user_message}")
     return _refused(charge, reason)
+
+
+def _key_refused(error: stripe.StripeError) -> str:
+    """Say it without Stripe's own words, which quote the key's end."""
+    return f"Stripe does not accept the key (HTTP {error.http_status})"

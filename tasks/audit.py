@@ -12,10 +12,10 @@ its record (money captured, the answer not written down yet) is under way, and n
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, bindparam, text
+from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
 from store.dialects import Dialect, among
@@ -112,22 +112,27 @@ def _findings(session: Session, check: Check) -> Iterator[Finding]:
         f"SELECT * FROM (SELECT subject.*, CASE {rules} END AS broken_rule "
         f"FROM ({check.rows}) subject) found WHERE broken_rule IS NOT NULL"
     )
-    times = {
-        "forgotten": now - timedelta(seconds=FORGOTTEN_SECONDS),
-        "unclaimed": now - timedelta(seconds=UNCLAIMED_SECONDS),
-    }
-    statement = text(query).bindparams(
-        *(
-            bindparam(name, value, type_=UtcDateTime())
-            for name, value in times.items()
-            if f":{name}" in query
-        )
+    statement = with_moments(
+        query,
+        forgotten=now - timedelta(seconds=FORGOTTEN_SECONDS),
+        unclaimed=now - timedelta(seconds=UNCLAIMED_SECONDS),
     )
     rows = session.execute(
         statement.columns(**check.kinds), execution_options={"yield_per": ROWS_AT_ONCE}
     )
     for row in rows:
         yield _finding(check, row)
+
+
+def with_moments(query: str, **moments: datetime) -> TextClause:
+    """Return a query with those of the moments in it that it names."""
+    return text(query).bindparams(
+        *(
+            bindparam(name, moment, type_=UtcDateTime())
+            for name, moment in moments.items()
+            if f":{name}" in query
+        )
+    )
 
 
 def _finding(check: Check, row: Row[Any]) -> Finding:
@@ -145,7 +150,6 @@ HELD = among(HOLDING)
 TAKING = among(COMPENSABLE)
 FORWARD = among(GOING_FORWARD)
 BACKWARD = among(GIVING_BACK)
-HOLDS_NOTHING = among([OrderStatus.SUBMITTED, OrderStatus.REJECTED, OrderStatus.COMPENSATED])
 BILLED = among([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
 ON_ITS_WAY = among([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
 FAILED = among([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, bindparam, text
+from sqlalchemy import CursorResult
 from sqlmodel import Session
 
 from store.database import snapshot
 from store.dialects import Dialect, among
-from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, UtcDateTime, utc_now
+from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
 from store.saga import COMPENSABLE
 from store.settings import settings
-from tasks.audit import forgotten_orders
+from tasks.audit import forgotten_orders, with_moments
 
 WINDOW_SECONDS = 3600
 """What has happened is told of this time."""
@@ -72,7 +72,7 @@ def read_figures() -> Figures:
             idle_seconds=idle_seconds,
             waited_seconds=_waited_seconds(session),
             forgotten=sum(1 for _ in forgotten_orders(session)),
-            failed_undos=failed_undos(session),
+            failed_undos=sums_of_failed_undos(session),
             endings=_endings(session),
             steps=_steps(session),
             undos=_undos(session),
@@ -82,16 +82,8 @@ def read_figures() -> Figures:
 def _asked(session: Session, query: str) -> CursorResult[Any]:
     """Ask a query that may name the beginning of the window, or the present moment."""
     now = utc_now()
-    times = {"since": now - timedelta(seconds=WINDOW_SECONDS), "now": now}
-    return session.connection().execute(
-        text(query).bindparams(
-            *(
-                bindparam(name, value, type_=UtcDateTime())
-                for name, value in times.items()
-                if f":{name}" in query
-            )
-        )
-    )
+    since = now - timedelta(seconds=WINDOW_SECONDS)
+    return session.connection().execute(with_moments(query, since=since, now=now))
 
 
 def _orders(session: Session) -> tuple[dict[str, int], dict[str, float]]:
@@ -118,7 +110,7 @@ def _waited_seconds(session: Session) -> float:
     return 0.0 if left is None else max(0.0, settings().courier_timeout_seconds - float(left))
 
 
-def failed_undos(session: Session) -> list[FailedUndos]:
+def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
     """Return what could not be given back, by step and currency; only money has cents."""
     cents = Dialect.of(session).number("s.result", "amount_cents")
     found = _asked(
