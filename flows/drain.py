@@ -40,13 +40,8 @@ from store.errors import WorkPoolNotFound
 from store.models import OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among
-from tasks.orders import (
-    count_orders,
-    first_wait_end,
-    orders_of_run,
-    prolong_waits,
-    read_order,
-)
+from tasks.dispatch import first_wait_end, prolong_waits
+from tasks.orders import count_orders, orders_of_run, read_order
 
 logger = logging.getLogger("store.drain")
 

@@ -8,11 +8,12 @@ ignored, and a parcel under way is not called back.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
@@ -35,7 +36,7 @@ from store.models import (
 )
 from store.notifications import Notice, topic
 from store.queue import order_queue
-from store.saga import SagaOrder, forward, give_up, lock_orders
+from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_where
 from store.settings import settings
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
 
@@ -355,6 +356,24 @@ def expire_waits(order_ids: Sequence[str]) -> None:
         )
 
 
+def first_wait_end() -> datetime | None:
+    """Return when the first order's wait for a courier ends; none if no order waits."""
+    with reading() as session:
+        return session.scalar(
+            select(func.min(col(Order.wait_until))).where(col(Order.status) == OrderStatus.WAITING)
+        )
+
+
+def prolong_waits(until: datetime) -> int:
+    """Have no order's wait for a courier end before ``until``; return how many got more time."""
+    with transaction() as session:
+        order_ids = lock_orders_where(
+            session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
+        )
+        update_rows(session, Order, [{"id": id_} for id_ in order_ids], wait_until=until)
+        return len(order_ids)
+
+
 @task(
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAYS_SECONDS,
@@ -387,8 +406,8 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
                 handed_over[order.courier_id] = handed_over.get(order.courier_id, 0) + order.copies
                 step.done(order, {"courier": order.courier_id}, status=OrderStatus.DISPATCHED)
         _lock_couriers(step.session)
-        given_up = {id_: -copies for id_, copies in handed_over.items()}
-        increase(step.session, Courier, "assigned_copies", given_up)
+        freed = {id_: -copies for id_, copies in handed_over.items()}
+        increase(step.session, Courier, "assigned_copies", freed)
     return step.going_on()
 
 

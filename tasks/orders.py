@@ -489,24 +489,6 @@ def count_orders(status: OrderStatus) -> int:
         )
 
 
-def first_wait_end() -> datetime | None:
-    """Return when the first order's wait for a courier ends; none if no order waits."""
-    with reading() as session:
-        return session.scalar(
-            select(func.min(col(Order.wait_until))).where(col(Order.status) == OrderStatus.WAITING)
-        )
-
-
-def prolong_waits(until: datetime) -> int:
-    """Have no order's wait for a courier end before ``until``; return how many got more time."""
-    with transaction() as session:
-        order_ids = lock_orders_where(
-            session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
-        )
-        update_rows(session, Order, [{"id": id_} for id_ in order_ids], wait_until=until)
-        return len(order_ids)
-
-
 def outcome_error(order: Order) -> OrderError:
     """Return the error that ended, or is ending, the order."""
     return recorded_error(order.error, order.message)

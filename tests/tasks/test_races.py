@@ -16,8 +16,8 @@ from store.errors import BookOutOfStock, CheckoutFailed
 from store.models import utc_now
 from store.saga import abandon, lock_orders
 from tasks.batches import begin_batch, hand_over_batch
-from tasks.dispatch import send_again
-from tasks.orders import count_continuation, prolong_waits
+from tasks.dispatch import prolong_waits, send_again
+from tasks.orders import count_continuation
 from tasks.reports import remind
 from tests.shop import (
     STEPS,
