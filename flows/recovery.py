@@ -151,7 +151,7 @@ def _make(
         Move.EXPIRE: lambda: _expire(client, orders),
         Move.SEND_AGAIN: lambda: send_again(ids),
         Move.CONTINUE: lambda: _continue(client, orders),
-        Move.REMIND: lambda: remind(ids, {id_: form_url(read_order(id_)) for id_ in ids}),
+        Move.REMIND: lambda: remind({id_: form_url(read_order(id_)) for id_ in ids}),
     }
     try:
         acts[move]()

@@ -28,6 +28,7 @@ from store.notifications import Notice, topic
 from store.saga import lock_orders, taken_by
 from store.settings import settings
 from tasks.orders import outcome_error
+from tasks.story import in_words
 
 
 def timeline(order_id: str) -> str:
@@ -53,7 +54,7 @@ def timeline(order_id: str) -> str:
             "",
             "| attempt | step | at (UTC) | result | given back |",
             "|---:|---|---|---|---|",
-            *(_step_row(record) for record in records),
+            *(_step_row(record, order.currency) for record in records),
         ]
         if answers:
             lines += [
@@ -91,23 +92,16 @@ def _table_of(lines: Sequence[tuple[OrderLine, str]], order: Order) -> list[str]
     ]
 
 
-def _step_row(record: SagaRecord) -> str:
+def _step_row(record: SagaRecord, currency: str) -> str:
     done = "" if record.state in (StepState.DONE, StepState.UNDONE) else f" ({record.state})"
     given_back = ""
     if record.undone_at is not None:
-        given_back = f"{record.undone_at:%H:%M:%S} {_facts(record.undo_result or {})}"
+        given_back = f"{record.undone_at:%H:%M:%S} {in_words(record.undo_result or {}, currency)}"
     elif record.undo_error is not None:
         given_back = f"**failed {record.undo_tries} times**: {record.undo_error}"
     return (
         f"| {record.attempt} | {record.step}{done} | {record.at:%Y-%m-%d %H:%M:%S} "
-        f"| {_facts(record.result)} | {given_back} |"
-    )
-
-
-def _facts(result: dict[str, object]) -> str:
-    """Return a record's result as people read it; who the customer is stays out of it."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in result.items() if name != "user_id"
+        f"| {in_words(record.result, currency)} | {given_back} |"
     )
 
 
@@ -223,8 +217,8 @@ def announce_failed_compensation(order: Order) -> None:
             )
         ).all()
         undone = [
-            f"{record.step}: {_facts(record.result)}; tried {record.undo_tries} times, last "
-            f"error: {record.undo_error}"
+            f"{record.step}: {in_words(record.result, order.currency)}; tried "
+            f"{record.undo_tries} times, last error: {record.undo_error}"
             for record in failed
         ]
     topic().publish(
@@ -278,18 +272,18 @@ def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
     )
 
 
-def remind(order_ids: list[str], form_urls: dict[str, str]) -> None:
+def remind(form_urls: dict[str, str]) -> None:
     """Remind the shop of orders whose wait is nearly over; once for each attempt.
 
     Args:
-        order_ids: Orders that may wait; others, and those reminded of already, are passed over.
-        form_urls: The link to each order's form.
+        form_urls: The orders, each with the link to its form; those that do not wait, or were
+            reminded of already, are passed over.
     """
     with reading() as session:
         soon = utc_now() + timedelta(seconds=settings().reminder_seconds)
         due = [
             order
-            for order in session.exec(select(Order).where(col(Order.id).in_(order_ids)))
+            for order in session.exec(select(Order).where(col(Order.id).in_(form_urls)))
             if order.status == OrderStatus.WAITING
             and order.wait_until is not None
             and order.wait_until <= soon

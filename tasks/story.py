@@ -138,7 +138,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
             record.attempt,
             kind,
             what.format(record.step),
-            _in_words(record.result, order),
+            in_words(record.result, order.currency),
             {"step": record.step, "state": record.state, "result": record.result},
         )
         undone = record.undo_result or {}
@@ -150,7 +150,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
                 record.attempt,
                 "settled" if by else "undo",
                 f"{record.step} settled by {by}" if by else f"{record.step} undone",
-                _in_words(undone, order),
+                in_words(undone, order.currency),
                 {**facts, "result": undone},
             )
         elif record.undo_error is not None:
@@ -258,14 +258,14 @@ def _notes() -> list[str]:
     return notes
 
 
-def _in_words(result: Mapping[str, Any], order: Order) -> str:
-    """Return a record's result as people read it; the customer is named once, at the beginning."""
+def in_words(result: Mapping[str, Any], currency: str) -> str:
+    """Return a record's result as people read it; who the customer is stays out of it."""
     words = []
     for name, value in result.items():
         if name == "user_id":
             continue
         if name.endswith("_cents"):
-            amount = money(value, order.currency)
+            amount = money(value, currency)
             words.append(f"{name.removesuffix('_cents').replace('_', ' ')} {amount}")
         elif isinstance(value, Mapping):
             copies = ", ".join(f"{count} of {id_}" for id_, count in value.items())

@@ -179,7 +179,7 @@ def prolong(_: list[str]) -> None:
 
 
 def remind_of(orders: list[str]) -> None:
-    remind(orders, dict.fromkeys(orders, ""))
+    remind(dict.fromkeys(orders, ""))
 
 
 @postgresql_only

@@ -40,6 +40,7 @@ def test_a_timeline_shows_the_order_its_steps_and_what_was_given_back(database: 
     assert "| The Boy in the Striped Pajamas | 50 | 75.00 USD |" not in lines
     assert "| The 10X Rule | 50 | 20.00 USD |" in lines
     assert any(line.startswith("| 1 | redeem_points |") and "points 300" in line for line in lines)
+    assert any(line.endswith("| total 1000.00 USD |  |") for line in lines)
 
 
 def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:
