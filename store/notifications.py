@@ -32,6 +32,7 @@ class Topic(Protocol):
 
         Raises:
             TopicUnavailable: the topic is out of reach or overloaded; publishing again is safe.
+            TopicRefused: the topic would refuse it again: its address, rights or content is wrong.
         """
         ...
 

@@ -52,7 +52,8 @@ class OrderQueue(Protocol):
     """What the checkout asks of a queue.
 
     Every call may raise :class:`store.errors.QueueUnavailable`, and may then be made again: what
-    it did already does no harm twice.
+    it did already does no harm twice. One that raises :class:`store.errors.QueueRefused` would be
+    refused again: its address, rights or content is wrong.
     """
 
     def send(self, bodies: Sequence[str]) -> None:

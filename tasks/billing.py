@@ -36,6 +36,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
         BillingError: no order goes on; the first one's charge was declined or stayed unknown.
         PaymentRefused: no order goes on; the gateway does not take the call for the first one.
         PaymentGatewayUnavailable: some charges have no answer yet; the task is tried again.
+        KeyReused: a key was used for another charge; the intents stay for the refund.
     """
     with forward("bill_customer", order_ids) as intents:
         charges = {o.id: _charge(o, intents.intents.get(o.id)) for o in intents.todo if o.due_cents}

@@ -62,6 +62,11 @@ def prepare_order(order_ids: list[str]) -> list[str]:
 
     Returns:
         The ids of the orders that go on.
+
+    Raises:
+        OrderError: no order goes on; what has ended the first one meanwhile.
+        QueueUnavailable: not every message is out; the task is tried again.
+        QueueRefused: not every message is out, and trying again would not help.
     """
     with forward("prepare_order", order_ids) as intents:
         wait_until = utc_now() + timedelta(seconds=settings().courier_timeout_seconds)
@@ -237,6 +242,10 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
     An answer that comes second, or after the order's end, is kept as not accepted and holds none
     of its courier's capacity.
 
+    Args:
+        order_id: The order; there must be one of this id.
+        answer: What the person has answered.
+
     Returns:
         The decision that counts; this late one if the order ended without any.
 
@@ -303,6 +312,9 @@ def send_again(order_ids: Sequence[str]) -> None:
     """Send the messages of those orders that still wait once more; one may have been lost.
 
     A message too many is harmless: the order it is about has moved on.
+
+    Raises:
+        QueueUnavailable, QueueRefused: not every message is out; sending again is safe.
     """
     with transaction() as session:
         waiting = [
@@ -389,6 +401,11 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
 
     Returns:
         The ids of the orders that are dispatched.
+
+    Raises:
+        OrderError: none goes on; what has ended the first one before a courier had accepted.
+        TopicUnavailable: not every notice is out; the task is tried again.
+        TopicRefused: not every notice is out; recovery tries it again when that is mended.
     """
     with forward("dispatch_order", order_ids) as intents:
         going = [o for o in intents.todo if o.status == OrderStatus.DISPATCHING]

@@ -66,6 +66,9 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
         order: The order as it came in.
         run_id: The flow run that asks.
 
+    Returns:
+        The order as it was found, or begun now.
+
     Raises:
         UserNotFound: it is new, and no customer has its userId.
         OrderIdConflict: the orderId is taken by an order with other content.
@@ -98,6 +101,9 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
         run_id: The flow run that asks.
         asked_by: What asked for it, an id that is another one each time somebody asks. The same
             one begins one attempt, however many processes bring it, and however late.
+
+    Returns:
+        The order as it was found, or begun again now.
 
     Raises:
         OrderIdConflict: the orderId is that of an order with other content.
