@@ -92,21 +92,20 @@ def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
     """
     with transaction() as session:
         methods = _payment_methods(session, {order.user_id for order in orders})
-        rows: dict[str, dict[str, Any]] = {}
+        sound: dict[str, CheckoutOrder] = {}
         for order in orders:
             if order.order_id and order.user_id in methods:
-                row = _row(order, order.order_id, methods[order.user_id])
-                rows.setdefault(order.order_id, row)
-        inserted = {id_ for (id_,) in insert_missing(session, Order, rows.values())}
-        by_id = {order.order_id: order for order in reversed(orders)}
+                sound.setdefault(order.order_id, order)
+        rows = [_row(order, id_, methods[order.user_id]) for id_, order in sound.items()]
+        inserted = {id_ for (id_,) in insert_missing(session, Order, rows)}
         lines = [
             {"order_id": id_, "book_id": line.book_id, "quantity": line.quantity}
             for id_ in sorted(inserted)
-            for line in by_id[id_].lines()
+            for line in sound[id_].lines()
         ]
         insert_rows(session, OrderLine, lines)
-        known = _contents(session, [id_ for id_ in rows if id_ not in inserted])
-        known |= {id_: rows[id_]["request"] for id_ in inserted}
+        known = _contents(session, [id_ for id_ in sound if id_ not in inserted])
+        known |= {id_: sound[id_].content() for id_ in inserted}
         return [_answer(order, methods, known, inserted) for order in orders]
 
 

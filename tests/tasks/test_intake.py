@@ -6,9 +6,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlmodel import select
 
-from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
+from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
+from store.database import reading
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
+from store.models import OrderLine
 from tasks.intake import (
     LINE_BYTES,
     LINES_AT_ONCE,
@@ -85,6 +88,21 @@ def test_what_is_refused_changes_nothing_and_keeps_no_other_from_being_taken(dat
     assert "orderId: missing" in str(answers[2])
     assert count_submitted() == 2
     assert order_row("taken").copies == 1
+
+
+def test_an_order_has_its_own_lines_whatever_was_refused_under_its_id(database: str) -> None:
+    answers = submit_orders(
+        [
+            an_order("o-1", 7, user_id="nobody"),
+            an_order("o-1", items={STRIPED_PAJAMAS: 2}),
+            an_order("o-1", 5),
+        ]
+    )
+    assert [type(answer) for answer in answers] == [UserNotFound, bool, OrderIdConflict]
+    assert order_row("o-1").copies == 2
+    with reading() as session:
+        (line,) = session.exec(select(OrderLine).where(OrderLine.order_id == "o-1"))
+        assert (line.book_id, line.quantity) == (STRIPED_PAJAMAS, 2)
 
 
 def test_a_submitted_order_may_be_carried_out_by_a_single_run(database: str) -> None:
