@@ -6,8 +6,9 @@ Nothing here reads more of a batch than a page of ids or a few sums, however lar
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
@@ -164,7 +165,11 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a batch has moved: money in cents, points, and how its orders ended."""
+    """What a batch has moved: money in cents, points, and how its orders ended.
+
+    ``by_ending`` counts the orders by their status and the name of their error, if they have one.
+    A charge that is still in doubt counts as nothing until its refund settles it.
+    """
 
     by_ending: dict[tuple[str, str], int]
     captured_cents: int
@@ -184,13 +189,17 @@ def sums_of_run(run_id: str) -> Sums:
                 .group_by(col(Order.status), col(Order.error))
             )
         }
+        refunded_cents = _number(col(SagaRecord.undo_result)["amount_cents"])
+        # A charge in doubt has no reference: what its refund found is all that was captured.
+        has_reference = col(SagaRecord.result)["reference"].as_string().is_not(None)
+        captured_cents = case((has_reference, col(Order.due_cents)), else_=refunded_cents)
         taken = (
             select_columns(
                 col(SagaRecord.step),
-                func.sum(col(Order.due_cents)),
-                func.sum(SagaRecord.undo_result["amount_cents"].as_integer()),  # type: ignore[index]
+                func.sum(captured_cents),
+                func.sum(refunded_cents),
                 func.sum(col(Order.points_redeemed)),
-                func.sum(SagaRecord.undo_result["points"].as_integer()),  # type: ignore[index]
+                func.sum(_number(col(SagaRecord.undo_result)["points"])),
             )
             .join(
                 Order,
@@ -208,3 +217,8 @@ def sums_of_run(run_id: str) -> Sums:
         captured, refunded, _, _ = steps.get("bill_customer", (0, 0, 0, 0))
         _, _, redeemed, restored = steps.get("redeem_points", (0, 0, 0, 0))
         return Sums(by_ending, captured, refunded, redeemed, restored)
+
+
+def _number(json_field: Any) -> ColumnElement[int]:
+    """Return a JSON field as a number; JSON's own `as_integer` has 32 bits, too few for cents."""
+    return cast(json_field.as_string(), BigInteger)
