@@ -420,8 +420,12 @@ def local_path(source: str) -> Path:
 @contextmanager
 def _rejects_file(source: str, intake: Intake) -> Iterator[Callable[[Reject], None]]:
     """Give what records a rejected line: in the intake, and in a file beside the source."""
-    with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    # The file is sent as bytes: boto3 would take text into memory as a whole.
+    with (
+        tempfile.TemporaryFile() as file,
+        io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
+    ):
+        writer = csv.writer(text)
         writer.writerow(["line", "field", "reason"])
 
         def reject(found: Reject) -> None:
@@ -432,11 +436,11 @@ def _rejects_file(source: str, intake: Intake) -> Iterator[Callable[[Reject], No
 
         yield reject
         if intake.rejected:
-            file.seek(0)
+            text.seek(0)
             intake.rejects_file = _put_beside(source, ".rejects.csv", file)
 
 
-def _put_beside(source: str, suffix: str, content: IO[str]) -> str | None:
+def _put_beside(source: str, suffix: str, content: IO[bytes]) -> str | None:
     """Write a file beside the source; return its name, or none if that is not allowed there."""
     name = f"{source}{suffix}"
     if on_s3 := _S3.match(name):
@@ -444,13 +448,13 @@ def _put_beside(source: str, suffix: str, content: IO[str]) -> str | None:
 
         client = aws.s3(settings().aws_endpoint_url)
         try:
-            client.put_object(Bucket=on_s3[1], Key=on_s3[2], Body=content.read().encode())
+            client.put_object(Bucket=on_s3[1], Key=on_s3[2], Body=content)
         except aws.FAILURES as error:
             logger.warning("%s could not be written: %s", name, aws.describe(error))
             return None
         return name
     try:
-        with local_path(name).open("w", newline="", encoding="utf-8") as file:
+        with local_path(name).open("wb") as file:
             shutil.copyfileobj(content, file)
     except OSError as error:
         logger.warning("%s could not be written: %s", name, error.strerror)

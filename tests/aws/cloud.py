@@ -137,7 +137,7 @@ class Faults:
 
 
 def _clients(endpoint_url: str) -> Sequence[Any]:
-    of_services = (aws.sqs, aws.sns, aws.sts, aws.dynamodb)
+    of_services = (aws.sqs, aws.sns, aws.sts, aws.dynamodb, aws.s3)
     return [client(endpoint_url) for client in of_services]
 
 
