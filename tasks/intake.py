@@ -47,6 +47,8 @@ LINE_BYTES = 64 * 1024
 """A longer line is no order: a cart of 100 titles has about 10 KB."""
 REJECTS_KEPT = 100
 """Rejected lines that a report shows; all of them are in the rejects file."""
+FIELD_LENGTH = 100
+"""What a report quotes of a field's name; one that nobody knows may be as long as its line."""
 
 _HEADER = {"userid": "userId", "bookid": "bookId", "quantity": "quantity", "items": "items"} | {
     "redeem": "redeem",
@@ -363,7 +365,7 @@ def _first_problem(error: ValidationError) -> tuple[str, str]:
         for depth, part in enumerate(first["loc"])
         if depth == 0 or isinstance(part, int) or part in _HEADER.values()
     ]
-    return ".".join(where), first["msg"] + more
+    return ".".join(where)[:FIELD_LENGTH], first["msg"] + more
 
 
 def _format(source: str) -> str:

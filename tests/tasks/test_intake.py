@@ -13,6 +13,7 @@ from store.database import reading
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.models import OrderLine
 from tasks.intake import (
+    FIELD_LENGTH,
     LINE_BYTES,
     LINES_AT_ONCE,
     Intake,
@@ -210,6 +211,12 @@ def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Pat
     ]
     # A reject says what is wrong, not what was written.
     assert "red" not in str(intake.rejects)
+
+
+@sqlite_only
+def test_a_rejected_lines_field_is_quoted_in_short(database: str, tmp_path: Path) -> None:
+    (reject,) = load(tmp_path / "o.jsonl", json_line("o-1", **{"x" * 60_000: 1})).rejects
+    assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "Extra inputs are not permitted")
 
 
 @sqlite_only
