@@ -23,7 +23,8 @@ from store.messages import money
 from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import count_by_status, failed_orders, sums_of_run
-from tasks.intake import Intake, count_submitted
+from tasks.intake import Intake
+from tasks.orders import count_orders
 
 logger = logging.getLogger("store.batch")
 
@@ -69,7 +70,7 @@ class Progress:
         passed = ended + 0.5 * sum(
             counts.get(status, 0) for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         )
-        total = max(1, sum(counts.values()) + count_submitted())
+        total = max(1, sum(counts.values()) + count_orders(OrderStatus.SUBMITTED))
         self.ended.append((time.monotonic() - self._started, ended))
         if (listener := on_progress.get()) is not None:
             listener(int(passed), total)

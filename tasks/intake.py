@@ -21,11 +21,10 @@ from typing import IO, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_rows, update_rows
-from store.database import insert_missing, reading, transaction
+from store.database import insert_missing, transaction
 from store.errors import (
     OrderIdConflict,
     RefusedOrder,
@@ -37,6 +36,7 @@ from store.messages import CheckoutOrder
 from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import touch_batch
+from tasks.orders import new_order, require_same
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
 
 logger = logging.getLogger("store.intake")
@@ -98,7 +98,10 @@ def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
         for order in orders:
             if order.order_id and order.user_id in methods:
                 sound.setdefault(order.order_id, order)
-        rows = [_row(order, id_, methods[order.user_id]) for id_, order in sound.items()]
+        rows = [
+            new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED)
+            for id_, order in sound.items()
+        ]
         inserted = {id_ for (id_,) in insert_missing(session, Order, rows)}
         lines = [
             {"order_id": id_, "book_id": line.book_id, "quantity": line.quantity}
@@ -124,11 +127,10 @@ def _answer(
         )
     if order.user_id not in methods:
         return UserNotFound(f"userId: no customer has the id {order.user_id}")
-    if known[order.order_id] != order.content():
-        return OrderIdConflict(
-            f"orderId: {order.order_id} belongs to an order with other content; "
-            "use another orderId for another order"
-        )
+    try:
+        require_same(order.content(), known[order.order_id], order.order_id)
+    except OrderIdConflict as conflict:
+        return conflict
     # The same order twice in one group: the first one is the new one.
     is_new = order.order_id in unclaimed
     unclaimed.discard(order.order_id)
@@ -149,27 +151,6 @@ def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str,
         select(col(Order.id), col(Order.request)).where(among(session, col(Order.id), order_ids))
     )
     return dict(found.tuples().all())
-
-
-def _row(order: CheckoutOrder, order_id: str, payment_method: str) -> dict[str, Any]:
-    now = utc_now()
-    return {
-        "id": order_id,
-        "attempt": 1,
-        "status": OrderStatus.SUBMITTED,
-        "user_id": order.user_id,
-        "redeem": order.redeem,
-        "payment_method": order.payment_method or payment_method,
-        "currency": settings().currency,
-        "request": order.content(),
-        "copies": sum(line.quantity for line in order.lines()),
-        "points_redeemed": 0,
-        "continuations": 0,
-        "announced_attempt": 0,
-        "reminded_attempt": 0,
-        "created_at": now,
-        "updated_at": now,
-    }
 
 
 def claim_orders(run_id: str, limit: int) -> list[str]:
@@ -200,15 +181,6 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
                 updated_at=utc_now(),
             )
         return list(claimed)
-
-
-def count_submitted() -> int:
-    """Return how many orders wait to be claimed."""
-    with reading() as session:
-        return (
-            session.scalar(select(func.count()).where(col(Order.status) == OrderStatus.SUBMITTED))
-            or 0
-        )
 
 
 @task(

@@ -266,16 +266,35 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
 def _new_order(
     session: Session, order: CheckoutOrder, order_id: str, run_id: str
 ) -> dict[str, Any]:
-    """Return the row of an order's first attempt."""
-    customer = _customer_of(session, order)
+    method = _customer_of(session, order).payment_method
+    return new_order(order, order_id, method, OrderStatus.STARTED, run_id)
+
+
+def new_order(
+    order: CheckoutOrder,
+    order_id: str,
+    customers_method: str,
+    status: OrderStatus,
+    run_id: str | None = None,
+) -> dict[str, Any]:
+    """Return the row of an order's first attempt.
+
+    Args:
+        order: The order as it came in.
+        order_id: Its id; the order need not have one itself.
+        customers_method: The customer's payment method, for an order that names none.
+        status: Where it stands.
+        run_id: The flow run that owns it, if one does.
+    """
+    now = utc_now()
     return {
         "id": order_id,
         "attempt": 1,
-        "status": OrderStatus.STARTED,
+        "status": status,
         "run_id": run_id,
         "user_id": order.user_id,
         "redeem": order.redeem,
-        "payment_method": order.payment_method or customer.payment_method,
+        "payment_method": order.payment_method or customers_method,
         "currency": settings().currency,
         "request": order.content(),
         "copies": sum(line.quantity for line in order.lines()),
@@ -283,8 +302,8 @@ def _new_order(
         "continuations": 0,
         "announced_attempt": 0,
         "reminded_attempt": 0,
-        "created_at": utc_now(),
-        "updated_at": utc_now(),
+        "created_at": now,
+        "updated_at": now,
     }
 
 

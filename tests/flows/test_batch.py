@@ -25,7 +25,8 @@ from store.errors import BatchFailed
 from store.messages import GO_ON, NO_COURIER
 from store.models import OrderStatus
 from tasks.batches import count_by_status, failed_orders
-from tasks.intake import count_submitted, submit_orders
+from tasks.intake import submit_orders
+from tasks.orders import count_orders
 from tests.flows.runs import Runs, eventually
 from tests.shop import (
     an_order,
@@ -182,7 +183,7 @@ def test_two_batches_at_once_share_the_orders(batches: Batches) -> None:
     assert [state.is_completed() for state in states] == [True, True]
     done = [count_by_status(run_id_of(state)).get("dispatched", 0) for state in states]
     assert sum(done) == 20
-    assert (stock(), count_submitted(), queued()) == (480, 0, [])
+    assert (stock(), count_orders(OrderStatus.SUBMITTED), queued()) == (480, 0, [])
 
 
 @sqlite_only
@@ -288,7 +289,7 @@ def test_a_batch_that_died_goes_on_where_it_was(
             batches.start(chunk_size=3, concurrency=1).result()
     (run,) = batches.runs._found("batch-checkout", FlowRunFilter())
     counts = count_by_status(str(run.id))
-    assert (counts, count_submitted()) == ({"waiting": 3, "started": 3}, 3)
+    assert (counts, count_orders(OrderStatus.SUBMITTED)) == ({"waiting": 3, "started": 3}, 3)
     assert kept_cents() == 6 * 20_00
     state = batches.dispatched(batches.again(run))
     assert state.message == "9 orders: 9 dispatched"

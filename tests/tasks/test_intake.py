@@ -11,18 +11,17 @@ from sqlmodel import select
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
-from store.models import OrderLine
+from store.models import OrderLine, OrderStatus
 from tasks.intake import (
     FIELD_LENGTH,
     LINE_BYTES,
     LINES_AT_ONCE,
     Intake,
     claim_orders,
-    count_submitted,
     load_orders,
     submit_orders,
 )
-from tasks.orders import accept_order
+from tasks.orders import accept_order, count_orders
 from tests.shop import (
     an_order,
     at_once,
@@ -87,7 +86,7 @@ def test_what_is_refused_changes_nothing_and_keeps_no_other_from_being_taken(dat
         OrderIdConflict,
     ]
     assert "orderId: missing" in str(answers[2])
-    assert count_submitted() == 2
+    assert count_orders(OrderStatus.SUBMITTED) == 2
     assert order_row("taken").copies == 1
 
 
@@ -189,7 +188,7 @@ def test_the_same_file_twice_changes_nothing(database: str, tmp_path: Path) -> N
     claim_orders("run", 3)
     before = shop()
     assert counts(load(tmp_path / "o.jsonl", text)) == (0, LINES_AT_ONCE + 5, 0)
-    assert (shop(), count_submitted()) == (before, LINES_AT_ONCE + 2)
+    assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, LINES_AT_ONCE + 2)
 
 
 @sqlite_only
