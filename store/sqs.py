@@ -37,6 +37,8 @@ REASON_LENGTH = 500
 REDRIVE_HIDES_SECONDS = 600
 """How long dead letters are hidden while they are moved: enough for some ten thousand. Those of a
 redrive that was killed come back after it."""
+REDRIVE_RECEIVES_SECONDS = 300
+"""As many are received as can be moved, too, before the first of them come back."""
 RECEIVED_AT_ONCE = 500
 """They come ten at a time: the first of more than these would wait for the last, and come again."""
 _NAME_LENGTH = 200
@@ -191,7 +193,7 @@ class SqsQueue:
                 "%d %s: %s",
                 len(passed_over),
                 what,
-                sorted({failure.reason for failure in failures}),
+                sorted({failure.reason for failure in passed_over}),
             )
         aws.raise_if_any(
             [failure for failure in failures if failure.retryable or failure.cause],
@@ -229,13 +231,15 @@ class SqsQueue:
         """See :meth:`OrderQueue.redrive`.
 
         All are received before the first is sent, or a letter that dies again at once would come
-        round for ever. SQS's own StartMessageMoveTask knows no way back for the letters that
+        round for ever. Where they do not cease to come, what comes too late is left for the next
+        redrive. SQS's own StartMessageMoveTask knows no way back for the letters that
         :meth:`dead_letter` sent, since they came from no queue, and does not say how many there
         were.
         """
         letters: list[ReceivedMessage] = []
-        while came := self._receive(
-            self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS
+        deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
+        while time.monotonic() < deadline and (
+            came := self._receive(self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS)
         ):
             letters += came
         for start in range(0, len(letters), aws.BATCH_ENTRIES):

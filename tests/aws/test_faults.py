@@ -19,7 +19,7 @@ from store.errors import (
 )
 from store.queue import ReceivedMessage
 from store.sns import SnsTopic
-from store.sqs import SqsQueue
+from store.sqs import REDRIVE_HIDES_SECONDS, SqsQueue
 from tasks.retries import is_transient
 from tests.aws.cloud import (
     Answer,
@@ -301,6 +301,39 @@ def test_a_message_in_other_hands_is_passed_over(
     assert len(faults.requests) == 2
     assert "MessageNotInflight" in caplog.text
     assert "ReceiptHandleIsInvalid" in caplog.text
+
+
+def test_what_is_passed_over_is_told_apart_from_what_is_tried_again(
+    queue: SqsQueue, faults: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.send(["a", "b"])
+    received = queue.receive(limit=10, wait_seconds=0)
+    both = {0: ("ReceiptHandleIsInvalid", True), 1: ("InternalError", False)}
+    only_the_second = {1: ("InternalError", False)}
+    faults.answer("DeleteMessageBatch", sqs_batch([], both), then=sqs_batch([], only_the_second))
+    with pytest.raises(QueueUnavailable, match=r"^1 of 2 .*InternalError"):
+        queue.delete(received)
+    (record,) = (r for r in caplog.records if r.name == "store.queue")
+    assert record.getMessage() == (
+        f"1 messages were not deleted from {queue.queue_url}: ['ReceiptHandleIsInvalid: made up']"
+    )
+
+
+def test_a_redrive_has_an_end_although_dead_letters_keep_coming(
+    queue: SqsQueue, cloud: Cloud, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+
+    def one_more(_: AWSPreparedRequest) -> None:
+        now[0] += 20
+        cloud.sqs.send_message(QueueUrl=queue.dead_letter_url, MessageBody="dead")
+
+    monkeypatch.setattr("store.sqs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    faults.answer("ReceiveMessage", then=one_more)
+    moved = queue.redrive()
+    assert now[0] - 100 < REDRIVE_HIDES_SECONDS
+    assert cloud.count(queue.queue_url) == moved > 0
+    assert moved + cloud.count(queue.dead_letter_url) == len(faults.requests)
 
 
 def test_a_dead_letter_whose_deletion_fails_is_there_twice_and_not_lost(
