@@ -52,7 +52,7 @@ class Dialect:
         return f"EXTRACT(EPOCH FROM {end} - {start})"
 
 
-def among(names: Sequence[str]) -> str:
+def sql_list(names: Sequence[str]) -> str:
     """Return names as a list of SQL; only for those that the code itself has."""
     quoted = ", ".join(f"'{name}'" for name in names)
     return f"({quoted})"

@@ -14,7 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from store.models import ID_LENGTH
 
 MAX_COPIES = 100_000
-PRINTABLE = r"^[^\u0000]*$"
+NO_NUL = r"^[^\u0000]*$"
 """PostgreSQL keeps no NUL character in a text; a form may hold one."""
 
 Outcome = Literal["courier assigned", "no courier available"]
@@ -24,7 +24,7 @@ NO_COURIER: Outcome = "no courier available"
 Id = Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
 PaymentMethod = Annotated[str, Field(pattern=rf"^[A-Za-z][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
 """The gateway's name of a means of payment. A card's number is none: nobody here may know it."""
-Copies = Annotated[int, Field(ge=1, le=MAX_COPIES)]
+Quantity = Annotated[int, Field(ge=1, le=MAX_COPIES)]
 
 
 def _accept_both_spellings(schema: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class OrderItem(Input):
     """Copies of one title in a cart."""
 
     book_id: Id = Field(description="The book's id.")
-    quantity: Copies = Field(description="How many copies of it, a whole number from 1.")
+    quantity: Quantity = Field(description="How many copies of it, a whole number from 1.")
 
 
 class CheckoutOrder(Input):
@@ -92,7 +92,7 @@ class CheckoutOrder(Input):
     book_id: Id | SkipJsonSchema[None] = Field(
         default=None, description="The book's id, for an order of one title."
     )
-    quantity: Copies | SkipJsonSchema[None] = Field(
+    quantity: Quantity | SkipJsonSchema[None] = Field(
         default=None, description="How many copies of it, a whole number from 1."
     )
     items: (
@@ -168,19 +168,19 @@ class CourierAnswer(BaseModel):
     courier: str = Field(
         default="",
         max_length=ID_LENGTH,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="The courier's id, if one takes the order.",
     )
     reason: str = Field(
         default="",
         max_length=500,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="Why no courier takes it. Shown with the order: no personal data.",
     )
     answered_by: str = Field(
         default="",
         max_length=ID_LENGTH,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="Who answers: your name or initials.",
     )
 
@@ -198,19 +198,19 @@ class BatchAnswer(BaseModel):
     courier: str = Field(
         default="",
         max_length=ID_LENGTH,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="The id of the courier who takes the orders that still wait, if one does.",
     )
     reason: str = Field(
         default="",
         max_length=500,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="Why no courier takes them. Shown with each order: no personal data.",
     )
     answered_by: str = Field(
         default="",
         max_length=ID_LENGTH,
-        pattern=PRINTABLE,
+        pattern=NO_NUL,
         description="Who answers: your name or initials.",
     )
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
-from store.dialects import Dialect, among
+from store.dialects import Dialect, sql_list
 from store.messages import ASSIGNED
 from store.models import (
     BEFORE_PIVOT,
@@ -146,13 +146,13 @@ def _finding(check: Check, row: Row[Any]) -> Finding:
     )
 
 
-HELD = among(HOLDING)
-TAKING = among(COMPENSABLE)
-FORWARD = among(GOING_FORWARD)
-BACKWARD = among(GIVING_BACK)
-BILLED = among([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
-ON_ITS_WAY = among([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
-FAILED = among([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])
+HELD = sql_list(HOLDING)
+TAKING = sql_list(COMPENSABLE)
+FORWARD = sql_list(GOING_FORWARD)
+BACKWARD = sql_list(GIVING_BACK)
+BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
+ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
+FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])
 
 
 def checks(sql: Dialect) -> list[Check]:
@@ -268,7 +268,7 @@ def _orders(sql: Dialect) -> Check:
         rules=[
             Rule(
                 "I4 status",
-                f"status NOT IN {among(list(OrderStatus))} OR attempt < 1",
+                f"status NOT IN {sql_list(list(OrderStatus))} OR attempt < 1",
                 "is {status} in attempt {attempt}, which there is not",
             ),
             Rule(
@@ -342,7 +342,7 @@ def _orders(sql: Dialect) -> Check:
             Rule(
                 "I4 pivot",
                 f"(outcome = '{ASSIGNED}') <> (status IN {ON_ITS_WAY}) "
-                f"OR (outcome IS NOT NULL AND status IN {among(BEFORE_PIVOT)})",
+                f"OR (outcome IS NOT NULL AND status IN {sql_list(BEFORE_PIVOT)})",
                 "is {status}, but decided was {outcome}",
             ),
             Rule(
@@ -394,7 +394,7 @@ def _records(sql: Dialect) -> Check:
         rules=[
             Rule(
                 "I5 record",
-                f"step NOT IN {among(SEQUENCE)} OR state NOT IN {among(list(StepState))} "
+                f"step NOT IN {sql_list(SEQUENCE)} OR state NOT IN {sql_list(list(StepState))} "
                 f"OR (state = 'undone' AND step NOT IN {TAKING}) "
                 "OR (state = 'void' AND step <> 'bill_customer') OR (state = 'intended' AND "
                 "step NOT IN ('bill_customer', 'prepare_order', 'dispatch_order'))",
@@ -614,7 +614,7 @@ def _unfinished() -> Check:
               ) OR EXISTS (
                 SELECT 1 FROM batches b WHERE b.run_id = o.run_id AND b.moved_at >= :forgotten
               ) AS has_moved
-            FROM orders o WHERE o.status NOT IN {among(ENDED)}""",
+            FROM orders o WHERE o.status NOT IN {sql_list(ENDED)}""",
         rules=[
             Rule(
                 "I4 forgotten",

@@ -13,7 +13,7 @@ from sqlalchemy import CursorResult
 from sqlmodel import Session
 
 from store.database import snapshot
-from store.dialects import Dialect, among
+from store.dialects import Dialect, sql_list
 from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
 from store.saga import COMPENSABLE
 from store.settings import settings
@@ -22,8 +22,8 @@ from tasks.audit import forgotten_orders, with_moments
 WINDOW_SECONDS = 3600
 """What has happened is told of this time."""
 # As the indexes say it, so that the database takes them.
-HAS_ENDED = f"status IN {among(ENDED)}"
-UNFINISHED = f"status NOT IN {among(ENDED)}"
+HAS_ENDED = f"status IN {sql_list(ENDED)}"
+UNFINISHED = f"status NOT IN {sql_list(ENDED)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
         session,
         f"""SELECT s.step, o.currency, COUNT(*) AS number, COALESCE(SUM({cents}), 0) AS cents
         FROM orders o JOIN saga_log s ON s.order_id = o.id AND s.attempt = o.attempt
-        WHERE o.{UNFINISHED} AND o.status IN {among(GIVING_BACK)}
-          AND s.step IN {among(COMPENSABLE)} AND s.state IN {among(HOLDING)}
+        WHERE o.{UNFINISHED} AND o.status IN {sql_list(GIVING_BACK)}
+          AND s.step IN {sql_list(COMPENSABLE)} AND s.state IN {sql_list(HOLDING)}
           AND s.undo_error IS NOT NULL
         GROUP BY s.step, o.currency""",
     )
