@@ -120,7 +120,11 @@ class PrefectApi:
 
     def runs_under_way(self) -> list[FlowRun]:
         """The runs that a process has, or had, in hand: pending, running or paused."""
-        states = {"type": {"any_": ["PENDING", "RUNNING", "PAUSED"]}}
+        states = {
+            "type": {"any_": ["PENDING", "RUNNING", "PAUSED"]},
+            # Of type PAUSED too, but without a process: it goes on when it is resumed.
+            "name": {"not_any_": ["Suspended"]},
+        }
         found: list[FlowRun] = []
         while True:
             answer = self._http.post(
