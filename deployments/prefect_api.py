@@ -41,6 +41,9 @@ class FlowRun:
 class PrefectApi:
     """A Prefect server.
 
+    Every call raises `httpx.TransportError` if the server does not answer, and
+    `httpx.HTTPStatusError` if it refuses; :meth:`is_healthy` says so instead.
+
     Args:
         url: its address, which ends in /api.
         auth: the `user:password` that it asks for, if it does.
@@ -65,7 +68,7 @@ class PrefectApi:
         self._http.close()
 
     def is_healthy(self) -> bool:
-        """Whether the server answers and reaches its database."""
+        """Whether the server answers, within some seconds, and reaches its database."""
         try:
             answer = self._http.get("/health", timeout=_HEALTH_SECONDS)
             return answer.status_code == httpx.codes.OK
@@ -100,11 +103,8 @@ class PrefectApi:
             LookupError: there is no such deployment.
             httpx.HTTPStatusError: its parameter check refused.
         """
-        deployment_id = self.deployment_id(deployment)
-        if deployment_id is None:
-            raise LookupError(f"there is no deployment {deployment}")
         answer = self._http.post(
-            f"/deployments/{deployment_id}/create_flow_run",
+            f"/deployments/{self._known_deployment(deployment)}/create_flow_run",
             json={"parameters": parameters, "state": {"type": "SCHEDULED"}},
         )
         answer.raise_for_status()
@@ -117,6 +117,12 @@ class PrefectApi:
             return None
         answer.raise_for_status()
         return str(answer.json()["id"])
+
+    def _known_deployment(self, deployment: str) -> str:
+        deployment_id = self.deployment_id(deployment)
+        if deployment_id is None:
+            raise LookupError(f"there is no deployment {deployment}")
+        return deployment_id
 
     def runs_under_way(self) -> list[FlowRun]:
         """The runs that a process has, or had, in hand: pending, running or paused."""
@@ -152,15 +158,23 @@ class PrefectApi:
         return str(response.json()["status"])
 
     def pause_deployment(self, deployment: str) -> None:
-        """Stops the deployment's schedules from making runs; runs can still be started."""
+        """Stops the deployment's schedules from making runs; runs can still be started.
+
+        Raises:
+            LookupError: there is no such deployment.
+        """
         self._http.post(
-            f"/deployments/{self.deployment_id(deployment)}/pause_deployment"
+            f"/deployments/{self._known_deployment(deployment)}/pause_deployment"
         ).raise_for_status()
 
     def resume_deployment(self, deployment: str) -> None:
-        """Lets the deployment's schedules make runs again."""
+        """Lets the deployment's schedules make runs again.
+
+        Raises:
+            LookupError: there is no such deployment.
+        """
         self._http.post(
-            f"/deployments/{self.deployment_id(deployment)}/resume_deployment"
+            f"/deployments/{self._known_deployment(deployment)}/resume_deployment"
         ).raise_for_status()
 
     def read_run(self, run_id: str) -> FlowRun:

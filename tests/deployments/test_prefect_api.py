@@ -54,3 +54,15 @@ def test_the_runs_under_way_are_those_that_have_a_process(
     found = [run.state_name for run in api.runs_under_way() if run.id in runs]
     # A suspended run has given its process back: stopping the system does not interrupt it.
     assert sorted(found) == ["Paused", "Pending", "Running"]
+
+
+def test_a_deployment_that_there_is_not_is_named(api: PrefectApi) -> None:
+    assert api.deployment_id("checkout/nowhere") is None
+    calls: list[Callable[[str], object]] = [
+        lambda name: api.start_run(name, {}),
+        api.pause_deployment,
+        api.resume_deployment,
+    ]
+    for call in calls:
+        with pytest.raises(LookupError, match="there is no deployment checkout/nowhere"):
+            call("checkout/nowhere")
