@@ -117,13 +117,6 @@ def _client(service: str, endpoint_url: str | None) -> Any:
         return client
 
 
-def forget_clients() -> None:
-    """Close this process's clients; the next call creates new ones, with new credentials."""
-    with _creating:
-        while _clients:
-            _clients.popitem()[1].close()
-
-
 @dataclass(frozen=True, slots=True)
 class Errors:
     """How a service's failures are raised: a pair of our own errors."""

@@ -136,6 +136,12 @@ class Faults:
             client.meta.events.register(f"before-send.{service}.{operation}", handle)
 
 
+def forget_clients() -> None:
+    """Close the clients of the code under test; its next call creates new ones."""
+    while aws._clients:
+        aws._clients.popitem()[1].close()
+
+
 def _clients(endpoint_url: str) -> Sequence[Any]:
     of_services = (aws.sqs, aws.sns, aws.sts, aws.dynamodb, aws.s3)
     return [client(endpoint_url) for client in of_services]

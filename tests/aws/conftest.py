@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from store import aws
-from tests.aws.cloud import Calls, Cloud, Faults
+from tests.aws.cloud import Calls, Cloud, Faults, forget_clients
 
 if TYPE_CHECKING:
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
@@ -45,9 +45,9 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
-    aws.forget_clients()
+    forget_clients()
     yield
-    aws.forget_clients()
+    forget_clients()
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from sqlmodel import func, select
 
 from seed import dynamodb
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE, empty
-from store import aws
 from store.database import reading
 from store.models import Book, Customer
-from tests.aws.cloud import Faults, dynamodb_error
+from tests.aws.cloud import Faults, dynamodb_error, forget_clients
 from tests.shop import place, placed, sqlite_only
 
 KEYS = {"book": "bookId", "user": "userId"}
@@ -221,7 +220,7 @@ def stop_after(old_shop: OldShop, faults: Faults, no_delays: None) -> Callable[[
         away = dynamodb_error(503, "ServiceUnavailable")
         faults.answer("Scan", *[let_through] * pages, then=away)
         assert old_shop.import_() == 1
-        aws.forget_clients()
+        forget_clients()
 
     return stop
 

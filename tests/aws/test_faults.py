@@ -27,6 +27,7 @@ from tests.aws.cloud import (
     Cloud,
     Faults,
     after_it_was_done,
+    forget_clients,
     http,
     sns_batch,
     sns_error,
@@ -226,11 +227,11 @@ def test_missing_credentials_and_region_are_said(
     queue: SqsQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    aws.forget_clients()
+    forget_clients()
     with pytest.raises(QueueRefused, match="NoCredentialsError"):
         queue.send(["a"])
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    aws.forget_clients()
+    forget_clients()
     with pytest.raises(QueueRefused, match="set AWS_DEFAULT_REGION"):
         queue.send(["a"])
 
