@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def botocores_data_is_read_once() -> Iterator[None]:
+    """Every client's session would read the descriptions of all services anew."""
+    from botocore.loaders import create_loader
+
+    loader = create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", lambda *_: loader)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator["ThreadedMotoServer"]:
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
