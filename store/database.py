@@ -60,6 +60,9 @@ def engine(url: str) -> Engine:
     options: dict[str, Any] = {
         "hide_parameters": True,
         "poolclass": ReleasingPool,
+        # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
+        "pool_size": 5,
+        "max_overflow": 30,
         "json_serializer": _to_json,
         "json_deserializer": orjson.loads,
     }
@@ -67,8 +70,6 @@ def engine(url: str) -> Engine:
         postgresql = create_engine(
             url,
             pool_pre_ping=True,
-            pool_size=5,
-            max_overflow=20,
             **options,
             # A prepared statement keeps the plan that was best while the tables were small.
             connect_args={"prepare_threshold": None},

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import cast
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None
     ):
         pass
     assert is_connection_error(away.value)
+
+
+def test_the_widest_batch_has_its_connections(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool(), "_timeout", 0.01)
+    with ExitStack() as in_use:
+        for _ in range(32 + 1):
+            in_use.enter_context(engine(settings().database_url).connect())
+    release_connections()
 
 
 def pool() -> QueuePool:
