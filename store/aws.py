@@ -64,7 +64,20 @@ _OUTAGES = (
     # A proxy's page instead of an answer.
     ResponseParserError,
 )
-_OVERLOADED = {"OverLimit", "RequestLimitExceeded", "SlowDown", "TooManyRequestsException"}
+_PASSING_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "OverLimit",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "SlowDown",
+        "TooManyRequestsException",
+    }
+)
+"""What passes by itself, although some of it comes with a status that says it was our fault."""
 _NAMED = 10
 
 _creating = threading.Lock()
@@ -143,13 +156,13 @@ def is_retryable(error: Failure) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
-        return status >= 500 or status in (408, 429) or _is_overload(code)
+        return status >= 500 or status in (408, 429) or _passes(code)
     return isinstance(error, _OUTAGES)
 
 
-def _is_overload(code: str) -> bool:
+def _passes(code: str) -> bool:
     # Throttling, ThrottlingException, RequestThrottled, KmsThrottled, …
-    return "throttl" in code.lower() or code in _OVERLOADED
+    return "throttl" in code.lower() or code in _PASSING_CODES
 
 
 def describe(error: Failure) -> str:
@@ -252,7 +265,7 @@ def _not_taken(id_: str, said: Mapping[str, Any]) -> NotTaken:
         id=id_,
         reason=f"{code}: {said['Message']}" if said.get("Message") else code,
         # Throttling is sometimes put down to the sender, but passes.
-        retryable=not said.get("SenderFault", False) or _is_overload(code),
+        retryable=not said.get("SenderFault", False) or _passes(code),
     )
 
 

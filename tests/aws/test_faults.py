@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.exceptions import ClientError
 
 from store import aws
 from store.errors import (
@@ -158,6 +159,21 @@ def test_an_overload_that_lasts_may_be_tried_again_later(
     assert is_transient(unavailable.value)
     assert len(faults.requests) == ATTEMPTS
     assert cloud.bodies(queue.queue_url) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "ProvisionedThroughputExceededException",
+        "BandwidthLimitExceeded",
+        "PriorRequestNotComplete",
+        "RequestTimeout",
+        "RequestTimeoutException",
+    ],
+)
+def test_an_overload_is_known_by_its_code_whatever_its_status(code: str) -> None:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    assert aws.is_retryable(ClientError(answer, "Scan"))
 
 
 def test_a_send_whose_answer_is_lost_is_made_again(
