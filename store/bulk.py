@@ -37,7 +37,7 @@ Rows = Sequence[Row]
 
 
 def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the ids."""
+    """Return the condition that a column of text has one of the ids, however many there are."""
     condition: ColumnElement[bool]
     if _is_sqlite(session):
         given = bindparam(None, list(ids), type_=JSON)
@@ -49,7 +49,7 @@ def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement
 
 
 def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
-    """Return all rows of a query for columns.
+    """Return all rows of a query for columns, not for models.
 
     It is put to the connection: the session would take every row in its hands once more.
     """
@@ -57,14 +57,32 @@ def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
 
 
 def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
-    """Insert rows; ``same`` are the columns in which all of them have one value."""
+    """Insert rows.
+
+    Args:
+        session: The transaction.
+        model: The table.
+        rows: The rows, all with the same columns; none does nothing.
+        same: The columns in which all of them have one value.
+
+    Raises:
+        IntegrityError: a key is taken, or a constraint refuses a row; nothing was inserted.
+    """
     if rows:
         table = table_of(model)
         session.connection().execute(insert(table).from_select(*source(session, table, rows, same)))
 
 
 def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
-    """Set columns of rows that exist; each row has its whole primary key, all the same columns."""
+    """Set columns of rows; one that does not exist is passed over.
+
+    Args:
+        session: The transaction, which has locked the rows.
+        model: The table.
+        rows: For each row its whole primary key and the columns to be set, all the same ones; none
+            does nothing.
+        same: The columns that get one value in all of them.
+    """
     if rows:
         table = table_of(model)
         given = _as_table(session, table, rows)
@@ -79,7 +97,17 @@ def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
 def increase(
     session: Session, model: type[SQLModel], name: str, amounts: Mapping[str, int]
 ) -> None:
-    """Add to the column ``name`` the amount that is given for each id."""
+    """Add an amount to a number of each row.
+
+    Args:
+        session: The transaction, which has locked the rows.
+        model: The table, whose primary key is ``id``.
+        name: The column.
+        amounts: By id, what is added; negative to subtract.
+
+    Raises:
+        IntegrityError: a constraint refuses the sum, such as a stock below nothing.
+    """
     table = table_of(model)
     rows = [{"id": id_, name: amount} for id_, amount in amounts.items() if amount]
     if rows:

@@ -201,6 +201,9 @@ def migrate(url: str) -> None:
 
     All of it is one transaction. Where the shop is open, the database may end it (a deadlock with
     a checkout, a lock that does not come in time); it is then tried again.
+
+    Raises:
+        DBAPIError: the database is away or refuses; its schema is as it was.
     """
     from alembic import command
 

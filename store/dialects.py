@@ -53,6 +53,9 @@ class Dialect:
 
 
 def sql_list(names: Sequence[str]) -> str:
-    """Return names as a list of SQL; only for those that the code itself has."""
+    """Return names as SQL's list of texts: ``('a', 'b')``.
+
+    They are not escaped, so they must be the code's own, never somebody's input.
+    """
     quoted = ", ".join(f"'{name}'" for name in names)
     return f"({quoted})"

@@ -27,7 +27,12 @@ from store.saga import lock_orders_where
 
 
 def begin_batch(run_id: str, source: str | None) -> Batch:
-    """Record that the run carries a batch, or find it recorded already; return its record."""
+    """Record that the run carries a batch, or find it recorded already; return its record.
+
+    Args:
+        run_id: The flow run.
+        source: The file of its orders, if it has one; a batch recorded already keeps its own.
+    """
     with transaction() as session:
         insert_missing(
             session,
@@ -46,7 +51,14 @@ def touch_batch(run_id: str) -> None:
 
 
 def hand_over_batch(from_run: str, to_run: str) -> None:
-    """Make another run the owner of a batch's unfinished orders."""
+    """Make another run the owner of a batch, and of those of its orders that have not ended.
+
+    Safe to repeat: what has been handed over is passed over.
+
+    Args:
+        from_run: The run that carries the batch; it must be recorded.
+        to_run: The run that goes on with it; recorded as carrying the same source.
+    """
     with transaction() as session:
         source = session.get_one(Batch, from_run).source
         now = utc_now()
@@ -72,7 +84,7 @@ def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
 
 
 def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:
-    """Give the ids of the run's orders that have one of the statuses, a page at a time.
+    """Give the ids of the run's orders that have one of the statuses, ``size`` at a time.
 
     Orders may change their status meanwhile: none comes twice, and one that gets the status
     behind the page that is looked at is not missed for good, since its run asks again.
@@ -145,7 +157,13 @@ class FailedOrder:
 
 
 def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[FailedOrder]:
-    """Return a page of the run's orders that have failed, by id."""
+    """Return a page of the run's orders that have failed, by id.
+
+    Args:
+        run_id: The flow run.
+        after: The last id of the page before; empty for the first page.
+        limit: How many at most.
+    """
     with reading() as session:
         found = session.execute(
             select(col(Order.id), col(Order.status), col(Order.error), col(Order.message))
@@ -179,7 +197,7 @@ class Sums:
 
 
 def sums_of_run(run_id: str) -> Sums:
-    """Return what the run's orders have come to, in their present attempts."""
+    """Return what the orders that the run owns have come to, in their present attempts."""
     with reading() as session:
         by_ending = {
             (status, error or ""): count

@@ -154,10 +154,14 @@ def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str,
 
 
 def claim_orders(run_id: str, limit: int) -> list[str]:
-    """Make up to ``limit`` submitted orders the run's own, the oldest first.
+    """Make submitted orders the run's own, the oldest first.
 
     Orders that another run is claiming at this moment are passed over, so any number of runs
     share the work and never the same order.
+
+    Args:
+        run_id: The flow run that asks.
+        limit: How many at most.
 
     Returns:
         The ids of the orders; none when nothing is submitted.
@@ -200,10 +204,14 @@ def load_orders(source: str, run_id: str | None = None) -> Intake:
         run_id: The batch's run that loads it, if one does; it gives signs of life meanwhile.
 
     Returns:
-        How many orders are new, known and rejected.
+        How many orders are new, known and rejected. The rejects file is named unless it could not
+        be written, which is logged.
 
     Raises:
-        UnreadableSource: the file is not there, has no known format, or its header is wrong.
+        UnreadableSource: the file is not there or must not be read, it has no known format, or its
+            header is wrong.
+        SourceUnavailable: S3 did not answer, or broke off; the task is tried again, and what was
+            submitted already is known then.
     """
     intake = Intake(source)
     with _opened(source) as stream, _rejects_file(source, intake) as reject:
@@ -375,7 +383,11 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
 
 
 def local_path(source: str) -> Path:
-    """Return the path of a local source.
+    """Return the path of a local source, which need not be there.
+
+    Args:
+        source: A path; a relative one begins at `STORE_ORDERS_FOLDER`, or at the folder in which
+            the process runs where that is not set.
 
     Raises:
         UnreadableSource: it lies outside of `STORE_ORDERS_FOLDER`.

@@ -32,7 +32,10 @@ from tasks.story import in_words
 
 
 def timeline(order_id: str) -> str:
-    """Return an order's story in Markdown: where it stands, its steps, undos and answers."""
+    """Return an order's story in Markdown: where it stands, its steps, undos and answers.
+
+    The order must be recorded.
+    """
     with reading() as session:
         order = session.get_one(Order, order_id)
         records = session.exec(
@@ -116,7 +119,9 @@ def _answer_row(answer: Decision) -> str:
 def describe(order: Order, refused: str) -> str:
     """Return, in Markdown, what a person is asked to decide about a waiting order.
 
-    ``refused`` says what was wrong with the last answer, if there was one.
+    Args:
+        order: The order; it waits.
+        refused: What was wrong with the last answer; empty if there was none.
     """
     with reading() as session:
         lines = _lines(session, order.id)
@@ -143,7 +148,12 @@ def describe(order: Order, refused: str) -> str:
 
 
 def explain(order_id: str, error: OrderError) -> OrderError:
-    """Return ``error`` with one more sentence: what its compensation gives back."""
+    """Return ``error`` with one more sentence: what its compensation gives back.
+
+    Args:
+        order_id: The order; it must be recorded.
+        error: Why it ends; what is returned is of the same type.
+    """
     with transaction() as session:
         order = lock_orders(session, [order_id])[order_id]
         taken = taken_by(session, order)
@@ -198,7 +208,15 @@ def receipt(order_id: str) -> Receipt:
 
 
 def announce_wait(order: Order, form_url: str) -> None:
-    """Tell the shop, once for each attempt, that an order waits, with the link to its form."""
+    """Tell the shop, once for each attempt, that an order waits; another one is passed over.
+
+    Args:
+        order: The order as it was read last.
+        form_url: The link to the form of its answer.
+
+    Raises:
+        TopicUnavailable: the notice was not published; to be tried again.
+    """
     if order.status != OrderStatus.WAITING or order.announced_attempt == order.attempt:
         return
     topic().publish([_wait_notice(order, form_url, "waiting", "waits for a courier")])
