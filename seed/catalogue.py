@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from sqlalchemy import delete
 from sqlmodel import SQLModel, col, select
 
-from store.database import insert_missing, transaction
+from store.bulk import insert_missing
+from store.database import transaction
 from store.models import Book, Courier, Customer
 
 TEN_X_RULE = "01G4E1A9GF5CZWET09RSBR04PV"

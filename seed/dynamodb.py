@@ -31,7 +31,8 @@ from sqlmodel import Session, col, select
 from seed.catalogue import GOOD_CARD
 from seed.original_items import ItemRefused, Taken, book, customer
 from store import aws
-from store.database import insert_missing, migrate, reading, transaction
+from store.bulk import insert_missing
+from store.database import migrate, reading, transaction
 from store.errors import SourceUnavailable, StoreError, UnreadableSource
 from store.models import ID_LENGTH, Book, Customer, Order
 from store.settings import settings

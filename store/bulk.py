@@ -7,6 +7,7 @@ Statements stay the same whatever the number of rows, so they are compiled once.
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import (
@@ -69,8 +70,40 @@ def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
         IntegrityError: a key is taken, or a constraint refuses a row; nothing was inserted.
     """
     if rows:
-        table = table_of(model)
-        session.connection().execute(insert(table).from_select(*source(session, table, rows, same)))
+        table = _table_of(model)
+        session.connection().execute(
+            insert(table).from_select(*_source(session, table, rows, same))
+        )
+
+
+def insert_missing(
+    session: Session, model: type[SQLModel], rows: Iterable[Row]
+) -> list[tuple[Any, ...]]:
+    """Insert the rows whose primary key is free, leave the others as they are.
+
+    Args:
+        session: The transaction.
+        model: The table.
+        rows: The rows, all with the same columns; a key that comes twice is inserted once.
+
+    Returns:
+        The primary keys of the rows that were inserted.
+    """
+    table = _table_of(model)
+    key = [column.name for column in table.primary_key.columns]
+    # Whoever inserts a key that another transaction has inserted waits for it, so all go by key.
+    values = sorted(rows, key=lambda row: [row[name] for name in key])
+    if not values:
+        return []
+    # A dialect comes with all of its drivers, so only the one that is used is imported.
+    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
+    statement = (
+        dialect.insert(table)
+        .from_select(*_source(session, table, values, {}))
+        .on_conflict_do_nothing()
+        .returning(*table.primary_key.columns)
+    )
+    return [tuple(row) for row in session.execute(statement)]
 
 
 def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
@@ -84,7 +117,7 @@ def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
         same: The columns that get one value in all of them.
     """
     if rows:
-        table = table_of(model)
+        table = _table_of(model)
         given = _as_table(session, table, rows)
         keys = table.primary_key.columns.keys()
         session.connection().execute(
@@ -108,7 +141,7 @@ def increase(
     Raises:
         IntegrityError: a constraint refuses the sum, such as a stock below nothing.
     """
-    table = table_of(model)
+    table = _table_of(model)
     rows = [{"id": id_, name: amount} for id_, amount in amounts.items() if amount]
     if rows:
         given = _as_table(session, table, rows)
@@ -119,7 +152,7 @@ def increase(
         )
 
 
-def source(session: Session, table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
+def _source(session: Session, table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
     """Return what an INSERT takes: the columns' names, and the rows to select."""
     given = _as_table(session, table, rows)
     selected = select(
@@ -130,7 +163,7 @@ def source(session: Session, table: Table, rows: Rows, same: Row) -> tuple[list[
     return [*rows[0], *same], selected.where(true())
 
 
-def table_of(model: type[SQLModel]) -> Table:
+def _table_of(model: type[SQLModel]) -> Table:
     """Return the table of a model."""
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table

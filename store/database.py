@@ -6,10 +6,9 @@ whatever the busy timeout; on PostgreSQL rows are locked with ``SELECT … FOR U
 orders first, then books, customers and couriers, each by id, so that no two can deadlock.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,9 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session
 
-from store.bulk import Row, source, table_of
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -156,37 +154,6 @@ def snapshot() -> Iterator[Session]:
             # Whoever reads a large result row by row wants all of it, not its first rows soon.
             session.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
         yield session
-
-
-def insert_missing(
-    session: Session, model: type[SQLModel], rows: Iterable[Row], **same: Any
-) -> list[tuple[Any, ...]]:
-    """Insert the rows whose primary key is free, leave the others as they are.
-
-    Args:
-        session: The transaction.
-        model: The table.
-        rows: The rows, all with the same columns.
-        same: The columns in which all of them have one value.
-
-    Returns:
-        The primary keys of the rows that were inserted.
-    """
-    table = table_of(model)
-    key = [column.name for column in table.primary_key.columns]
-    # Whoever inserts a key that another transaction has inserted waits for it, so all go by key.
-    values = sorted(rows, key=lambda row: [row[name] for name in key])
-    if not values:
-        return []
-    # A dialect comes with all of its drivers, so only the one that is used is imported.
-    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
-    statement = (
-        dialect.insert(table)
-        .from_select(*source(session, table, values, same))
-        .on_conflict_do_nothing()
-        .returning(*table.primary_key.columns)
-    )
-    return [tuple(row) for row in session.execute(statement)]
 
 
 def is_connection_error(error: BaseException) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from store.database import insert_missing, transaction
+from store.bulk import insert_missing
+from store.database import transaction
 from store.models import Notification
 from store.settings import settings
 

@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 
 from sqlmodel import Session, col, select
 
-from store.database import insert_missing, transaction
+from store.bulk import insert_missing
+from store.database import transaction
 from store.errors import KeyReused
 from store.models import LedgerEntry
 from store.settings import settings

@@ -12,8 +12,8 @@ from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.bulk import among, update_rows
-from store.database import insert_missing, reading, transaction
+from store.bulk import among, insert_missing, update_rows
+from store.database import reading, transaction
 from store.models import (
     ENDED,
     Batch,

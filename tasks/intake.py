@@ -23,8 +23,8 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
 from sqlmodel import Session, col, select
 
-from store.bulk import among, insert_rows, update_rows
-from store.database import insert_missing, transaction
+from store.bulk import among, insert_missing, insert_rows, update_rows
+from store.database import transaction
 from store.errors import (
     OrderIdConflict,
     RefusedOrder,

@@ -9,8 +9,8 @@ from sqlalchemy import exists, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from store.bulk import Rows, insert_rows, update_rows
-from store.database import insert_missing, reading, transaction
+from store.bulk import Rows, insert_missing, insert_rows, update_rows
+from store.database import reading, transaction
 from store.errors import (
     BookNotFound,
     OrderError,

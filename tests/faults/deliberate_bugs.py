@@ -28,8 +28,8 @@ import tasks.inventory
 import tasks.orders
 import tasks.points
 import tests.faults.seams
-from store.bulk import Rows, increase
-from store.database import insert_missing, transaction
+from store.bulk import Rows, increase, insert_missing
+from store.database import transaction
 from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
 from store.models import (

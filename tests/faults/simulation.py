@@ -22,7 +22,8 @@ from flows.dispatch import dispatch_orders
 from flows.drain import wake
 from flows.recovery import recover_orders
 from seed.catalogue import empty
-from store.database import engine, insert_missing, snapshot, transaction
+from store.bulk import insert_missing
+from store.database import engine, snapshot, transaction
 from store.errors import (
     CompensationFailed,
     OrderError,

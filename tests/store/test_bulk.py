@@ -1,14 +1,15 @@
 """Rows in bulk: what is written is what is read, on both databases, and no table is read whole."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 from sqlmodel import Session, col, select
 
-from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE
-from store.bulk import among, increase, insert_rows, update_rows
-from store.database import insert_missing, reading, transaction
-from store.models import Batch, Customer, Notification, Order, SagaRecord, utc_now
+from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, TEN_X_RULE
+from store.bulk import among, increase, insert_missing, insert_rows, update_rows
+from store.database import reading, transaction
+from store.models import Batch, Book, Customer, Notification, Order, SagaRecord, utc_now
 from tests.shop import place, points
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -38,12 +39,42 @@ def test_a_moment_given_with_its_row_compares_with_those_given_for_all() -> None
     moments = [now, now + timedelta(microseconds=1), now + timedelta(seconds=1)]
     rows = [{"run_id": f"r-{n}", "started_at": at} for n, at in enumerate(moments)]
     with transaction() as session:
-        insert_missing(session, Batch, rows, moved_at=moments[1])
+        insert_rows(session, Batch, rows, moved_at=moments[1])
     with reading() as session:
         found = session.exec(select(Batch).order_by(Batch.run_id)).all()
         assert [batch.started_at for batch in found] == moments
         later = select(Batch.run_id).where(col(Batch.started_at) >= col(Batch.moved_at))
         assert sorted(session.exec(later)) == ["r-1", "r-2"]
+
+
+def a_book(book_id: str, title: str = "new") -> dict[str, object]:
+    return {
+        "id": book_id,
+        "title": title,
+        "price_cents": 1,
+        "quantity": 1,
+        "initial_quantity": 1,
+    }
+
+
+def test_only_rows_whose_key_is_free_are_inserted() -> None:
+    with transaction() as session:
+        new = insert_missing(session, Book, [a_book("b"), a_book(TEN_X_RULE), a_book("a")])
+    assert sorted(new) == [("a",), ("b",)]
+    with reading() as session:
+        assert session.get_one(Book, TEN_X_RULE).title == "The 10X Rule"
+
+
+@pytest.mark.parametrize("rows", [[], [a_book(TEN_X_RULE)]])
+def test_inserting_nothing_new_tells_so(rows: Sequence[dict[str, object]]) -> None:
+    with transaction() as session:
+        assert insert_missing(session, Book, rows) == []
+
+
+def test_thousands_of_rows_are_inserted_in_one_call() -> None:
+    with transaction() as session:
+        new = insert_missing(session, Book, [a_book(f"b-{n}") for n in range(3000)])
+    assert len(set(new)) == 3000
 
 
 def test_rows_are_updated_by_their_whole_key_and_no_others() -> None:

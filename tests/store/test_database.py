@@ -1,7 +1,6 @@
 """A transaction is all or nothing, readers keep out of the way, and the insert knows its keys."""
 
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import cast
 
@@ -13,7 +12,6 @@ from sqlmodel import col
 from seed.catalogue import JOHN_DOE, TEN_X_RULE
 from store.database import (
     engine,
-    insert_missing,
     is_connection_error,
     migrate,
     reading,
@@ -23,16 +21,6 @@ from store.database import (
 from store.models import Book, Courier, Customer
 from store.settings import settings
 from tests.shop import at_once, points, sqlite_only, stock
-
-
-def a_book(book_id: str, title: str = "new") -> dict[str, object]:
-    return {
-        "id": book_id,
-        "title": title,
-        "price_cents": 1,
-        "quantity": 1,
-        "initial_quantity": 1,
-    }
 
 
 def take_a_copy() -> None:
@@ -74,26 +62,6 @@ def test_a_reader_does_not_wait_for_a_writer_nor_see_half_of_it(database: str) -
         reader.join(timeout=20)
         assert seen == [500]
         session.rollback()
-
-
-def test_only_rows_whose_key_is_free_are_inserted(database: str) -> None:
-    with transaction() as session:
-        new = insert_missing(session, Book, [a_book("b"), a_book(TEN_X_RULE), a_book("a")])
-    assert sorted(new) == [("a",), ("b",)]
-    with reading() as session:
-        assert session.get_one(Book, TEN_X_RULE).title == "The 10X Rule"
-
-
-@pytest.mark.parametrize("rows", [[], [a_book(TEN_X_RULE)]])
-def test_inserting_nothing_new_tells_so(database: str, rows: Sequence[dict[str, object]]) -> None:
-    with transaction() as session:
-        assert insert_missing(session, Book, rows) == []
-
-
-def test_thousands_of_rows_are_inserted_in_one_call(database: str) -> None:
-    with transaction() as session:
-        new = insert_missing(session, Book, [a_book(f"b-{n}") for n in range(3000)])
-    assert len(set(new)) == 3000
 
 
 @pytest.mark.parametrize(
