@@ -6,7 +6,7 @@ Statements stay the same whatever the number of rows, so they are compiled once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     ColumnElement,
+    Dialect,
     FromClause,
     Select,
     String,
@@ -173,9 +174,9 @@ def _as_table(session: Session, table: Table, rows: Rows) -> FromClause:
     """Return rows as a table, with the types of ``table``'s columns."""
     columns = [column(name, table.c[name].type) for name in rows[0]]
     moments = [each.name for each in columns if isinstance(each.type, UtcDateTime)]
-    zone = "" if _is_sqlite(session) else "+00:00"
+    dialect = session.get_bind().dialect
     if moments:
-        rows = [{**row, **{name: _moment(row[name], zone) for name in moments}} for row in rows]
+        rows = [{**row, **{name: _moment(row[name], dialect) for name in moments}} for row in rows]
     given = bindparam(None, list(rows), type_=JSON)
     if _is_sqlite(session):
         each = func.json_each(given).table_valued(column("value", JSON))
@@ -202,12 +203,13 @@ def _matches(session: Session, table: Table, given: FromClause, rows: Rows) -> C
     return and_(among(session, table.c[first], [row[first] for row in rows]), same_key)
 
 
-def _moment(value: Any, zone: str) -> str | None:
+def _moment(value: datetime | None, dialect: Dialect) -> str | None:
     """Return a moment as the database keeps it, which is how its other moments compare with it."""
-    if value is None:
+    in_utc = UtcDateTime().process_bind_param(value, dialect)
+    if in_utc is None:
         return None
-    in_utc = value.astimezone(UTC).replace(tzinfo=None)
-    return f"{in_utc.isoformat(sep=' ', timespec='microseconds')}{zone}"
+    zone = "" if dialect.name == "sqlite" else "+00:00"
+    return f"{in_utc.replace(tzinfo=None).isoformat(sep=' ', timespec='microseconds')}{zone}"
 
 
 def _is_sqlite(session: Session) -> bool:

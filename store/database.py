@@ -105,17 +105,18 @@ def release_connections() -> None:
 def _leave_row_out(context: ExceptionContext) -> None:
     """Take the row at fault out of an error's message, which goes into logs, states and notices.
 
-    PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name.
+    PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name,
+    and the part of a document that it cannot take apart into rows.
     """
-    detail = getattr(getattr(context.original_exception, "diag", None), "message_detail", None)
-    if not detail:
-        return
+    diagnosis = getattr(context.original_exception, "diag", None)
+    quoting = [getattr(diagnosis, name, None) for name in ("message_detail", "context")]
     for error in (context.original_exception, context.sqlalchemy_exception):
-        if error is not None:
-            error.args = tuple(
-                each.replace(detail, "left out") if isinstance(each, str) else each
-                for each in error.args
-            )
+        for quote in filter(None, quoting):
+            if error is not None:
+                error.args = tuple(
+                    each.replace(quote, "left out") if isinstance(each, str) else each
+                    for each in error.args
+                )
 
 
 def _to_json(value: Any) -> str:

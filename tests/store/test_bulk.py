@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import DataError
 from sqlmodel import Session, col, select
 
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, TEN_X_RULE
 from store.bulk import among, increase, insert_missing, insert_rows, update_rows
 from store.database import reading, transaction
 from store.models import Batch, Book, Customer, Notification, Order, SagaRecord, utc_now
-from tests.shop import place, points
+from tests.shop import place, points, postgresql_only
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -130,3 +131,19 @@ def test_among_no_ids_is_nothing() -> None:
 
 def found(session: Session, ids: list[str]) -> list[str]:
     return list(session.scalars(select(Order.id).where(among(session, col(Order.id), ids))))
+
+
+@postgresql_only
+def test_an_error_about_rows_in_bulk_does_not_quote_them(database: str) -> None:
+    rows = [{"id": "c", "name": "Jane Roe\0", "points": 1, "initial_points": 1}]
+    with pytest.raises(DataError) as refused, transaction() as session:
+        insert_rows(session, Customer, rows, payment_method="pm_card_visa")
+    said = f"{refused.value} {refused.value.orig}"
+    assert "unsupported Unicode escape sequence" in said
+    assert "Jane" not in said
+
+
+def test_a_moment_without_its_zone_is_refused() -> None:
+    now = utc_now().replace(tzinfo=None)
+    with pytest.raises(ValueError, match="has no time zone"), transaction() as session:
+        insert_rows(session, Batch, [{"run_id": "r", "started_at": now}], moved_at=utc_now())
