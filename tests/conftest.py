@@ -111,12 +111,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from prefect import context
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
 
     folder = tmp_path_factory.mktemp("prefect")
     with (
         LocalSystem(folder, durable=False, preferred_port=0, worker=False) as system,
-        temporary_settings({PREFECT_API_URL: system.api_url}),
+        # The end of every run waits for its thread of heartbeats, which sleeps for a second.
+        temporary_settings(
+            {PREFECT_API_URL: system.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        ),
         # For the tests' threads as well, as Prefect's own harness does it.
         context._temporary_global_settings_context(context.get_settings_context()),
     ):
