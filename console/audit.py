@@ -25,7 +25,7 @@ def check_books(*, as_json: AsJson = False) -> int:
                 found[finding.is_warning].append(finding)
             else:
                 # At once, so that a million of them take no memory.
-                output.print(str(finding), markup=False)
+                output.print(str(finding))
     findings, warnings = counts[False], counts[True]
     if as_json:
         print_json(
@@ -37,6 +37,6 @@ def check_books(*, as_json: AsJson = False) -> int:
         )
     else:
         if not is_compared_with_gateway():
-            output.print(NOT_COMPARED, markup=False)
-        output.print(f"Findings: {findings}. Warnings: {warnings}.", markup=False)
+            output.print(NOT_COMPARED)
+        output.print(f"Findings: {findings}. Warnings: {warnings}.")
     return 1 if findings else 0

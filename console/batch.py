@@ -57,9 +57,9 @@ def submit(source: str, /, *, as_json: AsJson = False) -> int:
     output = terminal()
     output.print(f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected")
     for each in intake.rejects:
-        output.print(f"  line {each.line}: {each.field}: {each.reason}", markup=False)
+        output.print(f"  line {each.line}: {each.field}: {each.reason}")
     if intake.rejects_file:
-        output.print(f"  all of them: {intake.rejects_file}", markup=False)
+        output.print(f"  all of them: {intake.rejects_file}")
     return 1 if intake.rejected else 0
 
 
@@ -102,7 +102,7 @@ def run(
             )
         finally:
             on_progress.reset(token)
-    output.print(state.message, style="green" if state.is_completed() else "red", markup=False)
+    output.print(state.message, style="green" if state.is_completed() else "red")
     if as_json:
         result = state.result(raise_on_failure=False)
         report = result.model_dump(mode="json") if isinstance(result, BatchReport) else None

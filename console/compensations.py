@@ -95,9 +95,9 @@ def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -
         )
         return 0
     output = terminal()
-    output.print(f"Given back; order {order} is {ended.status}.", markup=False)
+    output.print(f"Given back; order {order} is {ended.status}.")
     for undo in left:
-        output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}", markup=False)
+        output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")
     return 0
 
 
@@ -159,9 +159,8 @@ def settle(
     what = f", {stake.at_stake}" if stake else ""
     output.print(
         f"Settled: {UNDO[of_step].name} of order {order}{what}. It is {settled.status}.",
-        markup=False,
     )
     if settled.status == OrderStatus.COMPENSATION_FAILED:
         for undo in left:
-            output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}", markup=False)
+            output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")
     return 0

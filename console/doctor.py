@@ -36,9 +36,9 @@ def doctor(*, as_json: AsJson = False) -> int:
         if not as_json:
             verdict = f"{diagnosis.verdict:<12}"
             output.print(verdict, style=STYLES[diagnosis.verdict], end="")
-            output.print(f"{name}: {diagnosis.says}", markup=False)
+            output.print(f"{name}: {diagnosis.says}")
             if diagnosis.remedy:
-                output.print(f"{'':12}-> {diagnosis.remedy}", markup=False)
+                output.print(f"{'':12}-> {diagnosis.remedy}")
     if as_json:
         print_json(found)
     return 1 if has_to_mend else 0

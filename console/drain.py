@@ -6,7 +6,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from prefect import get_client
 
-from console.output import AsJson, print_answer, print_json, terminal
+from console.output import AsJson, print_json, print_table, terminal
 from flows import drain as pools
 
 Pool = Annotated[
@@ -31,12 +31,12 @@ def drain(
     progress = terminal(stderr=True)
     with get_client(sync_client=True) as client:
         name = pool or pools.pool_of_checkouts(client)
-        progress.print(f"Closing work pool {name}; `checkout reopen` opens it.", markup=False)
+        progress.print(f"Closing work pool {name}; `checkout reopen` opens it.")
         report = pools.drain(
             client,
             name,
             timeout,
-            lambda what: progress.print(f"Under way: {what}", markup=False),
+            lambda what: progress.print(f"Under way: {what}"),
         )
     if as_json:
         print_json(report.model_dump())
@@ -54,19 +54,18 @@ def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
     elif report.was_closed:
         terminal().print(
             f"Work pool {report.pool} is open. Orders whose wait was prolonged: {report.prolonged}",
-            markup=False,
         )
     else:
-        terminal().print(f"Work pool {report.pool} was open already.", markup=False)
+        terminal().print(f"Work pool {report.pool} was open already.")
     return 0
 
 
 def _print(report: pools.DrainReport) -> None:
     if not report.drained:
-        print_answer(
+        print_table(
             "Still under way",
-            [run.model_dump() for run in report.under_way],
-            as_json=False,
+            ["run", "flow", "state", "id"],
+            ([run.name, run.flow, run.state, run.id] for run in report.under_way),
             empty="No run has a process, but not for long enough.",
         )
     lines = [
@@ -82,4 +81,4 @@ def _print(report: pools.DrainReport) -> None:
             f"The first order waits for its courier until {report.first_wait_ends:%Y-%m-%d %H:%M} "
             "UTC."
         )
-    terminal().print("\n".join(lines), markup=False)
+    terminal().print("\n".join(lines))

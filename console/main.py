@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int = REFUSED) -> int:
-    # No wrapping: a remedy is to be copied.
-    terminal(stderr=True).print(message, markup=False, style="red", soft_wrap=True)
+    terminal(stderr=True).print(message, style="red")
     return status
 
 

@@ -114,7 +114,7 @@ def submit(
 def _say(*lines: str) -> None:
     for line in lines:
         if line:
-            terminal().print(line, markup=False, soft_wrap=True)
+            terminal().print(line)
 
 
 def _item(text: str) -> dict[str, Any]:
@@ -314,13 +314,13 @@ def cancel(
 
 def _preview(order: Order, undos: list[OpenUndo], *, to_stderr: bool) -> None:
     output = terminal(stderr=to_stderr)
-    output.print(f"Order {order.id} (attempt {order.attempt}) is {order.status}.", markup=False)
+    output.print(f"Order {order.id} (attempt {order.attempt}) is {order.status}.")
     if not undos:
         output.print("It has taken nothing, so cancelling it gives nothing back.")
         return
     output.print("Cancelling it gives back:")
     for undo in undos:
-        output.print(f"  {UNDO[undo.step].name:<16}  {undo.at_stake}", markup=False)
+        output.print(f"  {UNDO[undo.step].name:<16}  {undo.at_stake}")
 
 
 def undo_as_data(undo: OpenUndo) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -19,25 +19,30 @@ AsJson = Annotated[
 ]
 """The option that every command which prints an answer has."""
 
-_WIDTH_WITHOUT_TERMINAL = 150
-"""A terminal tells its width; into a file or a pipe a table needs some."""
+_WIDTH_WITHOUT_TERMINAL = 1_000_000
+"""Wider than any line: what reads a file or a pipe wants each row of a table in one."""
 
 
 def terminal(*, stderr: bool = False) -> Console:
-    """Return a console for people; made when asked for, so that a redirected stream counts."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    if console.is_terminal:
-        return console
-    return Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    """Return a console that prints what it is given as it is.
+
+    Nothing is taken as markup or emoji, since most of it is data, and no line is wrapped, since a
+    link or a remedy is to be copied. It is made when asked for, so that a redirected stream counts.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+        width=None if is_terminal else _WIDTH_WITHOUT_TERMINAL,
+    )
 
 
 def print_json(value: object) -> None:
     """Print one JSON document, in ISO 8601 where it has a time."""
-    terminal().print(
-        json.dumps(value, indent=2, ensure_ascii=False, default=_as_json),
-        markup=False,
-        soft_wrap=True,
-    )
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_as_json) + "\n")
 
 
 def print_table(
@@ -46,7 +51,7 @@ def print_table(
     """Print rows under their columns, numbers to the right; ``empty`` where there is no row."""
     found = [list(row) for row in rows]
     if not found:
-        terminal().print(empty, markup=False)
+        terminal().print(empty)
         return
     table = Table(title=title)
     for at, column in enumerate(columns):
@@ -55,22 +60,6 @@ def print_table(
     for row in found:
         table.add_row(*(_as_text(cell) for cell in row))
     terminal().print(table)
-
-
-def print_answer(
-    title: str, rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str
-) -> None:
-    """Print rows that share their keys: a JSON list, or a table with the keys as columns."""
-    if as_json:
-        print_json(list(rows))
-    else:
-        columns = list(rows[0]) if rows else []
-        print_table(
-            title,
-            [column.replace("_", " ") for column in columns],
-            ([row[column] for column in columns] for row in rows),
-            empty=empty,
-        )
 
 
 def duration(seconds: float) -> str:
@@ -89,7 +78,7 @@ def confirmed(question: str) -> bool:
 
     Where nobody answers, at the end of the input, the answer is no.
     """
-    terminal(stderr=True).print(f"{question} \\[y/N] ", end="")
+    terminal(stderr=True).print(f"{question} [y/N] ", end="")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
@@ -134,8 +123,7 @@ def _as_text(cell: object) -> str:
         return ""
     if isinstance(cell, datetime):
         return f"{cell:%Y-%m-%d %H:%M:%S}"
-    # Square brackets are markup for rich.
-    return str(cell).replace("[", r"\[")
+    return str(cell)
 
 
 def _as_json(value: object) -> str:

@@ -81,7 +81,7 @@ def show(order: str, /, *, as_json: AsJson = False) -> int:
     _print_runs(runs)
     _print_timeline(events)
     for note in notes:
-        terminal().print(note, markup=False, style="yellow")
+        terminal().print(note, style="yellow")
     return 0
 
 
@@ -196,9 +196,9 @@ def _run_as_data(run: OrderRun) -> dict[str, Any]:
 def _print_header(told: Story, next_: str, held: str) -> None:
     order = told.order
     output = terminal()
-    output.print(f"Order {order.id}: {order.status}", style="bold", markup=False)
+    output.print(f"Order {order.id}: {order.status}", style="bold")
     if order.error:
-        output.print(f"  why        {order.error}: {order.message}", markup=False)
+        output.print(f"  why        {order.error}: {order.message}")
     lines = ", ".join(f"{line.quantity} of “{line.title}” ({line.book_id})" for line in told.lines)
     facts = {
         "next": next_,
@@ -216,17 +216,12 @@ def _print_header(told: Story, next_: str, held: str) -> None:
     }
     for name, fact in facts.items():
         if fact:
-            output.print(f"  {name:<10} {fact}", markup=False, soft_wrap=True)
+            output.print(f"  {name:<10} {fact}")
 
 
 def _print_runs(runs: Sequence[OrderRun]) -> None:
     for run in runs:
-        # No wrapping: a broken link cannot be clicked.
-        terminal().print(
-            f"  {'run':<10} {run.id[:8]} {run.flow}, {run.state_name}: {run.url}",
-            markup=False,
-            soft_wrap=True,
-        )
+        terminal().print(f"  {'run':<10} {run.id[:8]} {run.flow}, {run.state_name}: {run.url}")
 
 
 def _print_timeline(events: Sequence[Event]) -> None:
@@ -257,7 +252,7 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, as_json: bool) 
             }
         )
         return 0
-    terminal().print(f"Order {order_id}: {next_}", style="bold", markup=False)
+    terminal().print(f"Order {order_id}: {next_}", style="bold")
     _print_runs(runs)
     _print_timeline(events)
     return 0

@@ -9,7 +9,7 @@ import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 
 from console.main import commands, main
-from console.output import duration, quiet_runs
+from console.output import duration, print_json, print_table, quiet_runs, terminal
 from store.database import transaction
 from store.models import QueuedMessage, utc_now
 from tests.shop import sqlite_only
@@ -60,6 +60,30 @@ def test_a_database_without_tables_is_told_with_the_remedy(
 )
 def test_a_length_of_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+LINE = "word " * 100
+LOOKS_LIKE_MARKUP = "[red]:smile:[/red] [/] \\[y]"
+
+
+def test_no_line_is_wrapped_where_no_terminal_is_so_wide(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for stderr in (False, True):
+        terminal(stderr=stderr).print(LINE)
+    print_table("Title", ["column"], [[LINE]], empty="")
+    said = capsys.readouterr()
+    assert said.err == said.out.splitlines(keepends=True)[0] == f"{LINE}\n"
+    assert any(LINE.strip() in line for line in said.out.splitlines()[1:])
+
+
+def test_data_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json([LOOKS_LIKE_MARKUP])
+    assert json.loads(capsys.readouterr().out) == [LOOKS_LIKE_MARKUP]
+    terminal().print(LOOKS_LIKE_MARKUP)
+    print_table(LOOKS_LIKE_MARKUP, ["column"], [[LOOKS_LIKE_MARKUP]], empty="")
+    print_table("Title", ["column"], [], empty=LOOKS_LIKE_MARKUP)
+    assert capsys.readouterr().out.count(LOOKS_LIKE_MARKUP) == 4
 
 
 def test_what_a_run_of_the_command_logs_is_kept_off_the_terminal() -> None:
