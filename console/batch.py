@@ -13,6 +13,7 @@ from console.orders import order_from_json
 from console.output import AsJson, print_json, terminal
 from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
 from flows.batch_report import BatchReport, on_progress
+from flows.order_runs import prefect_client
 from store.errors import RefusedOrder
 from tasks.batches import FailedOrder, failed_orders
 from tasks.intake import load_orders, submit_orders
@@ -88,7 +89,8 @@ def run(
     """
     output = terminal(stderr=True)
     columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=output) as bar:
+    # Where no server is named, Prefect would start one for this run alone.
+    with prefect_client(), Progress(*columns, console=output) as bar:
         orders = bar.add_task("orders", total=None)
         token = on_progress.set(lambda done, total: bar.update(orders, completed=done, total=total))
         try:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from prefect import get_client
 
 from console.output import AsJson, print_json, print_table, terminal
 from flows import drain as pools
+from flows.order_runs import prefect_client
 
 Pool = Annotated[
     str | None, Parameter(help="The work pool; without it, that of the checkout's deployment.")
@@ -29,7 +29,7 @@ def drain(
     stays closed, whatever happens here, until `checkout reopen`.
     """
     progress = terminal(stderr=True)
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         name = pool or pools.pool_of_checkouts(client)
         progress.print(f"Closing work pool {name}; `checkout reopen` opens it.")
         report = pools.drain(
@@ -47,7 +47,7 @@ def drain(
 
 def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
     """Open a work pool that was closed: its workers get runs, and the orders go on."""
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         report = pools.reopen(client, pool or pools.pool_of_checkouts(client))
     if as_json:
         print_json(report.model_dump())

@@ -160,6 +160,10 @@ def test_what_needs_prefect_changes_nothing_where_no_server_is_named_or_answers(
         (None, ["submit", *EXAMPLE]),
         (None, ["cancel", "o-1", "--yes"]),
         ("http://127.0.0.1:9/api", ["cancel", "o-1", "--yes"]),
+        # Prefect itself would start a server for them that nobody else knows of.
+        (None, ["batch", "run"]),
+        (None, ["drain"]),
+        (None, ["reopen", "--pool", "local"]),
     ):
         with temporary_settings({PREFECT_API_URL: address}):
             said = checkout(*command)
