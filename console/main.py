@@ -4,17 +4,17 @@ A command returns its exit status: 0, or 1 where it was refused or has found som
 usage is 2. Errors go to standard error with a remedy, never with a traceback for what may happen.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
-import httpx
 from cyclopts import App, CycloptsError
-from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from console import audit, batch, compensations, doctor, drain, metrics, orders, queue, show
 from console.output import terminal, wrong_fields
+from flows.work_pool import SERVER_AWAY
 from store.errors import StoreError
 
 REFUSED = 1
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_error=False,
             result_action="return_value",
         )
+        # Here, where it is noticed if nobody reads it any more.
+        sys.stdout.flush()
     except CycloptsError as error:
         return _complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
     except ValidationError as error:
@@ -74,10 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Is it running, does STORE_DATABASE_URL name it, and has "
             "`python -m deployments.migrate` been run?"
         )
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+    except (ArgumentError, ModuleNotFoundError) as error:
+        return _complain(
+            f"There is no way to the store's database: {error}\n"
+            "STORE_DATABASE_URL is postgresql+psycopg://… or sqlite:////absolute/path.db."
+        )
+    except SERVER_AWAY as error:
         return _complain(
             f"Prefect's server does not answer as it should: {error!r}\n"
             "Is it running, and does PREFECT_API_URL name it?"
+        )
+    except BrokenPipeError:
+        # Who reads has had enough, as `head` has. Python writes what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except OSError as error:
+        return _complain(
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else error.strerror or str(error)
         )
     return status if isinstance(status, int) else 0
 

@@ -3,7 +3,12 @@
 import io
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -43,6 +48,61 @@ def test_a_database_without_tables_is_told_with_the_remedy(
     setting("database_url", "sqlite://")
     assert main(["redrive"]) == 1
     assert "python -m deployments.migrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "nosuch://ada:secret@db/store", "mysql://ada:secret@db/store"]
+)
+def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
+    url: str, setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting("database_url", url)
+    assert main(["redrive"]) == 1
+    said = capsys.readouterr().err
+    assert "STORE_DATABASE_URL is postgresql+psycopg://" in said
+    assert "secret" not in said
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database")
+def test_a_file_that_cannot_be_written_and_a_port_that_is_taken_are_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "none" / "metrics.prom")
+    assert main(["metrics", "--file", nowhere]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"{nowhere}.")
+    assert said.err.endswith(": No such file or directory\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["metrics", "--port", str(taken.getsockname()[1])]) == 1
+    assert capsys.readouterr().err == "Address already in use\n"
+
+
+def test_a_missing_folder_of_secrets_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORE_SECRETS_FOLDER", "/nowhere")
+    assert main(["redrive"]) == 1
+    assert capsys.readouterr().err == "STORE_SECRETS_FOLDER: there is no folder /nowhere\n"
+
+
+@sqlite_only
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("command", ["list", "list --json"])
+def test_a_reader_that_has_had_enough_is_no_error(command: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "console.main", *command.split()],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize(
