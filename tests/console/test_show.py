@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import AwaitingRetry, Crashed, Paused, Running
 
 from console.show import BY_RECOVERY, what_next
@@ -18,6 +18,7 @@ from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER
 from store.models import utc_now
 from store.saga import abandon
+from tasks.batches import begin_batch
 from tasks.intake import submit_orders
 from tests.flows.runs import Runs
 from tests.shop import (
@@ -161,6 +162,21 @@ def test_a_run_that_prefect_does_not_have_any_more_is_said_to_be_gone(
     shown = checkout("show", "o-1", "--json").data
     assert shown["notes"] == [f"Its run {run_id} is not in Prefect any more."]
     assert shown["next"].endswith(BY_RECOVERY[Move.CONTINUE])
+
+
+@sqlite_only
+def test_of_a_batch_the_form_is_said_to_be_for_all_its_orders(
+    database: str, checkout: Call
+) -> None:
+    run_id = str(uuid4())
+    begin_batch(run_id, None)
+    placed("o-1", "prepare_order", run_id=run_id)
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_UI_URL: "http://ui"}
+    with temporary_settings(away):
+        shown = checkout("show", "o-1", "--json").data
+    assert shown["run_url"] == f"http://ui/runs/flow-run/{run_id}"
+    assert "counts for all orders of its batch that still wait" in shown["next"]
+    assert shown["next"].endswith(shown["run_url"])
 
 
 def _ahead(order_id: str) -> None:
