@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from console.orders import order_from_json
@@ -14,8 +16,8 @@ from console.output import AsJson, print_json, terminal
 from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
 from flows.batch_report import BatchReport, on_progress
 from flows.order_runs import prefect_client
-from store.errors import RefusedOrder
-from tasks.batches import FailedOrder, failed_orders
+from store.errors import BatchNotFound, RefusedOrder
+from tasks.batches import FailedOrder, batches_among, failed_orders
 from tasks.intake import load_orders, submit_orders
 
 app = App(name="batch", help="Check many orders out in one run.")
@@ -70,9 +72,9 @@ def run(
     /,
     *,
     failed_of: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
-    concurrency: int = CONCURRENCY,
-    tolerated_failures: float = 0.25,
+    chunk_size: Annotated[int, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
+    concurrency: Annotated[int, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
+    tolerated_failures: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.25,
     as_json: AsJson = False,
 ) -> int:
     """Carry out all submitted orders now, in this process, with a progress bar.
@@ -87,6 +89,10 @@ def run(
         concurrency: How many chunks are under way at the same time.
         tolerated_failures: The share of orders, from 0 to 1, that may fail.
     """
+    if source and failed_of:
+        raise CycloptsError(msg=f"Give {source} or --failed-of, not both.")
+    if failed_of:
+        _require_batch(failed_of)
     output = terminal(stderr=True)
     columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Where no server is named, Prefect would start one for this run alone.
@@ -120,6 +126,7 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
         run_id: The id of the batch's flow run.
         to: The file to write; left out, standard output.
     """
+    _require_batch(run_id)
     if as_json:
         print_json(
             [
@@ -140,6 +147,19 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
         for page in _pages(run_id):
             writer.writerows([e.order_id, e.status, e.error, e.message] for e in page)
     return 0
+
+
+def _require_batch(run_id: str) -> None:
+    """Refuse the id of no batch, of which nothing has failed and nothing can be taken again.
+
+    Raises:
+        BatchNotFound: no batch was carried out in this run.
+    """
+    if not batches_among([run_id]):
+        raise BatchNotFound(
+            f"no batch was carried out in a run {run_id}; it is the id of the batch's flow run, "
+            "which its page in the UI shows. Nothing was done."
+        )
 
 
 def _pages(run_id: str) -> Iterator[list[FailedOrder]]:

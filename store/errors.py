@@ -46,6 +46,10 @@ class BatchFailed(StoreError):
     """More orders of a batch failed than it tolerates; those that are done stay done."""
 
 
+class BatchNotFound(StoreError):
+    """No batch was carried out in a run of this id."""
+
+
 class OrderNotFound(StoreError):
     """No order has this id."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import NoCourierAvailable
+from tasks.batches import begin_batch
 from tests.flows.runs import Runs
 from tests.shop import end_run, place, placed, sqlite_only, status
 
@@ -73,6 +74,7 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
     checkout: Call, tmp_path: Path
 ) -> None:
     run_id = "0b5ab1c5-0000-4000-8000-000000000001"
+    begin_batch(run_id, None)
     placed("o-1", "bill_customer", run_id=run_id)
     end_run("o-1", NoCourierAvailable("snow, and ice"))
     place("o-2", run_id=run_id)
@@ -93,3 +95,16 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
     file = tmp_path / "failed.csv"
     assert checkout("batch", "failed", run_id, "--to", str(file)).out == ""
     assert list(csv.reader(io.StringIO(file.read_text()))) == rows
+
+
+@sqlite_only
+@pytest.mark.parametrize("command", [("failed",), ("failed", "--json"), ("run", "--failed-of")])
+def test_the_id_of_no_batch_is_refused(
+    database: str, checkout: Call, command: tuple[str, ...]
+) -> None:
+    # An order, and its run, are no batch.
+    place("o-1", run_id="0b5ab1c5-0000-4000-8000-000000000001")
+    for wrong in ("o-1", "0b5ab1c5-0000-4000-8000-000000000001"):
+        said = checkout("batch", *command, wrong)
+        assert (said.status, said.out) == (1, "")
+        assert f"no batch was carried out in a run {wrong}" in said.err
