@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from console.orders import undo_as_data
-from console.output import AsJson, duration, print_json, print_table, quiet_runs, terminal
+from console.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 from flows.by_hand import settle_undo, try_undos
 from flows.compensation import UNDO
 from store.models import OrderStatus, utc_now
@@ -29,7 +29,7 @@ app = App(name="compensations")
 @app.default
 def compensations(
     *,
-    limit: Annotated[int, Parameter(name=["--limit", "-n"])] = 100,
+    limit: Limit = 100,
     as_json: AsJson = False,
 ) -> int:
     """List what could not be given back: what is at stake, why, and when it is tried again.

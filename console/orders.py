@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from console.output import (
     AsJson,
+    Limit,
     confirmed,
     duration,
     print_json,
@@ -184,7 +185,7 @@ def list_orders(
     book: str | None = None,
     older_than: timedelta | None = None,
     younger_than: timedelta | None = None,
-    limit: Annotated[int, Parameter(name=["--limit", "-n"])] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> int:
     """List orders, the newest first; with several options those that fit all of them.

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from prefect.logging.handlers import PrefectConsoleHandler
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,6 +19,9 @@ AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print JSON, for programs, not a table.")
 ]
 """The option that every command which prints an answer has."""
+
+Limit = Annotated[int, Parameter(name=["--limit", "-n"], validator=Number(gte=1))]
+"""The option of the commands that list."""
 
 _WIDTH_WITHOUT_TERMINAL = 1_000_000
 """Wider than any line: what reads a file or a pipe wants each row of a table in one."""

@@ -51,6 +51,28 @@ def test_a_database_without_tables_is_told_with_the_remedy(
 
 
 @pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("list --limit 0", "Must be >= 1"),
+        ("list -n -1", "Must be >= 1"),
+        ("compensations --limit 0", "Must be >= 1"),
+        ("batch run --chunk-size 0", "Must be >= 1"),
+        ("batch run --chunk-size 5001", "Must be <= 5000"),
+        ("batch run --concurrency 33", "Must be <= 32"),
+        ("batch run --tolerated-failures 25", "Must be <= 1"),
+        ("batch run orders.csv --failed-of x", "Give orders.csv or --failed-of, not both."),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_wrong_usage(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
+
+
+@pytest.mark.parametrize(
     "url", ["nonsense", "nosuch://ada:secret@db/store", "mysql://ada:secret@db/store"]
 )
 def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
