@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -167,17 +167,20 @@ def _prefect_version() -> Iterator[Diagnosis]:
 
 def _prefect_database() -> Iterator[Diagnosis]:
     url = urlsplit(get_current_settings().api.url or "")
-    database = _sqlite_of(url.port) if url.hostname in THIS_MACHINE and url.port else None
-    if database is not None:
+    opened = _opened_by_server(url.port) if url.hostname in THIS_MACHINE and url.port else None
+    if opened is None:
+        yield not_checked(
+            "a server does not tell its database, and its process cannot be looked into from here; "
+            "make sure that it is PostgreSQL"
+        )
+    elif database := next((path for path in opened if path.suffix == ".db"), None):
         yield mend(
             f"Prefect's server keeps its data in SQLite ({database}): it answers 503 at a handful "
             "of concurrent runs",
             "give it PostgreSQL: PREFECT_API_DATABASE_CONNECTION_URL",
         )
-    elif url.hostname in THIS_MACHINE:
-        yield ok("Prefect's server has no SQLite file open")
     else:
-        yield not_checked("a server does not tell its database; make sure that it is PostgreSQL")
+        yield ok("Prefect's server has no SQLite file open")
     with _server() as client:
         of_server = client.request("GET", "/admin/settings").json()
     storage = of_server["server"]["concurrency"]["lease_storage"]
@@ -189,16 +192,21 @@ def _prefect_database() -> Iterator[Diagnosis]:
         )
 
 
-def _sqlite_of(port: int) -> Path | None:
-    """Return the SQLite file that the process listening on a port of this machine has open."""
-    # What belongs to other users has no process id, or cannot be looked into.
-    with suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+def _opened_by_server(port: int) -> list[Path] | None:
+    """Return the files that the Prefect server on a port of this machine has open.
+
+    None if that cannot be seen: the process is another user's, or in a container, so that what
+    listens here is something in front of it.
+    """
+    try:
         for connection in psutil.net_connections("tcp"):
             here = connection.laddr and connection.laddr.port == port
-            if here and connection.status == psutil.CONN_LISTEN:
-                opened = psutil.Process(connection.pid).open_files() if connection.pid else []
-                paths = (Path(file.path) for file in opened)
-                return next((path for path in paths if path.suffix == ".db"), None)
+            if here and connection.status == psutil.CONN_LISTEN and connection.pid:
+                process = psutil.Process(connection.pid)
+                if any("prefect" in word for word in process.cmdline()):
+                    return [Path(file.path) for file in process.open_files()]
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        return None
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from prefect.settings import get_current_settings
@@ -25,6 +26,8 @@ LEAST_VISIBILITY_SECONDS = 30
 """A dispatcher looks after its messages every few seconds; a busy machine may hold it up."""
 OF_A_LEASH = "STORE_LEASH"
 """No setting: deployments/leash.py gives it to the processes that it starts."""
+NAMED = 5
+"""Orders that stand still and are named; `checkout audit` names all of them."""
 LEAST_STALLED_SECONDS = 60
 """A step waits up to 23 s in between its tries alone."""
 
@@ -141,11 +144,13 @@ def _migrations() -> Iterator[Diagnosis]:
 
 def _orders() -> Iterator[Diagnosis]:
     with reading() as session:
-        forgotten = list(forgotten_orders(session))
-    if forgotten:
-        first = forgotten[0]
+        forgotten = forgotten_orders(session)
+        named = [f"{order.subject} {order.facts}" for order in islice(forgotten, NAMED)]
+        more = sum(1 for _ in forgotten)
+    if named:
+        rest = [f"and {more} more"] if more else []
         yield warning(
-            f"{len(forgotten)} orders have not moved for long; {first.subject} {first.facts}",
+            f"{len(named) + more} orders have not moved for long: {'; '.join([*named, *rest])}",
             "see that recover-orders runs; `checkout audit` names them all",
         )
     else:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import psutil
 import pytest
 from prefect.settings import (
     PREFECT_API_URL,
@@ -188,9 +189,38 @@ def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(datab
     set_order("o-1", updated_at=now - timedelta(hours=2))
     assert "1 dead letters" in looked("queue")[1].says
     assert "1 undos have failed" in looked("compensations")[0].says
-    assert "1 orders have not moved for long; order o-1 is started" in looked("orders")[0].says
+    assert "1 orders have not moved for long: order o-1 is started" in looked("orders")[0].says
     give_back("o-2")
     assert verdicts("compensations") == {Verdict.OK}
+
+
+@sqlite_only
+def test_the_first_orders_that_stand_still_are_named_and_the_rest_counted(database: str) -> None:
+    for number in range(7):
+        placed(f"o-{number}", "check_inventory")
+        set_order(f"o-{number}", updated_at=utc_now() - timedelta(hours=2))
+    with transaction() as session:
+        session.execute(update(SagaRecord).values(at=utc_now() - timedelta(hours=2)))
+    [diagnosis] = looked("orders")
+    assert diagnosis.says.startswith("7 orders have not moved for long: order o-")
+    assert diagnosis.says.count("order o-") == 5
+    assert diagnosis.says.endswith("; and 2 more")
+
+
+@pytest.mark.parametrize("may_look", [True, False])
+def test_prefects_database_is_not_judged_where_its_server_cannot_be_looked_into(
+    may_look: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_kind: str) -> None:
+        raise psutil.AccessDenied
+
+    if not may_look:
+        monkeypatch.setattr(psutil, "net_connections", refuse)
+    check = next(check for check in CHECKS if check.name == "prefect database")
+    # Nothing listens there that could be seen, as if it were in a container.
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{closed_port()}/api"}):
+        diagnosis = next(check.look())
+    assert diagnosis.verdict == Verdict.NOT_CHECKED
 
 
 @pytest.mark.parametrize(
