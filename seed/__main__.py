@@ -3,8 +3,7 @@
 import argparse
 import re
 
-from rich.console import Console
-
+from console.output import terminal
 from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
 from store.models import ID_LENGTH
@@ -36,16 +35,10 @@ def main() -> None:
         if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
             parser.error(f"--courier takes an id of up to {ID_LENGTH} characters, and a number")
 
-    console = Console()
+    output = terminal()
     migrate(settings().database_url)
     if arguments.reset:
-        if (
-            not arguments.yes
-            and console.input(
-                "Delete all books, customers, couriers, orders and their money records? Type yes: "
-            )
-            != "yes"
-        ):
+        if not arguments.yes and not _is_to_be_deleted():
             parser.exit(1, "Nothing was changed.\n")
         empty()
     if couriers:
@@ -53,11 +46,24 @@ def main() -> None:
             new = put_couriers({id_: int(copies) for id_, copies in couriers.items()})
         except ValueError as error:
             parser.exit(1, f"Nothing was changed: {error}.\n")
+        output.print(
+            f"{new} couriers are new, {len(couriers) - new} were there; each takes as many copies "
+            "at a time as given."
+        )
     else:
         new = put_shop()
+        output.print(f"{new} rows are new; what was there already is as it was.")
     if arguments.books or arguments.users:
-        new += put_catalogue(arguments.books, arguments.users)
-    console.print(f"{new} rows are new; what was there already is as it was.")
+        new = put_catalogue(arguments.books, arguments.users)
+        output.print(f"{new} rows of the catalogue for load are new.")
+
+
+def _is_to_be_deleted() -> bool:
+    question = "Delete all books, customers, couriers, orders and their money records? Type yes: "
+    try:
+        return terminal().input(question) == "yes"
+    except EOFError:
+        return False
 
 
 if __name__ == "__main__":

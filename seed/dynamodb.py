@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from boto3.dynamodb.types import TypeDeserializer
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from console.output import print_table, terminal
 from seed.catalogue import GOOD_CARD
 from seed.original_items import ItemRefused, Taken, book, customer
 from store import aws
@@ -262,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 1 <= len(options.payment_method) <= ID_LENGTH:
         parser.error(f"--payment-method has 1 to {ID_LENGTH} characters")
 
-    console = Console(soft_wrap=True, highlight=False)
+    output = terminal()
     url = settings().database_url
     migrate(url)
     sources = [
@@ -285,32 +284,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             },
         )
         if folder.goes_on:
-            console.print("the import that was interrupted goes on")
-        import_tables(sources, folder, console.print)
-    except StoreError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"{error}\nWhat was read is kept; the same command goes on from there.", markup=False
+            output.print("the import that was interrupted goes on")
+        import_tables(sources, folder, output.print)
+    except SourceUnavailable as error:
+        terminal(stderr=True).print(
+            f"{error}\nWhat was read is kept; the same command goes on from there."
         )
         return 1
-    _print_totals(console, sources, folder)
+    except StoreError as error:
+        terminal(stderr=True).print(str(error))
+        return 1
+    _print_totals(sources, folder)
     return 1 if any(p.outcomes["rejected"] for p in folder.progress.values()) else 0
 
 
-def _print_totals(console: Console, sources: Sequence[Source], folder: ImportFolder) -> None:
-    table = Table("table", "read", *_OUTCOMES, title="Imported")
-    for source in sources:
-        outcomes = folder.progress[source.table].outcomes
-        counts = [outcomes.total(), *(outcomes[outcome] for outcome in _OUTCOMES)]
-        table.add_row(source.table, *map(str, counts))
-    console.print(table)
+def _print_totals(sources: Sequence[Source], folder: ImportFolder) -> None:
+    counted = [(source.table, folder.progress[source.table].outcomes) for source in sources]
+    print_table(
+        "Imported",
+        ["table", "read", *_OUTCOMES],
+        (
+            [table, outcomes.total(), *(outcomes[o] for o in _OUTCOMES)]
+            for table, outcomes in counted
+        ),
+        empty="",
+    )
+    output = terminal()
     for source in sources:
         progress = folder.progress[source.table]
         for name, count in sorted(progress.missing.items()):
-            console.print(f"{source.table}: {count} items have no {name}")
+            output.print(f"{source.table}: {count} items have no {name}")
         for name, count in sorted(progress.left_out.items()):
-            console.print(f"{source.table}: {name} of {count} items has no place here")
+            output.print(f"{source.table}: {name} of {count} items has no place here")
     if any(folder.progress[source.table].outcomes["rejected"] for source in sources):
-        console.print(f"Rejected, with the reasons: {folder.rejects}")
+        output.print(f"Rejected, with the reasons: {folder.rejects}")
     with reading() as session:
         books, copies = session.execute(
             select_columns(func.count(), func.coalesce(func.sum(Book.quantity), 0))
@@ -318,7 +325,7 @@ def _print_totals(console: Console, sources: Sequence[Source], folder: ImportFol
         customers, points = session.execute(
             select_columns(func.count(), func.coalesce(func.sum(Customer.points), 0))
         ).one()
-    console.print(
+    output.print(
         f"The shop has {books} books with {copies} copies, {customers} customers with {points} "
         "points."
     )

@@ -1,5 +1,7 @@
 """Seeding puts the original's shop, twice changes nothing, and nothing is deleted unasked."""
 
+import io
+
 import pytest
 from rich.console import Console
 from sqlmodel import select
@@ -127,6 +129,21 @@ def test_reset_deletes_nothing_unless_it_is_answered_yes(
     assert shop() == before
 
 
+@sqlite_only
+def test_reset_deletes_nothing_where_nobody_answers(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed("o-1", "bill_customer", 50)
+    before = shop()
+    monkeypatch.setattr("sys.argv", ["seed", "--reset"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert "Nothing was changed." in capsys.readouterr().err
+    assert shop() == before
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_reset_starts_over(database: str, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
     fresh = shop()
@@ -164,11 +181,15 @@ def test_seeding_makes_the_tables_of_an_empty_database(
 
 @sqlite_only
 def test_a_shop_puts_couriers_of_its_own_without_the_example_data(
-    database: str, monkeypatch: pytest.MonkeyPatch
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty()
     seed(monkeypatch, "--courier", "anna", "30", "--courier", "otto", "5")
+    capsys.readouterr()
     seed(monkeypatch, "--courier", "otto", "50")
+    assert capsys.readouterr().out == (
+        "0 couriers are new, 1 were there; each takes as many copies at a time as given.\n"
+    )
     books, customers, couriers = catalogue()
     assert (books, customers) == ([], [])
     assert [(each.id, each.capacity_copies) for each in couriers] == [("anna", 30), ("otto", 50)]

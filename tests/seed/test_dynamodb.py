@@ -1,0 +1,41 @@
+"""What an import that stops says; tests/aws imports from tables of DynamoDB."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seed import dynamodb
+from store.errors import SourceUnavailable
+
+TABLES = ("--book-table", "books", "--user-table", "users")
+ADVICE = "What was read is kept; the same command goes on from there."
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sqlite_url: str, setting: Callable[[str, object], None]) -> Path:
+    setting("database_url", sqlite_url)
+    return tmp_path
+
+
+def test_a_table_that_does_not_answer_is_no_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(*_: object) -> None:
+        raise SourceUnavailable("no answer from [/books] :smile:")
+
+    monkeypatch.setattr(dynamodb, "_page", unavailable)
+    assert dynamodb.main([*TABLES, "--folder", str(folder)]) == 1
+    assert capsys.readouterr().err == f"no answer from [/books] :smile:\n{ADVICE}\n"
+
+
+def test_what_the_same_command_would_meet_again_is_not_advised_to_be_called_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = {"what": {}, "progress": {"others": {"is_done": False}}}
+    (folder / "state.json").write_text(json.dumps(unfinished))
+    assert dynamodb.main([*TABLES, "--folder", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "keeps an unfinished import of other tables" in said
+    assert ADVICE not in said
