@@ -4,8 +4,9 @@ import csv
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -18,7 +19,7 @@ from flows.batch_report import BatchReport, on_progress
 from flows.order_runs import prefect_client
 from store.errors import BatchNotFound, RefusedOrder
 from tasks.batches import FailedOrder, batches_among, failed_orders
-from tasks.intake import load_orders, submit_orders
+from tasks.intake import Intake, load_orders, submit_orders
 
 app = App(name="batch", help="Check many orders out in one run.")
 
@@ -38,24 +39,13 @@ def submit(source: str, /, *, as_json: AsJson = False) -> int:
         if isinstance(answer, RefusedOrder):
             raise answer
         if as_json:
-            print_json({"new": int(answer), "known": int(not answer), "rejected": 0, "rejects": []})
+            print_json(_as_data(Intake(source, new=int(answer), known=int(not answer))))
         else:
             terminal().print("submitted" if answer else "known already; nothing changed")
         return 0
     intake = load_orders.fn(source)
     if as_json:
-        print_json(
-            {
-                "new": intake.new,
-                "known": intake.known,
-                "rejected": intake.rejected,
-                "rejects": [
-                    {"line": each.line, "field": each.field, "reason": each.reason}
-                    for each in intake.rejects
-                ],
-                "rejects_file": intake.rejects_file,
-            }
-        )
+        print_json(_as_data(intake))
         return 1 if intake.rejected else 0
     output = terminal()
     output.print(f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected")
@@ -64,6 +54,16 @@ def submit(source: str, /, *, as_json: AsJson = False) -> int:
     if intake.rejects_file:
         output.print(f"  all of them: {intake.rejects_file}")
     return 1 if intake.rejected else 0
+
+
+def _as_data(intake: Intake) -> dict[str, Any]:
+    return {
+        "new": intake.new,
+        "known": intake.known,
+        "rejected_lines": intake.rejected,
+        "rejects": [asdict(each) for each in intake.rejects],
+        "rejects_file": intake.rejects_file,
+    }
 
 
 @app.command
@@ -128,22 +128,11 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
     """
     _require_batch(run_id)
     if as_json:
-        print_json(
-            [
-                {
-                    "order_id": each.order_id,
-                    "status": each.status,
-                    "error": each.error,
-                    "message": each.message,
-                }
-                for page in _pages(run_id)
-                for each in page
-            ]
-        )
+        print_json([asdict(each) for page in _pages(run_id) for each in page])
         return 0
     with to.open("w", newline="", encoding="utf-8") if to else nullcontext(sys.stdout) as file:
         writer = csv.writer(file)
-        writer.writerow(["orderId", "status", "error", "reason"])
+        writer.writerow(["orderId", "status", "error", "message"])
         for page in _pages(run_id):
             writer.writerows([e.order_id, e.status, e.error, e.message] for e in page)
     return 0

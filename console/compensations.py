@@ -1,6 +1,5 @@
 """The compensation queue: what could not be given back, tried again, or settled by a person."""
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -9,8 +8,8 @@ from console.orders import undo_as_data
 from console.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 from flows.by_hand import settle_undo, try_undos
 from flows.compensation import UNDO
-from store.models import OrderStatus, utc_now
-from tasks.compensations import failed_undos, open_undos
+from store.models import utc_now
+from tasks.compensations import OpenUndo, failed_undos, open_undos
 from tasks.orders import read_order
 
 Step = Literal[
@@ -68,7 +67,7 @@ def compensations(
     return 0
 
 
-def _step(named: Step | None) -> str | None:
+def _step(named: Step) -> str:
     return next((step for step, undo in UNDO.items() if undo.name == named), named)
 
 
@@ -83,7 +82,7 @@ def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -
         step: The one undo to try, or the step that it undoes; left out, all that are left.
     """
     with quiet_runs():
-        left = try_undos(order, _step(step))
+        left = try_undos(order, _step(step) if step else None)
     ended = read_order(order)
     if as_json:
         print_json(
@@ -94,10 +93,8 @@ def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -
             }
         )
         return 0
-    output = terminal()
-    output.print(f"Given back; order {order} is {ended.status}.")
-    for undo in left:
-        output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")
+    terminal().print(f"Given back; order {order} is {ended.status}.")
+    _print_left(left)
     return 0
 
 
@@ -134,7 +131,7 @@ def settle(
         put_back: Book the copies or points as back. Do not change the tables yourself as well.
     """
     of_step = _step(step)
-    if of_step is None or (put_back and of_step == "bill_customer"):
+    if put_back and of_step == "bill_customer":
         raise CycloptsError(msg="--put-back is for copies and points; money is not kept here.")
     for name, text in (("--reason", reason), ("--by", by)):
         if not text.strip():
@@ -150,17 +147,19 @@ def settle(
             {
                 "order_id": order,
                 "status": settled.status,
-                "settled": undo_as_data(replace(stake, next_try_at=None)) if stake else None,
+                "settled": undo_as_data(stake) if stake else None,
                 "left": [undo_as_data(undo) for undo in left],
             }
         )
         return 0
-    output = terminal()
     what = f", {stake.at_stake}" if stake else ""
-    output.print(
-        f"Settled: {UNDO[of_step].name} of order {order}{what}. It is {settled.status}.",
+    terminal().print(
+        f"Settled: {UNDO[of_step].name} of order {order}{what}. It is {settled.status}."
     )
-    if settled.status == OrderStatus.COMPENSATION_FAILED:
-        for undo in left:
-            output.print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")
+    _print_left(left)
     return 0
+
+
+def _print_left(left: list[OpenUndo]) -> None:
+    for undo in left:
+        terminal().print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")

@@ -5,15 +5,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import httpx
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectHTTPStatusError
 
 from console.orders import undo_as_data
 from console.output import AsJson, duration, print_json, print_table, terminal
 from flows.order_events import form_url
 from flows.order_runs import OrderRun, prefect_client, runs_of_order
 from flows.recovery import Move, next_move
+from flows.work_pool import SERVER_AWAY
 from store.errors import NoPrefectServer, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
@@ -93,7 +92,7 @@ def _runs(order_id: str, owner: str | None) -> tuple[list[OrderRun], str | None]
             return runs_of_order(client, order_id, owner), None
     except NoPrefectServer as error:
         return [], f"The runs in Prefect are not shown: {error}"
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+    except SERVER_AWAY as error:
         return [], f"The runs in Prefect are not shown: its server went away ({error!r})."
 
 

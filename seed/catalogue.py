@@ -37,7 +37,7 @@ COURIERS = [
 
 POINTS_AT_MOST = 500
 STOCK_AT_MOST = 2_000
-PRICE_AT_MOST_CENTS = 80_00
+DEAREST_CENTS = 80_00
 
 
 def put_shop() -> int:
@@ -129,7 +129,7 @@ def _books(count: int) -> Iterator[dict[str, object]]:
         yield {
             "id": f"book-{rank:06d}",
             "title": f"Catalogue title {rank}",
-            "price_cents": chance.randrange(5_00, PRICE_AT_MOST_CENTS),
+            "price_cents": chance.randrange(5_00, DEAREST_CENTS),
             "quantity": stock,
             "initial_quantity": stock,
         }

@@ -46,6 +46,7 @@ def test_the_lines_of_a_file_are_counted_and_a_wrong_one_is_named(
     ]
     again = checkout("batch", "submit", str(source), "--json")
     assert (again.status, again.data["new"], again.data["known"]) == (1, 0, 1)
+    assert again.data["rejected_lines"] == 1
     assert again.data["rejects"] == [
         {"line": 3, "field": "quantity", "reason": "is no whole number"}
     ]
@@ -79,7 +80,7 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
     end_run("o-1", NoCourierAvailable("snow, and ice"))
     place("o-2", run_id=run_id)
     rows = [
-        ["orderId", "status", "error", "reason"],
+        ["orderId", "status", "error", "message"],
         ["o-1", "compensated", "NoCourierAvailable", "snow, and ice"],
     ]
     assert list(csv.reader(io.StringIO(checkout("batch", "failed", run_id).out))) == rows
