@@ -1,1 +1,1 @@
-"""What runs: one module a flow. Flows tell the story, tasks do the work."""
+"""The flows, their hooks and what they share. Flows tell the story, tasks do the work."""

@@ -19,7 +19,7 @@ TOLD = 100
 
 
 class AuditReport(BaseModel):
-    """How many findings and warnings there are, and the first of each, one line a piece."""
+    """How many findings and warnings there are, and the first of each, one line each."""
 
     findings: int = 0
     warnings: int = 0
@@ -31,11 +31,12 @@ class AuditReport(BaseModel):
 def audit_books() -> AuditReport:
     """Check I1 to I5 over the whole database, at one moment and while the shop is open.
 
-    Nothing is changed. What is found is published as the run's artifact, and the shop's topic is
-    told of it.
+    Nothing is changed. What is found is published as the run's artifact; the shop's topic is told
+    if something is off.
 
     Returns:
-        What is worth a look; orders that nobody moves, for example.
+        The warnings, which are worth a look: orders that nobody moves, for example. A report with
+        findings is not returned.
 
     Raises:
         BooksDoNotBalance: something is off; the message says how much.

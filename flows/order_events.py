@@ -1,6 +1,6 @@
-"""What a run tells Prefect about its orders: events of an order's life, and its timeline.
+"""What a run tells of its orders: events and a timeline for Prefect, notices for the shop's topic.
 
-Both are for people and automations. Neither may ever fail an order, so whatever goes wrong here
+They are for people and automations. None of it may ever fail an order, so whatever goes wrong here
 is logged and left.
 """
 
@@ -25,7 +25,10 @@ TIMELINES_AT_MOST = 20
 
 
 def tell(order_ids: Iterable[str]) -> None:
-    """Emit an event with each order's status and renew the timeline at its run."""
+    """Emit each order's status, renew the timeline at its run, tell the shop of a failed undo.
+
+    Of a large group no timeline is written.
+    """
     ids = list(order_ids)
     for order_id in ids:
         try:

@@ -173,11 +173,14 @@ class CompensationFailed(StoreError):
 
 
 class BooksDoNotBalance(StoreError):
-    """The audit has found what must not be; it names each book, order or charge that is off."""
+    """The audit has found what must not be; it says how much, and the first of it."""
 
 
 def recorded_error(name: str | None, message: str | None) -> OrderError:
-    """Return the error that an order's record holds as ``name`` and ``message``."""
+    """Return the error that an order's record holds as ``name`` and ``message``.
+
+    A name that is no error's of an order, or none any more, gives ``CheckoutFailed``.
+    """
     return OrderError.by_name.get(name or "", CheckoutFailed)(message or "")
 
 
