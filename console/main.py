@@ -4,20 +4,14 @@ A command returns its exit status: 0, or 1 where it was refused or has found som
 usage is 2. Errors go to standard error with a remedy, never with a traceback for what may happen.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from pydantic import ValidationError
-from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from console import audit, batch, compensations, doctor, drain, metrics, orders, queue, show
-from console.output import terminal, wrong_fields
-from flows.work_pool import SERVER_AWAY
-from store.errors import StoreError
+from console.errors import complain, without_traceback
 
-REFUSED = 1
 WRONG_USAGE = 2
 
 app = App(
@@ -56,52 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line, where it is left out.
     """
     try:
-        status = app(
-            arguments,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-        # Here, where it is noticed if nobody reads it any more.
-        sys.stdout.flush()
+        return without_traceback(lambda: _carry_out(arguments))
     except CycloptsError as error:
-        return _complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
-    except ValidationError as error:
-        return _complain("\n".join(wrong_fields(error)))
-    except StoreError as error:
-        return _complain(str(error))
-    except DBAPIError as error:
-        return _complain(
-            f"The store's database cannot be used: {error.orig}\n"
-            "Is it running, does STORE_DATABASE_URL name it, and has "
-            "`python -m deployments.migrate` been run?"
-        )
-    except (ArgumentError, ModuleNotFoundError) as error:
-        return _complain(
-            f"There is no way to the store's database: {error}\n"
-            "STORE_DATABASE_URL is postgresql+psycopg://… or sqlite:////absolute/path.db."
-        )
-    except SERVER_AWAY as error:
-        return _complain(
-            f"Prefect's server does not answer as it should: {error!r}\n"
-            "Is it running, and does PREFECT_API_URL name it?"
-        )
-    except BrokenPipeError:
-        # Who reads has had enough, as `head` has. Python writes what is left when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return REFUSED
-    except OSError as error:
-        return _complain(
-            f"{error.filename}: {error.strerror}"
-            if error.filename
-            else error.strerror or str(error)
-        )
+        return complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
+
+
+def _carry_out(arguments: Sequence[str] | None) -> int:
+    status = app(
+        arguments,
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+    )
     return status if isinstance(status, int) else 0
-
-
-def _complain(message: str, status: int = REFUSED) -> int:
-    terminal(stderr=True).print(message, style="red")
-    return status
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import sys
 
+from console.errors import complain, without_traceback
 from console.output import terminal
 from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
@@ -10,8 +12,12 @@ from store.models import ID_LENGTH
 from store.settings import settings
 
 
-def main() -> None:
-    """Read the command line and seed the database that ``STORE_DATABASE_URL`` names."""
+def main() -> int:
+    """Read the command line and seed the database that ``STORE_DATABASE_URL`` names.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(prog="python -m seed", description=__doc__)
     parser.add_argument("--books", type=int, default=0, metavar="N", help="add N titles for load")
     parser.add_argument("--users", type=int, default=0, metavar="N", help="add N customers")
@@ -30,22 +36,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.books < 0 or arguments.users < 0:
         parser.error("--books and --users take a number from 0")
-    couriers = dict(arguments.courier or ())
-    for id_, copies in couriers.items():
+    for id_, copies in arguments.courier or ():
         if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
             parser.error(f"--courier takes an id of up to {ID_LENGTH} characters, and a number")
+    return without_traceback(lambda: _seed(arguments))
 
+
+def _seed(arguments: argparse.Namespace) -> int:
+    couriers = {id_: int(copies) for id_, copies in arguments.courier or ()}
     output = terminal()
     migrate(settings().database_url)
     if arguments.reset:
         if not arguments.yes and not _is_to_be_deleted():
-            parser.exit(1, "Nothing was changed.\n")
+            return complain("Nothing was changed.")
         empty()
     if couriers:
         try:
-            new = put_couriers({id_: int(copies) for id_, copies in couriers.items()})
+            new = put_couriers(couriers)
         except ValueError as error:
-            parser.exit(1, f"Nothing was changed: {error}.\n")
+            return complain(f"Nothing was changed: {error}.")
         output.print(
             f"{new} couriers are new, {len(couriers) - new} were there; each takes as many copies "
             "at a time as given."
@@ -56,6 +65,7 @@ def main() -> None:
     if arguments.books or arguments.users:
         new = put_catalogue(arguments.books, arguments.users)
         output.print(f"{new} rows of the catalogue for load are new.")
+    return 0
 
 
 def _is_to_be_deleted() -> bool:
@@ -67,4 +77,4 @@ def _is_to_be_deleted() -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,13 +26,14 @@ from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from console.errors import complain, without_traceback
 from console.output import print_table, terminal
 from seed.catalogue import GOOD_CARD
 from seed.original_items import ItemRefused, Taken, book, customer
 from store import aws
 from store.bulk import insert_missing
 from store.database import migrate, reading, transaction
-from store.errors import SourceUnavailable, StoreError, UnreadableSource
+from store.errors import SourceUnavailable, UnreadableSource
 from store.models import ID_LENGTH, Book, Customer, Order
 from store.settings import settings
 
@@ -260,7 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= len(options.payment_method) <= ID_LENGTH:
         parser.error(f"--payment-method has 1 to {ID_LENGTH} characters")
+    return without_traceback(lambda: _import(options))
 
+
+def _import(options: argparse.Namespace) -> int:
     output = terminal()
     url = settings().database_url
     migrate(url)
@@ -287,13 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output.print("the import that was interrupted goes on")
         import_tables(sources, folder, output.print)
     except SourceUnavailable as error:
-        terminal(stderr=True).print(
-            f"{error}\nWhat was read is kept; the same command goes on from there."
-        )
-        return 1
-    except StoreError as error:
-        terminal(stderr=True).print(str(error))
-        return 1
+        return complain(f"{error}\nWhat was read is kept; the same command goes on from there.")
     _print_totals(sources, folder)
     return 1 if any(p.outcomes["rejected"] for p in folder.progress.values()) else 0
 

@@ -22,8 +22,11 @@ from store.models import Book, Courier, Customer
 from tests.shop import carry_on, place, placed, points, shop, sqlite_only, stock
 
 
-def seed(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: str | None = None) -> None:
-    """Run ``python -m seed`` with arguments; the question, if there is one, is answered."""
+def seed(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: str | None = None) -> int:
+    """Run ``python -m seed`` with arguments; the question, if there is one, is answered.
+
+    Returns its exit status.
+    """
     asked: list[str] = []
 
     def reply(_console: Console, question: str) -> str:
@@ -35,7 +38,7 @@ def seed(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: str | None = 
         patch.setattr("sys.argv", ["seed", *arguments])
         patch.setattr(Console, "input", reply)
         try:
-            main()
+            return main()
         finally:
             assert len(asked) == (answer is not None)
 
@@ -122,9 +125,7 @@ def test_reset_deletes_nothing_unless_it_is_answered_yes(
 ) -> None:
     placed("o-1", "bill_customer", 50)
     before = shop()
-    with pytest.raises(SystemExit) as left:
-        seed(monkeypatch, "--reset", answer=answer)
-    assert left.value.code == 1
+    assert seed(monkeypatch, "--reset", answer=answer) == 1
     assert "Nothing was changed." in capsys.readouterr().err
     assert shop() == before
 
@@ -137,9 +138,7 @@ def test_reset_deletes_nothing_where_nobody_answers(
     before = shop()
     monkeypatch.setattr("sys.argv", ["seed", "--reset"])
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 1
+    assert main() == 1
     assert "Nothing was changed." in capsys.readouterr().err
     assert shop() == before
 
@@ -200,8 +199,7 @@ def test_a_courier_keeps_room_for_what_it_has_in_hand(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     placed("o-1", "find_couriers", 10)
-    with pytest.raises(SystemExit):
-        seed(monkeypatch, "--courier", "city-vans", "9")
+    assert seed(monkeypatch, "--courier", "city-vans", "9") == 1
     assert "courier city-vans has 10 copies in hand" in capsys.readouterr().err
     seed(monkeypatch, "--courier", "city-vans", "10")
     (city_vans,) = [each for each in catalogue()[2] if each.id == "city-vans"]

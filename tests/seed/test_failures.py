@@ -1,4 +1,4 @@
-"""What an import that stops says; tests/aws imports from tables of DynamoDB."""
+"""What seeding and importing say when they stop; tests/aws imports from tables of DynamoDB."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seed import dynamodb
+from seed import __main__, dynamodb
 from store.errors import SourceUnavailable
 
 TABLES = ("--book-table", "books", "--user-table", "users")
@@ -17,6 +17,24 @@ ADVICE = "What was read is kept; the same command goes on from there."
 def folder(tmp_path: Path, sqlite_url: str, setting: Callable[[str, object], None]) -> Path:
     setting("database_url", sqlite_url)
     return tmp_path
+
+
+@pytest.mark.parametrize("module", ["seed", "seed.dynamodb"])
+def test_what_stands_in_the_way_is_told_without_a_traceback(
+    module: str,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = __main__.main if module == "seed" else dynamodb.main
+    monkeypatch.setattr("sys.argv", [module, *(TABLES if module == "seed.dynamodb" else ())])
+    for url, told in (
+        ("", "STORE_DATABASE_URL is postgresql+psycopg://"),
+        ("sqlite:////nowhere/store.db", "The store's database cannot be used: unable to open"),
+    ):
+        setting("database_url", url)
+        assert command() == 1
+        assert told in capsys.readouterr().err
 
 
 def test_a_table_that_does_not_answer_is_no_loss(

@@ -1,0 +1,70 @@
+"""What people are told of an error that may happen: one or two lines with the remedy."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from console.output import terminal, wrong_fields
+from flows.work_pool import SERVER_AWAY
+from store.errors import StoreError
+
+REFUSED = 1
+
+
+def without_traceback(command: Callable[[], int]) -> int:
+    """Carry out a command; return its exit status, or that of an error that may happen.
+
+    Such an error is told on standard error. Any other is a defect, and raised.
+    """
+    try:
+        status = command()
+        # Here, where it is noticed if nobody reads it any more.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has had enough, as `head` has. Python writes what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except Exception as error:
+        told = _explained(error)
+        if told is None:
+            raise
+        return complain(told)
+    return status
+
+
+def complain(message: str, status: int = REFUSED) -> int:
+    """Tell of an error; return the exit status."""
+    terminal(stderr=True).print(message, style="red")
+    return status
+
+
+def _explained(error: Exception) -> str | None:
+    match error:
+        case ValidationError():
+            return "\n".join(wrong_fields(error))
+        case StoreError():
+            return str(error)
+        case DBAPIError():
+            return (
+                f"The store's database cannot be used: {error.orig}\n"
+                "Is it running, does STORE_DATABASE_URL name it, and has "
+                "`python -m deployments.migrate` been run?"
+            )
+        case ArgumentError() | ModuleNotFoundError():
+            return (
+                f"There is no way to the store's database: {error}\n"
+                "STORE_DATABASE_URL is postgresql+psycopg://… or sqlite:////absolute/path.db."
+            )
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        case OSError():
+            return error.strerror or str(error)
+    if isinstance(error, SERVER_AWAY):
+        return (
+            f"Prefect's server does not answer as it should: {error!r}\n"
+            "Is it running, and does PREFECT_API_URL name it?"
+        )
+    return None
