@@ -31,7 +31,8 @@ def drain(
     progress = terminal(stderr=True)
     with prefect_client() as client:
         name = pool or pools.pool_of_checkouts(client)
-        progress.print(f"Closing work pool {name}; `checkout reopen` opens it.")
+        of_pool = f" --pool {pool}" if pool else ""
+        progress.print(f"Closing work pool {name}; `checkout reopen{of_pool}` opens it.")
         report = pools.drain(
             client,
             name,

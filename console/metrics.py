@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, NamedTuple
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number
 from prometheus_client import (
     CollectorRegistry,
@@ -98,6 +98,8 @@ def metrics(
         file: Write them to this file, for the node exporter's textfile collector (a name that ends
             in .prom).
     """
+    if file is not None and port is not None:
+        raise CycloptsError(msg="Give --port or --file, not both.")
     registry = CollectorRegistry()
     registry.register(Shop())
     if file is not None:

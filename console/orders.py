@@ -31,6 +31,16 @@ from tasks.compensations import OpenUndo, open_undos
 from tasks.orders import find_orders, outcome_error, read_order
 from tasks.reports import explain
 
+AGE_AT_MOST = timedelta(days=36_500)
+"""Far longer ago the calendar has no date."""
+
+
+def _require_date(_: object, age: timedelta | None) -> None:
+    if age is not None and not timedelta(0) <= age <= AGE_AT_MOST:
+        raise ValueError(f"Must be from 0s to {AGE_AT_MOST.days}d.")
+
+
+Age = Annotated[timedelta, Parameter(validator=_require_date)]
 FLAGS = {
     "userId": "--user",
     "bookId": "--book",
@@ -130,9 +140,10 @@ def _text_of(source: str) -> str:
         return sys.stdin.read()
     try:
         return Path(source).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UnreadableSource(
-            f"{source} cannot be read: {error.strerror}. Name a file that holds the order as JSON, "
+            f"{source} cannot be read: {why}. Name a file that holds the order as JSON, "
             "or - for standard input."
         ) from error
 
@@ -183,8 +194,8 @@ def list_orders(
     status: OrderStatus | None = None,
     customer: str | None = None,
     book: str | None = None,
-    older_than: timedelta | None = None,
-    younger_than: timedelta | None = None,
+    older_than: Age | None = None,
+    younger_than: Age | None = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from boto3.dynamodb.types import TypeDeserializer
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
@@ -34,7 +35,8 @@ from store import aws
 from store.bulk import insert_missing
 from store.database import migrate, reading, transaction
 from store.errors import SourceUnavailable, UnreadableSource
-from store.models import ID_LENGTH, Book, Customer, Order
+from store.messages import PaymentMethod
+from store.models import Book, Customer, Order
 from store.settings import settings
 
 PAGE_ITEMS = 1_000
@@ -42,6 +44,7 @@ PAGE_ITEMS = 1_000
 FOLDER = Path("dynamodb-import")
 
 _ERRORS = aws.Errors(SourceUnavailable, UnreadableSource)
+_PAYMENT_METHOD: TypeAdapter[str] = TypeAdapter(PaymentMethod)
 _OUTCOMES = ("new", "brought up to date", "unchanged", "left as it is here", "rejected")
 
 
@@ -259,8 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "%(default)s)",
     )
     options = parser.parse_args(arguments)
-    if not 1 <= len(options.payment_method) <= ID_LENGTH:
-        parser.error(f"--payment-method has 1 to {ID_LENGTH} characters")
+    try:
+        _PAYMENT_METHOD.validate_python(options.payment_method)
+    except ValidationError:
+        parser.error("--payment-method is the gateway's id of one, which begins with a letter")
     return without_traceback(lambda: _import(options))
 
 

@@ -124,15 +124,25 @@ WRONG: list[tuple[list[str], str, int, str]] = [
     (["-"], "{", 1, "Invalid JSON"),
     (["-", *USER], "{}", 2, "Give the order as - or by options, not both"),
     (["no-such-file.json"], "", 1, "no-such-file.json cannot be read: No such file or directory"),
+    (["not-utf-8.json"], "", 1, "not-utf-8.json cannot be read: it is not UTF-8"),
 ]
 
 
 @sqlite_only
 @pytest.mark.parametrize(("arguments", "typed", "status", "said"), WRONG)
 def test_an_order_that_cannot_be_names_its_field_and_starts_nothing(
-    deployment: Runs, checkout: Call, arguments: list[str], typed: str, status: int, said: str
+    deployment: Runs,
+    checkout: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    typed: str,
+    status: int,
+    said: str,
 ) -> None:
     before = deployment.client.read_flow_runs()
+    monkeypatch.chdir(tmp_path)
+    Path("not-utf-8.json").write_bytes(b"\xff")
     answer = checkout("submit", *arguments, typed=typed)
     assert (answer.status, answer.out) == (status, "")
     assert said in answer.err

@@ -37,6 +37,16 @@ def test_what_stands_in_the_way_is_told_without_a_traceback(
         assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["", "4242424242424242", "a card"])
+def test_what_is_no_id_of_a_payment_method_is_refused(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        dynamodb.main([*TABLES, "--payment-method", wrong])
+    assert left.value.code == 2
+    assert "--payment-method" in capsys.readouterr().err
+
+
 def test_a_table_that_does_not_answer_is_no_loss(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
