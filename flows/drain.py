@@ -113,7 +113,7 @@ def pool_of_checkouts(client: SyncPrefectClient) -> str:
 
 
 def drain(
-    client: SyncPrefectClient, pool: str, timeout_seconds: float, tell: Callable[[str], None]
+    client: SyncPrefectClient, pool: str, timeout_seconds: float, report: Callable[[str], None]
 ) -> DrainReport:
     """Close the pool and wait until none of its runs has a process.
 
@@ -121,7 +121,10 @@ def drain(
         client: Prefect's client.
         pool: The work pool.
         timeout_seconds: How long to wait at most; the pool stays closed in any case.
-        tell: Called with what is under way, whenever that has changed.
+        report: Called with what is under way, whenever that has changed.
+
+    Returns:
+        Whether the pool is drained, what is under way if it is not, and what waits for it.
 
     Raises:
         WorkPoolNotFound: there is no such pool.
@@ -129,7 +132,7 @@ def drain(
     with _known(pool):
         client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
     began = last_busy = last_recovery = time.monotonic()
-    told = ""
+    reported = ""
     while True:
         under_way = runs_under_way(client, pool)
         wake(client, [run.id for run in under_way if run.state == PAUSED])
@@ -137,9 +140,9 @@ def drain(
         now = time.monotonic()
         if under_way or giving_back:
             last_busy = now
-        if (what := _what_is_under_way(under_way, giving_back)) != told:
-            tell(what)
-            told = what
+        if (what := _what_is_under_way(under_way, giving_back)) != reported:
+            report(what)
+            reported = what
         drained = now - last_busy >= QUIET_SECONDS
         if drained or now - began >= timeout_seconds:
             return DrainReport(
@@ -165,15 +168,19 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
     customer's fault: an order whose wait has ended meanwhile, or is about to, waits a little
     longer.
 
+    Returns:
+        Whether the pool was closed, and how many orders got more time.
+
     Raises:
         WorkPoolNotFound: there is no such pool.
     """
     with _known(pool):
         was_closed = client.read_work_pool(pool).is_paused
-        prolonged = 0
-        if was_closed:
-            _record_answers(client, pool)
-            prolonged = prolong_waits(utc_now() + LAST_CHANCE)
+    prolonged = 0
+    if was_closed:
+        _record_answers(client, pool)
+        prolonged = prolong_waits(utc_now() + LAST_CHANCE)
+    with _known(pool):
         client.update_work_pool(pool, WorkPoolUpdate(is_paused=False))
     return ReopenReport(pool=pool, was_closed=was_closed, prolonged=prolonged)
 
@@ -260,6 +267,7 @@ def _named(pool: str) -> WorkPoolFilter:
 
 @contextmanager
 def _known(pool: str) -> Iterator[None]:
+    """Say that the pool is not there; for a call in which nothing else can be missing."""
     try:
         yield
     except ObjectNotFound as error:

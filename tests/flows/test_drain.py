@@ -14,7 +14,7 @@ import pytest
 from prefect import Flow
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import Pause
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
 from prefect.states import Failed, Paused, Pending, Running
 
@@ -276,6 +276,18 @@ def test_an_order_whose_wait_ended_while_the_pool_was_closed_is_not_refunded(poo
     assert (status("o-1"), kept_cents()) == ("dispatched", 20_00)
 
 
+def test_what_is_missing_beside_the_pool_is_not_said_to_be_the_pool(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_is_gone(*_: object) -> None:
+        raise ObjectNotFound(Exception("no such run"))
+
+    pool.drain()
+    monkeypatch.setattr(pools, "_record_answers", run_is_gone)
+    with pytest.raises(ObjectNotFound):
+        pool.reopen()
+
+
 def test_opening_a_pool_that_is_open_prolongs_no_wait(pool: Pool) -> None:
     placed("o-1", "prepare_order")
     set_order("o-1", wait_until=utc_now() + timedelta(seconds=5))
@@ -299,7 +311,9 @@ def test_the_commands_close_and_open_the_pool_of_the_checkouts(
 
     pool.client.set_flow_run_state(run.id, Failed())
     assert main(["drain", "--pool", pool.name, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["under_way"] == []
+    said = capsys.readouterr()
+    assert json.loads(said.out)["under_way"] == []
+    assert f"`checkout reopen --pool {pool.name}` opens it" in said.err
     assert main(["reopen"]) == 0
     assert not pool.client.read_work_pool(pool.name).is_paused
     assert main(["reopen"]) == 0
