@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from tasks.dispatch import record_answer
+from tests.polling import wait_until
 from tests.shop import give_back, placed, sqlite_only
 
 
@@ -75,18 +75,16 @@ def test_they_are_served_until_a_signal_also_while_the_database_is_away(tmp_path
         env={**os.environ, "STORE_DATABASE_URL": f"sqlite:///{tmp_path / 'nobody.db'}"},
     )
     try:
-        found = samples(eventually_got(f"http://127.0.0.1:{port}/metrics", served))
+        found = samples(wait_until(lambda: got(port, served), "metrics"))
     finally:
         served.stop()
     assert found == {"store_up{'part': 'database'}": 0, "store_up{'part': 'queue'}": 0}
     assert served.exit_status() == 0, served.log_tail()
 
 
-def eventually_got(url: str, server: Leashed) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.exit_status() is None:
-        try:
-            return httpx.get(url).text
-        except httpx.ConnectError:
-            time.sleep(0.1)
-    raise AssertionError(server.log_tail())
+def got(port: int, server: Leashed) -> str | None:
+    assert server.exit_status() is None, server.log_tail()
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    except httpx.ConnectError:
+        return None

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deployments.local import PROJECT_DIR
-
-GONE_SECONDS = 30.0
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +34,6 @@ def processes_on(folder: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def wait_until_gone(folder: Path) -> list[psutil.Process]:
-    """What is left of those processes; waits for them to end."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while (left := processes_on(folder)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
 
 
 def test_it_serves_sqlalchemy_with_room_for_many_processes(postgres: EmbeddedPostgres) -> None:
@@ -94,7 +84,7 @@ def test_data_outlives_the_server_even_in_a_deep_folder(tmp_path: Path) -> None:
         server.create_database("kept")
         socket_dir = Path(server.sqlalchemy_url("kept").partition("host=")[2])
     assert not socket_dir.exists()
-    assert wait_until_gone(data_dir) == []
+    wait_until(lambda: not processes_on(data_dir), "end of its processes")
     with EmbeddedPostgres(data_dir, durable=False) as server:
         engine = create_engine(server.sqlalchemy_url("kept"))
         with engine.connect() as connection:
@@ -146,5 +136,5 @@ def test_nothing_is_left_running_when_its_owner_is_killed(
         assert process.stdout.readline() == "started\n"
         assert processes_on(data_dir)
         process.send_signal(number)
-    assert wait_until_gone(data_dir) == []
+    wait_until(lambda: not processes_on(data_dir), "end of its processes")
     assert not (data_dir / "postmaster.pid").exists()

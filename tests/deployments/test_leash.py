@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from deployments.leash import Leashed
+from tests.polling import wait_until
 
 DEADLINE_SECONDS = 30.0
 
@@ -39,16 +38,9 @@ def leash(tmp_path: Path, code: str, *, grace_seconds: float = 10.0) -> Leashed:
     )
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_stopping_ends_children_in_other_sessions_too(tmp_path: Path) -> None:
     leashed = leash(tmp_path, FAMILY)
-    wait_for(leashed.log_tail)
+    wait_until(leashed.log_tail, "line of the process")
     child = psutil.Process(int(leashed.log_tail()))
     leashed.stop()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -57,7 +49,7 @@ def test_stopping_ends_children_in_other_sessions_too(tmp_path: Path) -> None:
 
 def test_what_ignores_the_signal_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     leashed = leash(tmp_path, STUBBORN, grace_seconds=0.2)
-    wait_for(leashed.log_tail)
+    wait_until(leashed.log_tail, "line of the process")
     leashed.stop()
     assert leashed.exit_status() == 128 + 9
 
@@ -102,7 +94,7 @@ def test_a_port_is_known_to_belong_to_the_command(tmp_path: Path) -> None:
         "print(s.getsockname()[1], flush=True); time.sleep(600)"
     )
     mine, other = leash(tmp_path, serve), leash(tmp_path, STUBBORN, grace_seconds=0.0)
-    wait_for(lambda: len(mine.log_tail().split()) == 2)
+    wait_until(lambda: len(mine.log_tail().split()) == 2, "two numbers of the process")
     port = next(int(word) for word in mine.log_tail().split() if word.isdigit())
     assert mine.listens_on(port)
     assert not other.listens_on(port)

@@ -1,7 +1,6 @@
 """One real system for all these tests: PostgreSQL, Prefect server, worker, deployments."""
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem, Progress
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Customer, Order, OrderStatus
+from tests import polling
 
 # Starting all of it, and several flow runs at once, on a slow and loaded machine.
 DEADLINE_SECONDS = 240.0
@@ -59,10 +59,10 @@ class SystemWithSecrets(LocalSystem):
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_SECONDS:.0f} s"
-        time.sleep(POLL_SECONDS)
+    """Wait with the patience that a real system needs."""
+    polling.wait_until(
+        condition, what, patience_seconds=DEADLINE_SECONDS, poll_seconds=POLL_SECONDS
+    )
 
 
 def status_of(store_url: str, order_id: str) -> str | None:

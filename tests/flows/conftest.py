@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.flows.runs import PATIENCE_SECONDS, Runs
+from tests.flows.runs import Runs
+from tests.polling import PATIENCE_SECONDS
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Flow runs as a test sees them."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -22,21 +21,9 @@ from prefect.states import AwaitingRetry, Cancelled
 
 from flows.checkout import store_checkout
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder, CourierAnswer
+from tests.polling import wait_until
 
 T = TypeVar("T")
-
-PATIENCE_SECONDS = 60.0
-"""Much longer than anything takes here; reached only when something is wrong."""
-
-
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    """Look again and again until there is something; fail if it never comes."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if seen := look():
-            return seen
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not come in {PATIENCE_SECONDS:.0f} s")
 
 
 class Runs:
@@ -120,7 +107,7 @@ class Runs:
                     return run
             return None
 
-        return eventually(look, f"a pause of order {order_id}")
+        return wait_until(look, f"a pause of order {order_id}")
 
     def forms(self, run: FlowRun) -> list[str]:
         """The descriptions of the forms that the run has put up, in no order."""
@@ -157,7 +144,7 @@ class Runs:
             return found if len(found) >= at_least else None
 
         found = (
-            eventually(look, f"{at_least} task runs of {run.name}") if at_least else look()
+            wait_until(look, f"{at_least} task runs of {run.name}") if at_least else look()
         ) or []
         ordered = sorted(found, key=lambda task: str(task.start_time))
         return [task.name.rsplit("-", 1)[0] for task in ordered]

@@ -27,7 +27,8 @@ from store.models import OrderStatus
 from tasks.batches import count_by_status, failed_orders
 from tasks.intake import submit_orders
 from tasks.orders import count_orders
-from tests.flows.runs import Runs, eventually
+from tests.flows.runs import Runs
+from tests.polling import wait_until
 from tests.shop import (
     an_order,
     assign,
@@ -86,7 +87,7 @@ class Batches:
                     return run
             return None
 
-        return eventually(look, "a paused batch")
+        return wait_until(look, "a paused batch")
 
     def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended."""
@@ -205,7 +206,7 @@ def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None
     run = batches.paused()
     dispatch_orders(listen_seconds=2)
     # Two of three were decided; the run was told to hand them over, and waits again.
-    eventually(lambda: decisions("o-000") and decisions("o-001"), "two decisions")
+    wait_until(lambda: decisions("o-000") and decisions("o-001"), "two decisions")
     assert not running.done()
     assert status("o-003") == "waiting"
     carry_on(["holds-the-courier"], after="find_couriers")
@@ -343,6 +344,6 @@ def test_recovery_leaves_a_batch_alone_that_works_and_ends_one_that_died(
         recover_orders()
         return count_by_status(str(run.id)) == {OrderStatus.DISPATCHED: 4}
 
-    eventually(handed_over, "all orders dispatched")
-    eventually(lambda: recover_orders() and running.done(), "the end of the batch")
+    wait_until(handed_over, "all orders dispatched")
+    wait_until(lambda: recover_orders() and running.done(), "the end of the batch")
     assert running.result().message == "4 orders: 4 dispatched"

@@ -25,7 +25,8 @@ from store.messages import ASSIGNED, NO_COURIER, Receipt
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
-from tests.flows.runs import PATIENCE_SECONDS, Runs
+from tests.flows.runs import Runs
+from tests.polling import PATIENCE_SECONDS
 from tests.shop import (
     an_order,
     assign,

@@ -7,7 +7,8 @@ from flows.dispatch import DispatchReport, dispatch_orders
 from store.errors import CheckoutFailed
 from store.messages import OrderMessage
 from store.queue import TableQueue
-from tests.flows.runs import Runs, eventually
+from tests.flows.runs import Runs
+from tests.polling import wait_until
 from tests.shop import (
     an_order,
     assign,
@@ -51,13 +52,13 @@ def listen_until_the_queue_is_empty() -> DispatchReport:
             setattr(total, name, getattr(total, name) + count)
         return not queued()
 
-    eventually(look, "an empty queue")
+    wait_until(look, "an empty queue")
     return total
 
 
 def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     running = runs.check_out(an_order("o-1", 50, redeem=True))
-    eventually(queued, "the order's message")
+    wait_until(queued, "the order's message")
     report = listen_until_the_queue_is_empty()
     state = running.result()
     assert state.is_completed()
@@ -127,7 +128,7 @@ def test_a_run_that_is_not_there_does_not_keep_the_others_waiting(runs: Runs) ->
         listen(1)
         return running.done()
 
-    eventually(look, "the end of o-1")
+    wait_until(look, "the end of o-1")
     assert running.result().is_completed()
     assert status("orphan") == "dispatching"
     assert "orphan" in queued()

@@ -29,7 +29,8 @@ from store.messages import ASSIGNED
 from store.models import utc_now
 from tasks.batches import count_by_status
 from tasks.intake import submit_orders
-from tests.flows.runs import PATIENCE_SECONDS, Runs, eventually
+from tests.flows.runs import Runs
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     an_order,
     kept_cents,
@@ -120,7 +121,7 @@ class Pool:
             dispatch_orders(listen_seconds=1)
             return not queued() and all(execution.done() for execution in self.executions)
 
-        eventually(look, "the end of all runs")
+        wait_until(look, "the end of all runs")
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_a_run_that_joined_another_ones_order_gives_itself_back(pool: Pool) -> N
     pool.runs.paused("o-1")
     second = pool.check_out("o-1")
     pool.work()
-    eventually(lambda: pool.state_of(second) == "Running", "the second run")
+    wait_until(lambda: pool.state_of(second) == "Running", "the second run")
 
     report = pool.drain()
 
@@ -188,12 +189,12 @@ def test_a_batch_is_handed_over_between_two_chunks_and_in_its_wait(pool: Pool) -
     options = {"chunk_size": 1, "concurrency": 1, "tolerated_failures": 1.0, "wait": "pause"}
     run = pool.start(batch_checkout, source=None, failed_of=None, **options)
     pool.work_in_hand_at_closing()
-    eventually(lambda: pool.state_of(run) == "Resuming", "the batch's return to its pool")
+    wait_until(lambda: pool.state_of(run) == "Resuming", "the batch's return to its pool")
     assert isinstance(pool.ended()[0], Pause)
 
     pool.reopen()
     pool.work()
-    eventually(lambda: pool.state_of(run) == "Paused", "the batch's wait")
+    wait_until(lambda: pool.state_of(run) == "Paused", "the batch's wait")
     assert count_by_status(str(run.id)) == {"waiting": 4}
     assert pool.drain().suspended == 1
     assert pool.state_of(run) == "Suspended"
@@ -208,7 +209,7 @@ def test_a_dispatcher_ends_early_when_its_pool_is_closed_and_hands_back(pool: Po
     placed("o-1", "prepare_order")
     pool.start(dispatch_orders, listen_seconds=60)
     pool.work()
-    eventually(lambda: status("o-1") == "dispatching", "the dispatcher at work")
+    wait_until(lambda: status("o-1") == "dispatching", "the dispatcher at work")
 
     assert pool.drain(timeout_seconds=30).drained
 
@@ -271,7 +272,7 @@ def test_an_order_whose_wait_ended_while_the_pool_was_closed_is_not_refunded(poo
     left = order_row("o-1").wait_until
     assert left is not None
     assert left > utc_now() + pools.LAST_CHANCE / 2
-    eventually(lambda: recover_orders().moves, "recovery of the run that Prefect has failed")
+    wait_until(lambda: recover_orders().moves, "recovery of the run that Prefect has failed")
     pool.finish()
     assert (status("o-1"), kept_cents()) == ("dispatched", 20_00)
 

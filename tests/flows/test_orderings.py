@@ -15,7 +15,8 @@ from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from store.messages import ASSIGNED, NO_COURIER
 from store.queue import TableQueue
-from tests.flows.runs import PATIENCE_SECONDS, Runs, eventually
+from tests.flows.runs import Runs
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     an_order,
     assign,
@@ -120,7 +121,7 @@ def test_an_order_whose_message_is_lost_is_asked_about_again(
         recover_orders()
         return "example" in queued()
 
-    eventually(asked_again, "a message in place of the lost one")
+    wait_until(asked_again, "a message in place of the lost one")
     dispatch_orders(listen_seconds=2)
     assert running.result().is_completed()
     assert the_courier_that_counts() == "city-vans"

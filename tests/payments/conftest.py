@@ -11,9 +11,10 @@ from store.models import LedgerEntry
 from store.payments import Ledger
 from store.settings import settings
 from store.stripe_gateway import StripeGateway
-from tests.flows.runs import PATIENCE_SECONDS, Runs
+from tests.flows.runs import Runs
 from tests.payments.parties import LedgerParty, Party, StripeParty
 from tests.payments.stand_in import StripeStandIn
+from tests.polling import PATIENCE_SECONDS
 
 SECRET = "sk_test_not_to_be_seen_anywhere"  # noqa: S105
 

@@ -9,7 +9,6 @@ faults, which a test orders.
 import asyncio
 import re
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +22,7 @@ from localstripe.errors import UserError
 
 from store.payments import DECLINED_METHOD
 from store.stripe_gateway import CHARGE
+from tests.polling import wait_until
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -119,10 +119,7 @@ class StripeStandIn:
 
     def reset(self) -> None:
         """Forget everything, and behave well, when the calls under way have ended."""
-        deadline = time.monotonic() + 30
-        while self._at_once:
-            assert time.monotonic() < deadline, "a call to the stand-in does not end"
-            time.sleep(0.01)
+        wait_until(lambda: not self._at_once, "end of the calls to the stand-in")
         resources.store.clear()
         self.calls.clear()
         self.faults.clear()
