@@ -1,5 +1,6 @@
 """The compensation queue on the command line: listed, tried now, settled, and shown afterwards."""
 
+import re
 from typing import get_args
 from uuid import uuid4
 
@@ -45,8 +46,9 @@ def test_what_could_not_be_given_back_is_listed_with_what_is_at_stake(
     assert {u["amount_cents"] for u in listed} == {700_00, 0}
     assert all(u["next_try_at"] is not None for u in listed)
     table = checkout("compensations").out
-    for shown in ("refund_customer", "700.00 USD", "in 1 min", "ZeroDivisionError: it is broken"):
+    for shown in ("refund_customer", "700.00 USD", "ZeroDivisionError: it is broken"):
         assert shown in table
+    assert re.search(r"in \d+ s", table)
 
 
 @sqlite_only
