@@ -5,29 +5,39 @@ marked as crashed, and a checkout's run that ended badly starts `recover_orders`
 within a minute.
 
     python -m deployments.automations      apply them to the server of PREFECT_API_URL
+
+How long a run may be silent is counted in the heartbeats of the environment this is called in, so
+call it with the PREFECT_FLOWS_HEARTBEAT_FREQUENCY that every run has. Runs whose heartbeats are
+rarer than that would be marked as crashed while they are well.
 """
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import get_client
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from rich.console import Console
+from rich.text import Text
 
 CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
 FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 HEARTBEAT_SECONDS = 30
-"""What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every worker; 30 is the least."""
-SILENCE_SECONDS = 4 * HEARTBEAT_SECONDS
+"""What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every run; 30 is the least."""
+SILENT_HEARTBEATS = 4
 """Three heartbeats may be lost, or late on a busy machine, before a run counts as dead."""
+SILENCE_SECONDS = SILENT_HEARTBEATS * HEARTBEAT_SECONDS
 ENDED_BADLY = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "Cancelled")}
 
 
@@ -94,11 +104,14 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
     ]
 
 
-async def apply(silence_seconds: int = SILENCE_SECONDS) -> list[str]:
+async def apply(silence_seconds: int) -> list[str]:
     """Create the automations that are missing, renew those of the same name that differ.
 
     One that is as it should be is left alone: renewing it would give its trigger a new id, and
     Prefect would forget the runs that it is watching.
+
+    Args:
+        silence_seconds: How long a run may be silent.
 
     Returns:
         Their names.
@@ -130,21 +143,56 @@ def _definition(automation: Automation) -> dict[str, Any]:
     return definition
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.automations", description=__doc__)
+def heartbeat_seconds() -> int:
+    """Return the seconds between a run's signs of life, as the environment here sets them."""
+    # Without heartbeats no run is watched, so that any number is right.
+    return get_current_settings().flows.heartbeat_frequency or HEARTBEAT_SECONDS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    heartbeat = heartbeat_seconds()
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments.automations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--silence-seconds",
         type=int,
-        default=SILENCE_SECONDS,
+        default=SILENT_HEARTBEATS * heartbeat,
         help="how long a run may be silent before it counts as dead (default %(default)s)",
     )
-    options = parser.parse_args(arguments)
-    if options.silence_seconds <= HEARTBEAT_SECONDS:
-        parser.error(f"--silence-seconds must be more than a heartbeat ({HEARTBEAT_SECONDS} s)")
-    for name in asyncio.run(apply(options.silence_seconds)):
-        Console().print(f"applied: {name}")
+    silence_seconds = parser.parse_args(arguments).silence_seconds
+    if silence_seconds <= heartbeat:
+        parser.error(
+            f"--silence-seconds must be more than a heartbeat ({heartbeat} s, as "
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY says): healthy runs would be marked as crashed"
+        )
+    address = get_current_settings().api.url
+    if not address:
+        # Prefect would start a server of its own, and the automations would end with it.
+        return _fail("PREFECT_API_URL is not set; set it to your server's address, with /api at it")
+    try:
+        names = asyncio.run(apply(silence_seconds))
+    except ObjectNotFound:
+        return _fail(f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `prefect deploy --all`")
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        return _fail(
+            f"{address} does not take them: {error!r}. Is the server running, and is "
+            "PREFECT_API_AUTH_STRING what it has in PREFECT_SERVER_API_AUTH_STRING?"
+        )
+    console = Console(soft_wrap=True, highlight=False)
+    for name in names:
+        console.print(f"applied: {name}")
+    console.print(f"a run counts as dead after {silence_seconds} s without a sign of life")
+    return 0
+
+
+def _fail(why: str) -> int:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(why, style="red"))
+    return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

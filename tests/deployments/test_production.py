@@ -19,6 +19,7 @@ from botocore.validate import ParamValidator
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.utilities.schema_tools import is_valid_schema, validate
 
+from deployments.automations import HEARTBEAT_SECONDS
 from deployments.local import PROJECT_DIR
 from store.settings import Settings
 
@@ -107,6 +108,40 @@ def test_an_environment_file_knows_every_variable_and_sets_them_as_make_up_does(
             assert set_by_make_up().get(variable, value) == value, variable
 
 
+FOR_EVERY_RUN = {
+    # Rarer heartbeats than the automation counts in, and it marks healthy runs as crashed.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY",
+    # Fewer, and an outage of the server reaches the waiting runs.
+    "PREFECT_CLIENT_MAX_RETRIES",
+    "PREFECT_LOGGING_EXTRA_LOGGERS",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW",
+    # The default is a pickle, and whoever may write one runs code where it is read.
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER",
+}
+"""Prefect's variables that every process with a run in it must have."""
+
+
+@pytest.mark.parametrize("place", ["systemd", "compose", *POOLS])
+def test_whatever_starts_runs_gives_them_the_settings_that_every_run_must_have(place: str) -> None:
+    match place:
+        case "systemd":
+            (file,) = unit(SYSTEMD / "store-worker@.service")["EnvironmentFile"]
+            found = variables(SYSTEMD / Path(file).name)
+        case "compose":
+            found = COMPOSE["services"]["worker"]["environment"]
+        case _:
+            found = pool(place)["variables"]["properties"]["env"]["default"]
+    of_make_up = set_by_make_up()
+    assert {name: found.get(name) for name in FOR_EVERY_RUN} == {
+        name: of_make_up[name] for name in FOR_EVERY_RUN
+    }
+
+
+def test_the_heartbeats_of_every_run_are_those_that_the_automation_counts_in() -> None:
+    assert set_by_make_up()["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+
+
 def test_the_containers_are_set_as_make_up_sets_its_processes() -> None:
     for service in COMPOSE["services"].values():
         for variable, value in service.get("environment", {}).items():
@@ -114,8 +149,6 @@ def test_the_containers_are_set_as_make_up_sets_its_processes() -> None:
                 assert variable in KNOWN
             elif "$" not in str(value):
                 assert set_by_make_up().get(variable, value) == value, variable
-    worker = COMPOSE["services"]["worker"]["environment"]
-    assert int(worker["PREFECT_CLIENT_MAX_RETRIES"]) >= 10
 
 
 def test_the_compose_file_names_secrets_services_and_files_that_there_are() -> None:
@@ -202,7 +235,7 @@ def test_a_pool_has_no_secret_and_does_not_take_over_the_workers_folder(kind: st
     environment = pool(kind)["variables"]["properties"]["env"]["default"]
     # A worker gives its own settings to the containers, this one among them.
     assert f"PREFECT_HOME={environment['PREFECT_HOME']}" in DOCKERFILE
-    assert {*environment} - {"STORE_SECRETS_FOLDER"} == {
+    assert {*environment} - FOR_EVERY_RUN - {"STORE_SECRETS_FOLDER"} == {
         "PREFECT_HOME",
         # Without it a run that is told to stop stays Paused with nobody behind it.
         "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR",

@@ -1,0 +1,114 @@
+"""The automations watch every flow, and never count a run as dead that is well."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import httpx
+import pytest
+import yaml
+from prefect.events.schemas.automations import EventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
+
+from deployments import automations
+from deployments.automations import CHECKOUT_FLOWS, FLOWS, SILENCE_SECONDS, main
+from deployments.local import PROJECT_DIR
+from deployments.prefect_yaml import deployments_of, pauses
+
+
+@pytest.fixture
+def server() -> Iterator[None]:
+    """An address at which nobody answers."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield
+
+
+@pytest.fixture
+def applied(server: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seconds of silence of each call that would apply the automations."""
+    found: list[int] = []
+
+    async def apply(silence_seconds: int) -> list[str]:
+        found.append(silence_seconds)
+        return ["an automation"]
+
+    monkeypatch.setattr(automations, "apply", apply)
+    return found
+
+
+def fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def apply(silence_seconds: int) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(automations, "apply", apply)
+
+
+def test_every_flow_that_is_deployed_is_watched_and_what_pauses_is_recovered() -> None:
+    document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    deployed = deployments_of(document, PROJECT_DIR)
+    assert {name.partition("/")[0] for name in deployed} == set(FLOWS)
+    pausing = {name for name, each in deployed.items() if pauses(each, PROJECT_DIR)}
+    assert {name.partition("/")[0] for name in pausing} == set(CHECKOUT_FLOWS)
+
+
+def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_as_dead() -> None:
+    silent, _ = automations.automations(UUID(int=0), SILENCE_SECONDS)
+    assert isinstance(silent.trigger, EventTrigger)
+    assert silent.trigger.after == {"prefect.flow-run.heartbeat"}
+    states = ("Suspended", "Resuming", "Completed", "Failed", "Crashed", "Cancelled")
+    assert silent.trigger.expect == {
+        "prefect.flow-run.heartbeat",
+        *(f"prefect.flow-run.{state}" for state in states),
+    }
+
+
+@pytest.mark.parametrize(("heartbeat", "silence"), [(30, 120), (180, 720), (None, 120)])
+def test_a_run_may_be_silent_for_four_of_the_heartbeats_that_runs_have_here(
+    applied: list[int], heartbeat: int | None, silence: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: heartbeat}):
+        assert main([]) == 0
+    assert applied == [silence]
+    assert f"after {silence} s without a sign of life" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["180", "60"])
+def test_a_silence_in_which_a_healthy_run_sends_no_heartbeat_is_refused(
+    applied: list[int], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 180}), pytest.raises(SystemExit):
+        main(["--silence-seconds", seconds])
+    assert applied == []
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in capsys.readouterr().err
+
+
+def test_without_a_server_nothing_is_started_to_apply_them_to(
+    applied: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert main([]) == 1
+    assert applied == []
+    assert "PREFECT_API_URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ObjectNotFound(http_exc=Exception()), "prefect deploy --all"),
+        (httpx.ConnectError("refused"), "Is the server running"),
+    ],
+)
+def test_what_is_missing_on_the_server_is_named_with_its_remedy(
+    server: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    remedy: str,
+) -> None:
+    fails(error, monkeypatch)
+    assert main([]) == 1
+    assert remedy in capsys.readouterr().err
