@@ -7,8 +7,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +187,58 @@ def test_the_image_has_every_package_and_file_that_a_run_needs() -> None:
     needed |= {project["project"]["readme"], *project["project"]["license-files"]}
     copied = {each for name, rest in instructions() if name == "COPY" for each in rest.split()[:-1]}
     assert copied == needed
-    let_in = [
-        line[1:]
-        for line in (PROJECT_DIR / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    ]
-    assert all(any(fnmatch(each, pattern) for pattern in let_in) for each in copied)
-    assert set(let_in) == copied
+    for path in [*needed - packages, *code_of(packages)]:
+        assert goes_into_the_image(path), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "deployments/docker/secrets/store_database_url",
+        "deployments/docker/secrets/postgres_password",
+        "deployments/docker/orders/night.csv",
+        "deployments/docker/.env",
+        "deployments/systemd/store.env",
+        "deployments/pools/ecs-task-definition.json",
+        *(".env", ".env.production", ".local/env", ".local/postgres/PG_VERSION"),
+        *(".git/config", ".venv/bin/python", "dynamodb-import/rejects.csv", "tests/shop.py"),
+        *("flows/.env", "store/secrets/stripe_key", "seed/orders/a.jsonl", "seed/customers.csv"),
+    ],
+)
+def test_what_may_hold_a_secret_or_an_order_does_not_go_into_the_image(path: str) -> None:
+    assert not goes_into_the_image(path)
+
+
+def test_what_is_filled_in_beside_the_compose_file_is_no_part_of_the_repository() -> None:
+    folders = {"deployments/docker/secrets/", "deployments/docker/orders/", ".env*", ".local/"}
+    assert folders <= set((PROJECT_DIR / ".gitignore").read_text().splitlines())
+
+
+def code_of(packages: Iterable[str]) -> Iterator[str]:
+    """The files of the packages that the programs read when they run."""
+    for package in packages:
+        for path in (PROJECT_DIR / package).rglob("*"):
+            if path.suffix in (".py", ".mako", ".typed", ".ini"):
+                yield str(path.relative_to(PROJECT_DIR))
+
+
+def goes_into_the_image(path: str) -> bool:
+    """Whether .dockerignore lets a file in: the last line that matches it, or a parent, decides."""
+    parts = path.split("/")
+    above = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    is_in = True
+    for line in (PROJECT_DIR / ".dockerignore").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("!")
+            if any(re.fullmatch(_as_expression(pattern), each) for each in above):
+                is_in = line.startswith("!")
+    return is_in
+
+
+def _as_expression(pattern: str) -> str:
+    """A pattern of Docker's as a regular expression; `**` is any number of folders."""
+    escaped = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?")
+    return escaped.replace(r"\*", "[^/]*")
 
 
 def test_the_image_has_a_python_that_the_project_takes_and_runs_as_nobody_special() -> None:
