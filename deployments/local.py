@@ -55,6 +55,8 @@ _COMMAND_SECONDS = 180.0
 # to wait that long, and an order survives its process.
 _WORKER_STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.2
+# How soon somebody who watches is told that a part has ended by itself.
+_LOOK_SECONDS = 2.0
 # The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
 # cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
 _UI_PAGES = "/v2"
@@ -215,7 +217,24 @@ class LocalSystem:
         """Stops all in order: worker and its flow runs, server, database. Idempotent."""
         self._children.close()
         self.workers.clear()
+        self._server = None
         self._port = None
+
+    def require_running(self) -> None:
+        """Returns if every part that was started still runs.
+
+        Raises:
+            LocalSystemError: one has ended by itself; the message has the last of its log.
+        """
+        parts = [("PostgreSQL", self._postgres.process), ("Prefect server", self._server)]
+        for name, process in (*parts, *(("worker", worker) for worker in self.workers)):
+            status = None if process is None else process.exit_status()
+            if process is not None and status is not None:
+                raise LocalSystemError(
+                    f"The {name} has ended by itself, with status {status} ({process.log}):\n"
+                    f"{process.log_tail()}\n"
+                    "Nothing is lost: orders and runs go on with the next start."
+                )
 
     def run_module(self, module: str, *arguments: str) -> None:
         """Runs `python -m module` in the system's environment.
@@ -273,9 +292,14 @@ class LocalSystem:
 
     def _prepare_store(self) -> None:
         self._report("Migrating and seeding the store's database …")
-        from store.database import migrate
+        from deployments.migrate import DatabaseTooNew, bring_up_to_date
 
-        migrate(self.store_url)
+        try:
+            bring_up_to_date(self.store_url)
+        except DatabaseTooNew as error:
+            raise LocalSystemError(
+                f"{self.data_dir}: {error}. Or name another folder with --data"
+            ) from error
         self.run_module("seed")
 
     def _wait_for_server(self, server: Leashed) -> None:
@@ -479,7 +503,11 @@ def write_environment_file(path: Path, settings: dict[str, str]) -> None:
 
 
 def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
-    """Starts the system, says how to use it, and waits for a signal."""
+    """Starts the system, says how to use it, and waits for a signal.
+
+    Raises:
+        LocalSystemError: it cannot be started, or a part of it has ended by itself.
+    """
     env_file = data_dir / "env"
     with LocalSystem(data_dir, report=progress, auth=auth) as system:
         write_environment_file(env_file, system.settings())
@@ -491,7 +519,8 @@ def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
             # A signal is the regular end of a system that is up, and no failure.
             with contextlib.suppress(SystemExit):
                 while True:
-                    signal.pause()
+                    system.require_running()
+                    time.sleep(_LOOK_SECONDS)
         finally:
             # It would lead to a server that is gone.
             env_file.unlink(missing_ok=True)
@@ -517,7 +546,7 @@ def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> 
     console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
     console.print("In another terminal:")
     for line in (
-        f"  source {shlex.quote(str(env_file))}",
+        f"  . {shlex.quote(str(env_file))}",
         f"  {checkout}",
         "  prefect flow-run ls",
         "  checkout list",
@@ -537,8 +566,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with exit_on_signals():
             up(options.data.resolve(), progress, auth_string(os.environ))
-    except LocalSystemError as error:
-        progress.console.print(Text(str(error), style="red"))
+    except (LocalSystemError, OSError) as error:
+        # An OSError names the file or folder that it is about.
+        progress.console.print(Text(str(error), style="red"), soft_wrap=True)
         return 1
     return 0
 

@@ -7,10 +7,47 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from alembic.util import CommandError
+from pydantic import ValidationError
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 
+from console.output import wrong_fields
 from store.database import migrate, revisions
 from store.settings import settings
+
+
+class DatabaseTooNew(Exception):
+    """The database was migrated by a newer version of the code; nothing was changed."""
+
+
+def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
+    """Migrate the database at ``url``, unless it is at the newest version.
+
+    Args:
+        url: The database's address.
+        check: Change nothing.
+
+    Returns:
+        What was found or done, in a line, and whether the database is at the newest version now.
+
+    Raises:
+        DatabaseTooNew: its version is none that this code knows.
+    """
+    before, newest = revisions(url)
+    if before == newest:
+        return f"the database is at the newest version, {newest}", True
+    if check:
+        stand = f"is at version {before}" if before else "has no tables yet"
+        return f"the database {stand}, the newest version is {newest}", False
+    try:
+        migrate(url)
+    except CommandError as error:
+        raise DatabaseTooNew(
+            f"the database is at version {before}, which this code does not know: a newer one has "
+            "migrated it. Bring in that version of the code; nothing was changed"
+        ) from error
+    return f"migrated: {before or 'no tables'} -> {newest}", True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,19 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; status 1 if there is something to do"
     )
     options = parser.parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False)
-    url = settings().database_url
-    before, newest = revisions(url)
-    if before == newest:
-        console.print(f"the database is at the newest version, {newest}")
-    elif options.check:
-        stand = f"is at version {before}" if before else "has no tables yet"
-        console.print(f"the database {stand}, the newest version is {newest}")
-        return 1
-    else:
-        migrate(url)
-        console.print(f"migrated: {before or 'no tables'} -> {newest}")
-    return 0
+    try:
+        told, is_newest = bring_up_to_date(settings().database_url, check=options.check)
+    except ValidationError as error:
+        return _fail("\n".join(wrong_fields(error)))
+    except (DatabaseTooNew, NotADirectoryError) as error:
+        return _fail(str(error))
+    except DBAPIError as error:
+        return _fail(
+            f"the store's database cannot be used: {error.orig}\n"
+            "Is it running, and does STORE_DATABASE_URL name it?"
+        )
+    _print(told)
+    return 0 if is_newest else 1
+
+
+def _fail(why: str) -> int:
+    _print(why, stderr=True)
+    return 1
+
+
+def _print(line: str, *, stderr: bool = False) -> None:
+    Console(stderr=stderr, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 if __name__ == "__main__":

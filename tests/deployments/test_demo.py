@@ -5,11 +5,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
 import pytest
 
 from deployments import demo
 from deployments.demo import CASES, Ending, compare
 from deployments.holdings import Holdings
+from deployments.local import LocalSystemError
 from deployments.prefect_api import FlowRun
 from seed.catalogue import BOOKS, COURIERS
 from store.models import Order, OrderStatus
@@ -121,3 +123,25 @@ def test_the_exit_status_tells_whether_all_was_as_expected(
         assert line in printed
     # What went wrong can be looked at; what went well leaves nothing.
     assert data_dir.exists() == bool(wrong)
+
+
+@pytest.mark.parametrize(
+    "error", [LocalSystemError("The worker has ended"), httpx.ConnectError("no answer")]
+)
+def test_a_demo_that_breaks_off_says_why_and_keeps_its_logs(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def break_off(*_: object) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(demo, "LocalSystem", NoSystem)
+    monkeypatch.setattr(demo, "demonstrate", break_off)
+    monkeypatch.setattr(demo, "mkdtemp", lambda **_: str(tmp_path))
+    assert demo.main([]) == 1
+    printed = capsys.readouterr().out
+    assert str(error) in printed
+    assert str(tmp_path) in printed.replace("\n", "")
+    assert tmp_path.exists()

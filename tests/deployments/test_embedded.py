@@ -138,3 +138,21 @@ def test_nothing_is_left_running_when_its_owner_is_killed(
         process.send_signal(number)
     wait_until(lambda: not processes_on(data_dir), "end of its processes")
     assert not (data_dir / "postmaster.pid").exists()
+
+
+def test_data_of_another_postgresql_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "PG_VERSION").write_text("17\n")
+    with pytest.raises(EmbeddedPostgresError, match=r"PostgreSQL 17; .* move the folder away"):
+        EmbeddedPostgres(data_dir).start()
+    assert [path.name for path in data_dir.iterdir()] == ["PG_VERSION"]
+
+
+def test_a_folder_with_something_else_in_it_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "letter.txt").write_text("kept")
+    with pytest.raises(EmbeddedPostgresError, match="no PostgreSQL's data"):
+        EmbeddedPostgres(data_dir).start()
+    assert (data_dir / "letter.txt").read_text() == "kept"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from deployments import local
+from deployments.leash import Leashed
 from deployments.local import (
     HOST,
     PROJECT_DIR,
@@ -143,3 +145,60 @@ def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_proces
 def test_asking_a_system_that_is_not_running_says_so(tmp_path: Path) -> None:
     with pytest.raises(LocalSystemError, match="not running"):
         _ = LocalSystem(tmp_path).api_url
+
+
+def test_a_part_that_has_ended_by_itself_is_named_with_its_status_and_the_last_of_its_log(
+    tmp_path: Path,
+) -> None:
+    system = LocalSystem(tmp_path)
+    system.require_running()
+    command = [sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"]
+    worker = Leashed(command, log=tmp_path / "worker.log", env=dict(os.environ))
+    worker.wait(30)
+    system.workers.append(worker)
+    with pytest.raises(LocalSystemError) as raised:
+        system.require_running()
+    worker.stop()
+    said = str(raised.value)
+    assert "worker has ended by itself, with status 3" in said
+    assert "out of memory" in said
+    assert str(tmp_path / "worker.log") in said
+
+
+def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_file_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = iter([None, LocalSystemError("The worker has ended by itself")])
+
+    def look(_system: LocalSystem) -> None:
+        if (error := next(looks)) is not None:
+            assert (tmp_path / "env").exists()
+            raise error
+
+    class NoServer:
+        def __enter__(self) -> "NoServer":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def start_run(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(LocalSystem, "start", lambda _: None)
+    monkeypatch.setattr(LocalSystem, "api", lambda _: NoServer())
+    monkeypatch.setattr(LocalSystem, "settings", lambda _: {"STORE_HOME": "/srv"})
+    monkeypatch.setattr(LocalSystem, "ui_url", "http://127.0.0.1:4200")
+    monkeypatch.setattr(LocalSystem, "require_running", look)
+    monkeypatch.setattr(local, "_LOOK_SECONDS", 0.0)
+    assert main(["up", "--data", str(tmp_path)]) == 1
+    assert "The worker has ended by itself" in capsys.readouterr().out
+    assert not (tmp_path / "env").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert main(["up", "--data", str(tmp_path / "taken")]) == 1
+    assert str(tmp_path / "taken") in capsys.readouterr().out
