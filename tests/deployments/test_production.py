@@ -131,6 +131,8 @@ def test_whatever_starts_runs_gives_them_the_settings_that_every_run_must_have(p
             found = COMPOSE["services"]["worker"]["environment"]
         case _:
             found = pool(place)["variables"]["properties"]["env"]["default"]
+    # Without it a batch may be told to read any file that the worker can.
+    assert found["STORE_ORDERS_FOLDER"].startswith("/var/lib/store")
     of_make_up = set_by_make_up()
     assert {name: found.get(name) for name in FOR_EVERY_RUN} == {
         name: of_make_up[name] for name in FOR_EVERY_RUN
@@ -280,7 +282,7 @@ def test_a_pool_has_no_secret_and_does_not_take_over_the_workers_folder(kind: st
     # A worker gives its own settings to the containers, this one among them.
     assert f"PREFECT_HOME={environment['PREFECT_HOME']}" in DOCKERFILE
     assert {*environment} - FOR_EVERY_RUN - {"STORE_SECRETS_FOLDER"} == {
-        "PREFECT_HOME",
+        *("PREFECT_HOME", "STORE_ORDERS_FOLDER"),
         # Without it a run that is told to stop stays Paused with nobody behind it.
         "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR",
     }

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -14,16 +15,18 @@ import pytest
 from botocore import xform_name
 from cyclopts import App, CycloptsError
 from prefect.cli._app import _app as prefect_commands
+from uv import find_uv_bin
 
 from console.main import app as checkout_commands
 from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
 
 OF_THE_SYSTEM = {
-    *("createdb", "createuser", "docker", "git", "install", "kubectl", "pip", "psql"),
-    *("systemctl", "useradd"),
+    *("createdb", "createuser", "docker", "git", "install", "kubectl", "psql", "systemctl"),
+    "useradd",
 }
 """Of the arguments of these, only files of the project are looked at."""
-OF_PYTHON = {"pip", "venv"}
+INSTALLERS = {"pip": [sys.executable, "-m", "pip"], "uv": [find_uv_bin()]}
+OF_PYTHON = {"venv"}
 OF_THE_SHELL = {".", "cd", "export", "set"}
 _BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _PLACEHOLDER = re.compile(r"<[a-z ]+>")
@@ -59,6 +62,9 @@ class Parsed(Exception):
 def parse_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if module in OF_PYTHON:
         return
+    if module in INSTALLERS:
+        parse_installation(module, arguments)
+        return
     found = importlib.import_module(f"{module}.__main__" if is_package(module) else module)
     real = ArgumentParser.parse_args
 
@@ -78,6 +84,16 @@ def is_package(module: str) -> bool:
 
 def parse(app: App, arguments: list[str]) -> None:
     app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+def parse_installation(installer: str, arguments: list[str]) -> None:
+    """Have the installer read its arguments, and then show its help instead of installing.
+
+    The pip is the one that a fresh virtual environment has, which is old.
+    """
+    command = [*INSTALLERS[installer], *arguments, "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def parse_aws(arguments: list[str]) -> None:
@@ -112,6 +128,8 @@ def test_a_command_that_a_document_shows_is_taken_by_its_program(
             parse(checkout_commands, arguments)
         case "aws":
             parse_aws(arguments)
+        case "pip" | "uv":
+            parse_installation(name, arguments)
         case _:
             assert name in OF_THE_SYSTEM | OF_THE_SHELL, name
     for argument in arguments:
@@ -127,3 +145,5 @@ def test_a_command_that_its_program_does_not_take_is_found(monkeypatch: pytest.M
         parse_module("seed.dynamodb", ["--book-table", "books"], monkeypatch)
     with pytest.raises(AssertionError):
         parse_aws(["ecs", "register-task-definition", "--famly", "x"])
+    with pytest.raises(AssertionError):
+        parse_installation("pip", ["install", "--constrict", "constraints.txt", "uv"])

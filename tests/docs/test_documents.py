@@ -365,7 +365,7 @@ def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -
     folders = "|".join(
         ("flows", "tasks", "store", "seed", "deployments", "console", "tests", "docs", "benchmarks")
     )
-    for name in re.findall(rf"\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
+    for name in re.findall(rf"(?<!/)\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
         assert name in deployments() or (PROJECT_DIR / name).exists(), name
 
 
