@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.ground import answer
+from benchmarks.ground import RUN_ID, answer
 from flows.batch import STEPS
 from flows.dispatch import GROUP
 from store.messages import OrderMessage
@@ -18,8 +18,6 @@ from store.queue import order_queue
 from tasks.batches import begin_batch, pages_of_run
 from tasks.dispatch import decisions_of, dispatch_order, find_couriers
 from tasks.intake import claim_orders
-
-RUN_ID = "00000000-0000-0000-0000-000000000000"
 
 
 def main(chunk_size: int) -> None:

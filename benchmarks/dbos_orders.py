@@ -17,11 +17,10 @@ from typing import Any
 from dbos import DBOS, SQLAlchemyDatasource
 from sqlalchemy import text
 
-from benchmarks.ground import answer
+from benchmarks.ground import RUN_ID, answer
 from store.settings import settings
 
 AT_ONCE = 16
-RUN_ID = "00000000-0000-0000-0000-000000000000"
 
 
 def main() -> None:

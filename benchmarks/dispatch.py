@@ -18,7 +18,7 @@ from prefect.states import Paused
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ground import Ground, put_orders
+from benchmarks.ground import RUN_ID, Ground, put_orders
 from flows import dispatch
 from flows.dispatch import IN_HAND_AT_MOST, RESUMERS, DispatchReport, InHand, look_after, take_in
 from store.bulk import update_rows
@@ -39,7 +39,6 @@ SETTLED_SHARE = 0.1
 SETTLE_SECONDS = 300.0
 WINDOW_SECONDS = 3.0
 SETUP_THREADS = 16
-NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 @flow(name="paused-order")
@@ -100,7 +99,7 @@ def _measure(ground: Ground, size: int) -> tuple[float, float]:
 
 def _let_orders_wait(client: SyncPrefectClient) -> None:
     """Carry all orders up to their wait, each owned by a paused run of its own."""
-    while order_ids := claim_orders(NOBODY, dispatch.GROUP):
+    while order_ids := claim_orders(RUN_ID, dispatch.GROUP):
         _own(client, order_ids)
         for step in (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order):
             step.fn(order_ids)

@@ -17,11 +17,10 @@ from uuid import uuid4
 import psycopg
 from sqlalchemy.engine import make_url
 
-from benchmarks.ground import answer
+from benchmarks.ground import RUN_ID, answer
 from store.settings import settings
 
 CHUNK = 500
-RUN_ID = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclass

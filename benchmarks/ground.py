@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ REDEEM_SHARE = 0.25
 MEASURED_SECONDS = 1_800.0
 START_SECONDS = 120.0
 WEIGHTS = popularity(BOOKS)
+RUN_ID = "00000000-0000-0000-0000-000000000000"
+"""Owns the orders where no run of Prefect's does."""
 
 
 @dataclass
@@ -85,14 +87,14 @@ class Ground:
         return measured
 
     @contextmanager
-    def dispatcher(self, database_url: str = "") -> Iterator[None]:
+    def dispatcher(self) -> Iterator[None]:
         """Have a dispatcher that listens, in a process of its own as in production."""
         log = self.folder / "dispatcher.log"
         log.unlink(missing_ok=True)
         process = Leashed(
             [sys.executable, "-m", "benchmarks.listener"],
             log=log,
-            env=self.environment(database_url),
+            env=self.environment(),
         )
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -214,11 +216,6 @@ def bytes_on_disk() -> int:
         return int(
             session.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
         )
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the one in the middle; of an even number, the lower of the two."""
-    return sorted(values)[(len(values) - 1) // 2]
 
 
 def peak_mb() -> float:

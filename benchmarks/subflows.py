@@ -13,7 +13,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from sqlmodel import col, select
 
-from benchmarks.ground import answer
+from benchmarks.ground import RUN_ID, answer
 from store.database import reading
 from store.messages import OrderMessage
 from store.models import Order, OrderStatus
@@ -26,7 +26,6 @@ from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
 AT_ONCE = 8
-RUN_ID = "00000000-0000-0000-0000-000000000000"
 
 
 def _as_task(name: str, step: Callable[[list[str]], Any]) -> Any:

@@ -26,7 +26,7 @@ from flows.courier_wait import Wait
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus
 
-FIRST = 4
+WARM_UP_ORDERS = 4
 SETTLE_SECONDS = 10.0
 """What has just started gives some of its memory back."""
 POLL_SECONDS = 1.0
@@ -96,12 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         LocalSystem(Path(folder), report=console.print, preferred_port=0) as local,
-        PrefectApi(local.api_url) as api,
+        local.api() as api,
     ):
         for deployment in (DISPATCH_DEPLOYMENT, "recover-orders/local"):
             api.pause_deployment(deployment)
         # Server, worker and database keep what the first runs make them load.
-        start_and_wait(local, api, "warm-up", FIRST, "suspend")
+        start_and_wait(local, api, "warm-up", WARM_UP_ORDERS, "suspend")
         for wait in STATES:
             bytes_before, processes_before = memory()
             on_disk_before = database_bytes(local)
