@@ -170,6 +170,12 @@ def test_no_password_is_written_in_the_compose_file() -> None:
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}|/run/secrets/\w+", value), variable
 
 
+def test_the_databases_log_quotes_no_row() -> None:
+    assert "log_error_verbosity=terse" in COMPOSE["services"]["postgres"]["command"]
+    documented = (PROJECT_DIR / "docs" / "deploying.md").read_text()
+    assert "ALTER ROLE store SET log_error_verbosity = terse" in documented
+
+
 def instructions() -> Iterator[tuple[str, str]]:
     """The Dockerfile's instructions, continued lines joined."""
     text = re.sub(r"\\\n\s*", " ", DOCKERFILE)
