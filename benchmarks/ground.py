@@ -72,7 +72,15 @@ class Ground:
         }
 
     def measure(self, module: str, *arguments: object, database_url: str = "") -> dict[str, Any]:
-        """Run a measured process to its end; return what it printed last."""
+        """Run a measured process to its end.
+
+        Returns:
+            What it has measured, by its `answer`.
+
+        Raises:
+            RuntimeError: it failed; the message has the last of its errors.
+            subprocess.TimeoutExpired: it does not come to an end.
+        """
         finished = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
             env=self.environment(database_url),
@@ -88,7 +96,11 @@ class Ground:
 
     @contextmanager
     def dispatcher(self) -> Iterator[None]:
-        """Have a dispatcher that listens, in a process of its own as in production."""
+        """Have a dispatcher that listens, in a process of its own as in production.
+
+        Raises:
+            RuntimeError: it does not listen in time; the message has the last of its log.
+        """
         log = self.folder / "dispatcher.log"
         log.unlink(missing_ok=True)
         process = Leashed(

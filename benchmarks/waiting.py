@@ -37,7 +37,11 @@ STATES: dict[Wait, str] = {"pause": "Paused", "suspend": "Suspended"}
 def start_and_wait(
     local: LocalSystem, api: PrefectApi, prefix: str, count: int, wait: Wait
 ) -> None:
-    """Start orders and return when all of them wait."""
+    """Start orders and return when all of them wait.
+
+    Raises:
+        SystemExit: not all of them do in time.
+    """
     runs = []
     for number in range(count):
         order = {

@@ -141,7 +141,14 @@ class Ending:
 
 
 def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
-    """Sends the orders and prints what became of them; returns what was not as expected."""
+    """Sends the orders and prints what became of them.
+
+    Returns:
+        What was not as expected, a line for each; empty if all was.
+
+    Raises:
+        LocalSystemError: a part of the system has ended by itself.
+    """
     with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
         runs = []

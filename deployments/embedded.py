@@ -126,7 +126,11 @@ class EmbeddedPostgres:
             self._socket_dir = None
 
     def create_database(self, name: str) -> None:
-        """Makes the database `name`; does nothing if it is there."""
+        """Makes the database `name`; does nothing if it is there.
+
+        Raises:
+            EmbeddedPostgresError: the server is not running.
+        """
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         with (
             suppress(psycopg.errors.DuplicateDatabase),
@@ -135,17 +139,29 @@ class EmbeddedPostgres:
             connection.execute(statement)
 
     def drop_database(self, name: str) -> None:
-        """Removes the database `name` and disconnects who uses it; does nothing if it is gone."""
+        """Removes the database `name` and disconnects who uses it; does nothing if it is gone.
+
+        Raises:
+            EmbeddedPostgresError: the server is not running.
+        """
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
             connection.execute(statement.format(sql.Identifier(name)))
 
     def sqlalchemy_url(self, name: str) -> str:
-        """The address of the database `name` for SQLAlchemy with psycopg 3."""
+        """The address of the database `name` for SQLAlchemy with psycopg 3.
+
+        Raises:
+            EmbeddedPostgresError: the server is not running.
+        """
         return f"postgresql+psycopg://{_SUPERUSER}@/{name}?host={self._running_socket_dir()}"
 
     def prefect_url(self, name: str) -> str:
-        """The address of the database `name` for Prefect's server (asyncpg)."""
+        """The address of the database `name` for Prefect's server (asyncpg).
+
+        Raises:
+            EmbeddedPostgresError: the server is not running.
+        """
         return f"postgresql+asyncpg://{_SUPERUSER}@/{name}?host={self._running_socket_dir()}"
 
     def _conninfo(self, name: str) -> str:

@@ -114,7 +114,11 @@ class Leashed:
         return "\n".join(self.printed().splitlines()[-lines:])
 
     def stop(self) -> None:
-        """Ends the command and everything it started, and returns when all is gone. Idempotent."""
+        """Ends the command and everything it started, and returns when all is gone. Idempotent.
+
+        Raises:
+            subprocess.TimeoutExpired: something is left that not even SIGKILL ends.
+        """
         stdin = self._process.stdin
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(BrokenPipeError):

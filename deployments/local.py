@@ -136,7 +136,11 @@ class LocalSystem:
 
     @property
     def ui_url(self) -> str:
-        """Where the browser finds the Prefect UI."""
+        """Where the browser finds the Prefect UI.
+
+        Raises:
+            LocalSystemError: the system is not running.
+        """
         if self._port is None:
             raise LocalSystemError("The local system is not running.")
         return f"http://{HOST}:{self._port}"
@@ -259,7 +263,11 @@ class LocalSystem:
             self._postgres.create_database(name)
 
     def restart_server(self, while_down: Callable[[], None]) -> None:
-        """Kills the Prefect server, calls `while_down`, and starts it again on the same port."""
+        """Kills the Prefect server, calls `while_down`, and starts it again on the same port.
+
+        Raises:
+            LocalSystemError: the system is not running, or the server does not start again.
+        """
         if self._server is None:
             raise LocalSystemError("The local system is not running.")
         self._server.stop()
@@ -360,7 +368,11 @@ class LocalSystem:
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
-        """Starts a process worker, one more where there is one, and returns when it is online."""
+        """Starts a process worker, one more where there is one, and returns when it is online.
+
+        Raises:
+            LocalSystemError: it has ended, or is not online in time.
+        """
         name = f"local-{uuid4().hex[:8]}"
         self._report("Starting a worker …")
         worker = Leashed(
@@ -420,7 +432,11 @@ class LocalSystem:
 
 
 def free_port(preferred: int) -> int:
-    """The preferred TCP port on this host if it can be bound, else any free one; 0 for any."""
+    """The preferred TCP port on this host if it can be bound, else any free one; 0 for any.
+
+    Raises:
+        LocalSystemError: there is none.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             # As the server does; else a port is taken for a minute after its server has ended.
