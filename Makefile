@@ -38,6 +38,7 @@ restart: $(INSTALLED) ## replace both workers in the midst of fifty checkouts, n
 	@$(BIN)/python -m pytest tests/load
 
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
+	@[ -f .local/env ] || { echo "There is no .local/env: it is there while make up runs, so start that first."; exit 1; }
 	@. ./.local/env && $(BIN)/python -m flows.recovery
 
 test: $(INSTALLED) browser ## run all tests but those at full load

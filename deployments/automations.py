@@ -8,7 +8,8 @@ within a minute.
 
 How long a run may be silent is counted in the heartbeats of the environment this is called in, so
 call it with the PREFECT_FLOWS_HEARTBEAT_FREQUENCY that every run has. Runs whose heartbeats are
-rarer than that would be marked as crashed while they are well.
+rarer than that would be marked as crashed while they are well. So are those of which the server has
+heard nothing since it was away itself for as long: they are started again, and lose nothing.
 """
 
 import argparse

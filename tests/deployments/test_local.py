@@ -202,3 +202,18 @@ def test_a_folder_that_cannot_be_used_is_named(
     (tmp_path / "taken").write_text("a file")
     assert main(["up", "--data", str(tmp_path / "taken")]) == 1
     assert str(tmp_path / "taken") in capsys.readouterr().out
+
+
+def test_recovery_by_hand_without_a_running_system_says_what_is_missing(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    assert make is not None
+    command = [make, "-f", str(PROJECT_DIR / "Makefile"), "--assume-old=.venv/.installed"]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(PROJECT_DIR / name, tmp_path)
+    finished = subprocess.run(
+        [*command, "recover"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode != 0
+    assert "make up" in finished.stdout
