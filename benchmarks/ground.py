@@ -167,6 +167,8 @@ def put_orders(database_url: str, count: int) -> None:
     tables = [table.name for table in reversed(SQLModel.metadata.sorted_tables)]
     with transaction() as session:
         if is_postgresql:
+            # First what a dispatcher locks first: it may still be at the round before.
+            session.execute(text("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"))
             session.execute(text(f"TRUNCATE {', '.join(tables)}"))
         else:
             for table in tables:
