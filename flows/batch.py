@@ -23,14 +23,15 @@ from flows.batch_report import Progress, publish, report_on
 from flows.batch_wait import await_decisions, record_answers_left
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
-from flows.courier_wait import Wait
 from flows.order_events import tell
+from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import BatchFailed, CheckoutFailed, OrderError
+from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
 from store.models import OrderStatus
 from store.saga import abandon
 from store.settings import settings
 from tasks.batches import (
+    batches_among,
     begin_batch,
     count_by_status,
     giving_back,
@@ -40,7 +41,7 @@ from tasks.batches import (
 )
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
-from tasks.intake import claim_orders, load_orders
+from tasks.intake import Intake, claim_orders, load_orders
 from tasks.inventory import check_inventory
 from tasks.orders import claim_failed_orders
 from tasks.points import redeem_points
@@ -51,8 +52,11 @@ logger = logging.getLogger("store.batch")
 
 STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order)
 """The steps up to the wait, as in `store_checkout`."""
+DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
+"""What an order is that only has to be finished, forwards or backwards."""
 CHUNK_SIZE = 1_000
 CONCURRENCY = 2
+TOLERATED_FAILURES = 0.25
 
 
 @flow(
@@ -67,7 +71,7 @@ def batch_checkout(
     failed_of: str | None = None,
     chunk_size: Annotated[int, Field(ge=1, le=5_000)] = CHUNK_SIZE,
     concurrency: Annotated[int, Field(ge=1, le=32)] = CONCURRENCY,
-    tolerated_failures: Annotated[float, Field(ge=0, le=1)] = 0.25,
+    tolerated_failures: Annotated[float, Field(ge=0, le=1)] = TOLERATED_FAILURES,
     wait: Wait = "pause",
 ) -> State[Any]:
     """Check many orders out: all that are submitted, those of a file, or those that failed.
@@ -75,8 +79,8 @@ def batch_checkout(
     Args:
         source: A JSONL or CSV file of orders, a local path or `s3://bucket/key`. Its orders are
             submitted first; loading a file twice changes nothing.
-        failed_of: The id of an earlier run: only its rejected and compensated orders are taken,
-            each as a new attempt.
+        failed_of: The id of an earlier batch's run: only its rejected and compensated orders are
+            taken, each as a new attempt.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
         tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
@@ -87,16 +91,23 @@ def batch_checkout(
         A completed state with the report; its message gives the counts.
 
     Raises:
+        ValueError: `failed_of` is no batch's run, or was given with a source; nothing was done.
         UnreadableSource: the file cannot be read at all; nothing of it was recorded.
         BatchFailed: more orders failed than are tolerated; the message gives the counts.
     """
     if source and failed_of:
         raise ValueError("failed_of: give either it or source; it takes failed orders only")
+    if failed_of and not batches_among([failed_of]):
+        raise ValueError(
+            f"failed_of: no batch has the run id {failed_of}; take that of a batch-checkout run"
+        )
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source)
-    progress = Progress(run_id)
+    progress = Progress(run_id, takes_submitted=failed_of is None)
     seconds: defaultdict[str, float] = defaultdict(float)
-    intake = load_orders(source, run_id) if source else None
+    intake = _load(source, run_id) if source else None
+    with get_client(sync_client=True) as client:
+        remark = record_answers_left(client, run_id, chunk_size)
 
     def carry(work: Any, chunks: Iterator[list[str]]) -> None:
         for step, spent in _carry(run_id, work, _while_open(chunks), concurrency, progress):
@@ -106,17 +117,21 @@ def batch_checkout(
 
     left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
     carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
-    refused = _answers_left(run_id, chunk_size)
+    left_to_recovery = 0
     while True:
         carry(
             finish_chunk,
-            pages_of_run(run_id, [OrderStatus.DISPATCHING, OrderStatus.COMPENSATING], chunk_size),
+            pages_of_run(run_id, DECIDED, chunk_size),
         )
-        if waits_until(run_id) is None:
-            if not count_by_status(run_id).get(OrderStatus.DISPATCHING):
-                break
-        else:
-            refused = await_decisions(run_id, wait, chunk_size, refused)
+        if waits_until(run_id) is not None:
+            remark = await_decisions(run_id, wait, chunk_size, remark)
+            continue
+        # Decided since the chunks were read; or they cannot be finished, and recovery does it.
+        counts = count_by_status(run_id)
+        still_open = sum(counts.get(status, 0) for status in DECIDED)
+        if still_open in (0, left_to_recovery):
+            break
+        left_to_recovery = still_open
     progress.show(at_once=True)
     report = report_on(batch, seconds, intake, progress)
     publish(report, run_id)
@@ -141,9 +156,23 @@ def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[lis
         yield claimed
 
 
-def _answers_left(run_id: str, chunk_size: int) -> str:
-    with get_client(sync_client=True) as client:
-        return record_answers_left(client, run_id, chunk_size)
+def _load(source: str, run_id: str) -> Intake | None:
+    """Submit the orders of the file, once more where the run starts over: those are known.
+
+    Returns:
+        What was found in it; none if it is gone, and an earlier execution had read all of it.
+
+    Raises:
+        UnreadableSource: the file cannot be read, and nobody has.
+    """
+    try:
+        return load_orders(source, run_id)
+    except UnreadableSource as error:
+        # Orders are claimed when the file is read to its end. Those are on their way.
+        if not count_by_status(run_id):
+            raise
+        logger.warning("the batch goes on with the orders it has: %s", error)
+        return None
 
 
 def task_runner(concurrency: int) -> TaskRunner[Any]:
@@ -255,10 +284,30 @@ def finish_chunk(order_ids: list[str]) -> dict[str, float]:
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     started = time.perf_counter()
-    try:
-        dispatch_order(_as_one(order_ids))
-        seconds[dispatch_order.name] += time.perf_counter() - started
-    except OrderError:
-        pass  # none of the group is dispatched; each has its own error in its record
+    _hand_over(order_ids)
+    seconds[dispatch_order.name] += time.perf_counter() - started
     _compensate(order_ids, seconds)
     return dict(seconds)
+
+
+def _hand_over(order_ids: list[str]) -> None:
+    """Dispatch a group; an order with which that fails is left to `recover_orders`.
+
+    Couriers have accepted these orders. Neither may one of them end the batch, on whose run others
+    wait, nor may a topic that refuses.
+    """
+    try:
+        dispatch_order(_as_one(order_ids))
+    except OrderError:
+        return  # none of the group is dispatched; each has its own error in its record
+    except Exception as error:
+        if len(order_ids) > 1 and not is_transient(error):
+            middle = len(order_ids) // 2
+            _hand_over(order_ids[:middle])
+            _hand_over(order_ids[middle:])
+            return
+        logger.exception(
+            "left to recover_orders: %d orders could not be handed over",
+            len(order_ids),
+            extra={"order_ids": order_ids},
+        )

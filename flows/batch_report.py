@@ -43,8 +43,9 @@ on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_prog
 class Progress:
     """How far a batch is: an artifact that moves in the UI, and a bar on the command line."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, takes_submitted: bool) -> None:
         self._run_id = run_id
+        self._takes_submitted = takes_submitted
         self._artifact: UUID | None = None
         self._started = time.monotonic()
         self._next_look = self._started
@@ -60,7 +61,10 @@ class Progress:
         began = time.monotonic()
         if began < self._next_look and not at_once:
             return
-        self._look()
+        try:
+            self._look()
+        except Exception:
+            logger.exception("the batch's progress could not be shown; it is not affected")
         took = time.monotonic() - began
         self._next_look = began + max(SHOWN_EVERY_SECONDS, LOOKING_SHARE * took)
 
@@ -70,21 +74,19 @@ class Progress:
         passed = ended + 0.5 * sum(
             counts.get(status, 0) for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         )
-        total = max(1, sum(counts.values()) + count_orders(OrderStatus.SUBMITTED))
+        to_come = count_orders(OrderStatus.SUBMITTED) if self._takes_submitted else 0
+        total = max(1, sum(counts.values()) + to_come)
         self.ended.append((time.monotonic() - self._started, ended))
         if (listener := on_progress.get()) is not None:
             listener(int(passed), total)
-        try:
-            share = round(100 * passed / total, 1)
-            if self._artifact is None:
-                created: Any = create_progress_artifact(
-                    progress=share, key="batch-progress", description="The batch's orders"
-                )
-                self._artifact = created
-            else:
-                update_progress_artifact(self._artifact, progress=share)
-        except Exception:
-            logger.exception("the batch's progress could not be shown; it is not affected")
+        share = round(100 * passed / total, 1)
+        if self._artifact is None:
+            created: Any = create_progress_artifact(
+                progress=share, key="batch-progress", description="The batch's orders"
+            )
+            self._artifact = created
+        else:
+            update_progress_artifact(self._artifact, progress=share)
 
 
 class BatchReport(BaseModel):
@@ -102,6 +104,7 @@ class BatchReport(BaseModel):
     slowest_step: str
     ended_by: list[tuple[float, int]] = []
     source: str | None = None
+    was_read: bool = False
     new: int = 0
     known: int = 0
     rejected_lines: int = 0
@@ -110,9 +113,12 @@ class BatchReport(BaseModel):
 
     @property
     def failed_share(self) -> float:
-        """Return the share of orders that did not end dispatched."""
-        failed = self.orders - self.by_status.get(OrderStatus.DISPATCHED, 0)
-        return failed / self.orders if self.orders else 0.0
+        """Return the share of orders that no courier has accepted."""
+        accepted = sum(
+            self.by_status.get(status, 0)
+            for status in (OrderStatus.DISPATCHED, OrderStatus.DISPATCHING)
+        )
+        return (self.orders - accepted) / self.orders if self.orders else 0.0
 
     @property
     def message(self) -> str:
@@ -151,6 +157,7 @@ def report_on(
         source=batch.source,
         **(
             {
+                "was_read": True,
                 "new": intake.new,
                 "known": intake.known,
                 "rejected_lines": intake.rejected,
@@ -250,6 +257,13 @@ def _throughput(ended_by: list[tuple[float, int]]) -> list[str]:
 def _intake(report: BatchReport) -> list[str]:
     if report.source is None:
         return []
+    if not report.was_read:
+        return [
+            f"## {report.source}",
+            "",
+            "Read to its end by an earlier execution of the run.",
+            "",
+        ]
     rows = [
         f"| {line} | {field} | {reason} |".replace("\n", " ")
         for line, field, reason in report.rejects

@@ -6,9 +6,7 @@ finds the order moved on, and says so.
 
 import logging
 
-from prefect import tags
-
-from flows.compensation import abandon_and_compensate, compensate
+from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.order_events import tell
 from flows.order_runs import end_run, prefect_client
 from flows.recovery import close_runs
@@ -111,8 +109,7 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
         if order.status not in GIVING_BACK:
             raise NothingToUndo(f"order {order_id} is {order.status}; nothing is left to be tried")
         try:
-            with tags(f"order:{order_id}"):
-                compensate([order_id], step)
+            compensate_tagged([order_id], step)
         except CompensationFailed:
             logger.info("not all of order %s is given back", order_id, extra={"order_id": order_id})
         close_runs(client, {order.run_id})

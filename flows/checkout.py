@@ -11,8 +11,9 @@ from prefect import flow, runtime
 
 from flows.compensation import compensate_run
 from flows.continuation import continue_crashed_run, who_asked
-from flows.courier_wait import Wait, await_courier
+from flows.courier_wait import await_courier
 from flows.order_events import tell
+from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
 from store.errors import OrderError, OrderInProgress
 from store.messages import CheckoutOrder, Receipt

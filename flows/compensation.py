@@ -8,14 +8,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import httpx
-from prefect import flow, get_client, tags
+from prefect import Task, flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import Flow
 
 from flows.continuation import continue_run
 from flows.order_events import tell
+from flows.work_pool import SERVER_AWAY
 from store.errors import (
     CheckoutFailed,
     CompensationFailed,
@@ -36,6 +35,9 @@ logger = logging.getLogger("store.compensation")
 
 GROUP = 1_000
 """Orders that are given back together: a run's parameters are kept by Prefect, within bounds."""
+
+TAGS_AT_MOST = 20
+"""Orders by which a run of `compensate` is found: each is a tag that Prefect's UI shows."""
 
 UNDO = {
     "bill_customer": refund_customer,
@@ -82,14 +84,23 @@ def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderS
     """
     held = held_steps(order_ids)
     for of_step, undo in UNDO.items():
-        if of_step not in held or step not in (None, of_step):
-            continue
-        try:
-            undo(order_ids)
-        except Exception as error:
-            logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
-            record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
+        if of_step in held and step in (None, of_step):
+            _undo(undo, of_step, order_ids)
     return conclude_compensation(order_ids)
+
+
+def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]) -> None:
+    """Undo a step for a group; a defect that one order hits is recorded with that order alone."""
+    try:
+        undo(order_ids)
+    except Exception as error:
+        if len(order_ids) > 1 and not is_transient(error):
+            middle = len(order_ids) // 2
+            _undo(undo, of_step, order_ids[:middle])
+            _undo(undo, of_step, order_ids[middle:])
+            return
+        logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
+        record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
 
 
 def compensate_run(
@@ -128,12 +139,18 @@ def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None
         to_undo = abandon(group, error, attempts=orders)
         if to_undo:
             try:
-                with tags(*(f"order:{id_}" for id_ in to_undo[:1])):
-                    compensate(to_undo)
+                compensate_tagged(to_undo)
             except CompensationFailed as problem:
                 failed = problem
     if failed is not None:
         raise failed
+
+
+def compensate_tagged(order_ids: list[str], step: str | None = None) -> dict[str, str]:
+    """Run :func:`compensate` so that its run is found by its orders, if those are not too many."""
+    tagged = order_ids if len(order_ids) <= TAGS_AT_MOST else []
+    with tags(*(f"order:{id_}" for id_ in tagged)):
+        return compensate(order_ids, step)
 
 
 def batched(ids: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -154,8 +171,6 @@ def _reason(state: State[Any]) -> OrderError | None:
         # The flow has raised nothing: it was the server that ended the run, with its pause.
         return None
     # A refusal says nothing about an order that the run owns: another process has begun it.
-    if is_transient(error) or isinstance(
-        error, RefusedOrder | RunTakenAway | httpx.TransportError | PrefectHTTPStatusError
-    ):
+    if is_transient(error) or isinstance(error, (RefusedOrder, RunTakenAway, *SERVER_AWAY)):
         return None
     return CheckoutFailed(state.message or "the run failed without a message")

@@ -104,7 +104,7 @@ def continue_run(
     if _restart(client, run_id):
         return True
     if batches_among([run_id]):
-        _start_batch_anew(run_id, continuations + 1)
+        _start_batch_anew(client, run_id, continuations + 1)
     else:
         for id_ in order_ids:
             _start_anew(read_order(id_), continuations + 1)
@@ -142,9 +142,19 @@ def _start_anew(order: Order, continuation: int) -> None:
     )
 
 
-def _start_batch_anew(run_id: str, continuation: int) -> None:
+def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int) -> None:
     """Give a batch's unfinished orders to a new run, all of them to the same one."""
-    run = new_run(settings().batch_deployment, {}, f"{run_id}:{continuation}", tags=[CONTINUATION])
+    try:
+        parameters = client.read_flow_run(UUID(run_id)).parameters
+    except ObjectNotFound:
+        parameters = {}
+    run = new_run(
+        settings().batch_deployment,
+        # The batch owns orders, so its file was read to the end; it may not be there any more.
+        {name: value for name, value in parameters.items() if name != "source"},
+        f"{run_id}:{continuation}",
+        tags=[CONTINUATION],
+    )
     hand_over_batch(from_run=run_id, to_run=str(run.id))
     logger.warning("the batch of run %s goes on in a new run, %s", run_id, run.id)
 

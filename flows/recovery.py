@@ -19,15 +19,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import BaseModel
 
-from flows.compensation import compensate
+from flows import batch_wait, courier_wait
+from flows.compensation import abandon_and_compensate, batched, compensate_tagged
 from flows.continuation import continue_run
-from flows.courier_wait import record_answers_left
 from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
 from flows.work_pool import pool_is_closed
 from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
-from store.saga import abandon
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
 from tasks.compensations import next_try_at
@@ -43,7 +42,7 @@ from tasks.reports import remind
 logger = logging.getLogger("store.recovery")
 
 PAGE = 200
-"""Orders looked at together; also the most runs that Prefect's API returns at once."""
+"""Orders looked at together, and runs asked for: Prefect's API returns no more at once."""
 HOOK_TIME = timedelta(seconds=5)
 """How long the hooks of an ended run have for their own work before recovery steps in."""
 
@@ -74,7 +73,8 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
     """Finish the orders that nobody else will finish.
 
     Args:
-        limit: How many orders at most are acted on in this round; the rest is for the next one.
+        limit: With how many orders at most each move is made in this round, so that none keeps
+            another from its turn; the rest is for the next round.
 
     Returns:
         What was done, by order, and what failed; a failure is tried again in the next round.
@@ -90,7 +90,7 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
             for order in page:
                 run = runs.get(order.run_id or "")
                 move = next_move(order, run, utc_now())
-                if move != Move.LEAVE and sum(map(len, moves.values())) < limit:
+                if move != Move.LEAVE and len(moves[move]) < limit:
                     moves[move].append(order)
         for move, orders in moves.items():
             # The rest is for the next round, which is when the pool is open again.
@@ -146,8 +146,10 @@ def _make(
     ids = [order.id for order in orders]
     acts: dict[Move, Callable[[], object]] = {
         Move.DISPATCH: lambda: tell(dispatch_order(ids)),
-        Move.COMPENSATE: lambda: compensate(ids),
-        Move.CANCEL: lambda: _undo(orders, OrderCancelled("the run was cancelled in Prefect")),
+        Move.COMPENSATE: lambda: compensate_tagged(ids),
+        Move.CANCEL: lambda: abandon_and_compensate(
+            _attempts(orders), OrderCancelled("the run was cancelled in Prefect")
+        ),
         Move.EXPIRE: lambda: _expire(client, orders),
         Move.SEND_AGAIN: lambda: send_again(ids),
         Move.CONTINUE: lambda: _continue(client, orders),
@@ -161,23 +163,22 @@ def _make(
     report.moves[move] = ids
 
 
-def _undo(orders: Sequence[UnfinishedOrder], error: OrderCancelled | CheckoutFailed) -> None:
-    attempts = {order.id: order.attempt for order in orders}
-    to_undo = abandon(list(attempts), error, attempts)
-    if to_undo:
-        compensate(to_undo)
+def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:
+    return {order.id: order.attempt for order in orders}
 
 
 def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """End waits that are over; an answer that was given in time and not read yet counts."""
     for order in orders:
         if not order.in_batch:
-            record_answers_left(client, read_order(order.id))
+            courier_wait.record_answers_left(client, read_order(order.id))
+    for run_id in {order.run_id for order in orders if order.in_batch and order.run_id is not None}:
+        batch_wait.record_answers_left(client, run_id, PAGE)
     order_ids = [order.id for order in orders]
     expire_waits(order_ids)
     to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
     if to_undo:
-        compensate(to_undo)
+        compensate_tagged(to_undo)
 
 
 def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
@@ -186,7 +187,7 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
     seen: dict[str, int] = defaultdict(int)
     for order in orders:
         if not order.in_batch:  # a batch's run reads its answers itself
-            record_answers_left(client, read_order(order.id))
+            courier_wait.record_answers_left(client, read_order(order.id))
         if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
             of_run[order.run_id].append(order)
             seen[order.run_id] = max(seen[order.run_id], order.continuations)
@@ -197,8 +198,8 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
         for order in its
     ]
     if exhausted:
-        _undo(
-            exhausted,
+        abandon_and_compensate(
+            _attempts(exhausted),
             CheckoutFailed(f"its run ended {settings().max_continuations + 1} times unfinished"),
         )
 
@@ -231,14 +232,16 @@ def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
 
 def _states(client: SyncPrefectClient, run_ids: set[str | None]) -> dict[str, State]:
     """Return the states of the runs that Prefect still has."""
-    known = [UUID(id_) for id_ in run_ids if id_ is not None]
-    if not known:
-        return {}
-    runs = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=known)),
-        limit=PAGE,
-    )
-    return {str(run.id): run.state for run in runs if run.state is not None}
+    known = [id_ for id_ in run_ids if id_ is not None]
+    return {
+        str(run.id): run.state
+        for page in batched(known, PAGE)
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(id_) for id_ in page])),
+            limit=PAGE,
+        )
+        if run.state is not None
+    }
 
 
 if __name__ == "__main__":

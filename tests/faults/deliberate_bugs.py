@@ -18,6 +18,7 @@ import flows.checkout
 import flows.compensation
 import flows.continuation
 import flows.courier_wait
+import flows.pause
 import flows.recovery
 import flows.work_pool
 import store.payments
@@ -103,11 +104,11 @@ def an_undo_does_not_look_whether_it_is_done() -> Patches:
             yield Backward(session, [(o, of[o.id]) for o in failing if o.id in of])
 
     # Done twice in one compensation, as when two of them run at once.
-    def twice(orders: list[str]) -> dict[str, str]:
+    def twice(orders: list[str], step: str | None = None) -> dict[str, str]:
         undo = tasks.inventory.restore_quantity.fn
         if held_steps(orders):
             undo(orders)
-        return right(orders)
+        return right(orders, step)
 
     right = flows.compensation.compensate.fn
     return [
@@ -405,4 +406,4 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
             raise CheckoutFailed("the workers are being stopped")
         return False
 
-    return [(flows.courier_wait, "pool_is_closed", wrong)]
+    return [(flows.pause, "pool_is_closed", wrong)]

@@ -19,7 +19,8 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound, Pause, TerminationSignal
 
 from flows.checkout import store_checkout
-from flows.courier_wait import DispatchDecision, Wait
+from flows.courier_wait import DispatchDecision
+from flows.pause import Wait
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 from tests.faults.world import Killed, Process, World
@@ -278,11 +279,15 @@ class Client:
         run_id: UUID,
         key_prefix: str,
         limit: int,
-        exclude_keys: set[str],  # noqa: ARG002  (the client's own signature)
+        exclude_keys: set[str],
     ) -> list[Any]:
         self._call()
         run = self._run(run_id)
-        found = [given for key, given in run.inputs.items() if key.startswith(key_prefix)]
+        found = [
+            given
+            for key, given in run.inputs.items()
+            if key.startswith(key_prefix) and key not in exclude_keys
+        ]
         return list(found[:limit])
 
 

@@ -18,6 +18,7 @@ import flows.continuation
 import flows.courier_wait
 import flows.dispatch
 import flows.order_events
+import flows.pause
 import flows.recovery
 import flows.work_pool
 import store.database
@@ -83,11 +84,11 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (Flow, "__call__", call_flow),
         (flows.checkout, "runtime", runtime),
         (flows.checkout, "time", clock),
-        (flows.courier_wait, "runtime", runtime),
-        (flows.courier_wait, "time", clock),
-        (flows.courier_wait, "uuid4", world.new_id),
-        (flows.courier_wait, "pause_flow_run", prefect.pause_flow_run),
-        (flows.courier_wait, "suspend_flow_run", prefect.suspend_flow_run),
+        (flows.pause, "runtime", runtime),
+        (flows.pause, "time", clock),
+        (flows.pause, "uuid4", world.new_id),
+        (flows.pause, "pause_flow_run", prefect.pause_flow_run),
+        (flows.pause, "suspend_flow_run", prefect.suspend_flow_run),
         # Prefect makes a new model for each form, which would take most of the time here.
         (
             flows.courier_wait.DispatchDecision,
@@ -111,6 +112,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
                 flows.continuation,
                 flows.courier_wait,
                 flows.dispatch,
+                flows.pause,
                 flows.recovery,
                 flows.work_pool,
             )

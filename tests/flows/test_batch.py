@@ -1,7 +1,7 @@
 """A batch's run from its file to its report, with failures, couriers that are full and crashes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,23 @@ import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flow_engine import run_flow
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry, Cancelling, Crashed
 from prefect.utilities.annotations import quote
+from sqlalchemy.exc import OperationalError
 
-from flows import batch
+from flows import batch, batch_report
 from flows.batch import batch_checkout
 from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.errors import BatchFailed
-from store.messages import GO_ON, NO_COURIER
+from store.errors import BatchFailed, TopicUnavailable, UnreadableSource
+from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
-from tasks.batches import count_by_status, failed_orders
+from store.notifications import Notice, TableTopic
+from tasks.batches import begin_batch, count_by_status, failed_orders
+from tasks.dispatch import dispatch_order
 from tasks.intake import submit_orders
 from tasks.orders import count_orders
 from tests.flows.runs import Runs
@@ -78,30 +81,42 @@ class Batches:
 
         return self.runs.in_thread(execute)
 
+    def died(self, source: str | None = None) -> FlowRun:
+        """Give the run of a batch that has begun, and whose process has died."""
+        run = self.runs.client.create_flow_run(batch_checkout, state=Crashed())
+        begin_batch(str(run.id), source)
+        return run
+
     def paused(self, after: int = 0) -> FlowRun:
         """Wait until a batch waits for its couriers, with more forms than ``after``."""
 
         def look() -> FlowRun | None:
             for run in self.runs._found("batch-checkout", FlowRunFilter()):
-                if run.state_type == StateType.PAUSED and self._forms(run) > after:
+                if run.state_type == StateType.PAUSED and len(self.forms(run)) > after:
                     return run
             return None
 
         return wait_until(look, "a paused batch")
 
     def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
-        """Let dispatchers follow each other until the batch has ended."""
-        while not running.done():
-            dispatch_orders(listen_seconds=1)
+        """Let dispatchers follow each other until the batch has ended, and the queue is empty."""
+        self.ended(running)
         while queued():
             dispatch_orders(listen_seconds=1)
         return running.result()
 
-    def _forms(self, run: FlowRun) -> int:
+    def ended(self, running: "Future[State[Any]]") -> State[Any]:
+        """Let dispatchers follow each other until the batch has ended."""
+        while not running.done():
+            dispatch_orders(listen_seconds=1)
+        return running.result()
+
+    def forms(self, run: FlowRun) -> list[str]:
+        """The descriptions of the forms that the run has put up."""
         inputs = self.runs.client.filter_flow_run_input(
             run.id, key_prefix="paused-batch-", limit=100, exclude_keys=set()
         )
-        return len([form for form in inputs if form.key.endswith("-description")])
+        return [str(form.value) for form in inputs if form.key.endswith("-description")]
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
         found = self.runs.client.read_artifacts(
@@ -238,6 +253,54 @@ def test_a_person_answers_for_all_orders_that_still_wait(batches: Batches) -> No
 
 
 @sqlite_only
+def test_an_answer_is_about_the_orders_that_waited_when_it_was_given(batches: Batches) -> None:
+    submit(2)
+    running = batches.start(tolerated_failures=1.0)
+    run = batches.paused()
+    assert batches.runs.answer(run, outcome=NO_COURIER, reason="snow") == "ACCEPT"
+    assert running.result().message == "2 orders: 2 compensated"
+
+    submit(2, "later")
+    again = batches.again(run)
+    batches.paused(after=1)
+    assert status("later-000") == "waiting"
+    assert batches.dispatched(again).message == "4 orders: 2 compensated, 2 dispatched"
+
+
+@sqlite_only
+def test_what_was_answered_to_a_dead_batch_is_recorded_before_others_begin_to_wait(
+    batches: Batches,
+) -> None:
+    run = batches.died()
+    placed("o-000", "prepare_order", run_id=str(run.id))
+    submit(1, "other")
+    answer = BatchAnswer(outcome=NO_COURIER, reason="snow", answered_by="Ada")
+    batches.runs.client.create_flow_run_input(
+        run.id, "paused-batch-x-response", answer.model_dump_json()
+    )
+    running = batches.again(run)
+    batches.paused()
+    assert (status("o-000"), status("other-000")) == ("compensated", "waiting")
+    assert batches.dispatched(running).message == "2 orders: 1 compensated, 1 dispatched"
+    assert order_row("o-000").message == "snow"
+
+
+@sqlite_only
+def test_who_answers_for_more_orders_than_the_courier_has_room_for_is_told(
+    batches: Batches,
+) -> None:
+    set_capacities(small=2, large=9)
+    submit(3)
+    running = batches.start()
+    run = batches.paused()
+    assert batches.runs.answer(run, outcome=ASSIGNED, courier="small") == "ACCEPT"
+    run = batches.paused(after=1)
+    (remark,) = [form for form in batches.forms(run) if "wait on" in form]
+    assert "**1 of 3 orders wait on:** courier small has no room for them" in remark
+    assert batches.dispatched(running).message == "3 orders: 3 dispatched"
+
+
+@sqlite_only
 def test_the_wait_of_a_batch_ends(batches: Batches, setting: Callable[[str, object], None]) -> None:
     setting("courier_timeout_seconds", 3)
     submit(2)
@@ -295,6 +358,79 @@ def test_a_batch_that_died_goes_on_where_it_was(
     state = batches.dispatched(batches.again(run))
     assert state.message == "9 orders: 9 dispatched"
     assert (stock(), kept_cents()) == (491, 9 * 20_00)
+
+
+@sqlite_only
+def test_a_batch_that_starts_over_does_not_need_its_file_again(
+    batches: Batches, tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone.jsonl")
+    run = batches.died(gone)
+    placed("o-000", "prepare_order", run_id=str(run.id))
+    state = batches.dispatched(batches.again(run, source=gone))
+    assert state.message == "1 orders: 1 dispatched"
+    report = batches.artifacts(str(run.id))["batch-report"]
+    assert "Read to its end by an earlier execution of the run" in report
+
+
+@sqlite_only
+def test_a_file_that_nobody_has_read_is_asked_for(batches: Batches, tmp_path: Path) -> None:
+    submit(1)
+    state = batches.start(source=str(tmp_path / "orders.jsonl")).result()
+    with pytest.raises(UnreadableSource, match=r"orders\.jsonl"):
+        state.result()
+    assert status("o-000") == "submitted"
+
+
+@sqlite_only
+@pytest.mark.parametrize("refusal", [TopicUnavailable("away"), PermissionError("not allowed")])
+def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    set_capacities(only=2)
+    submit(4)
+    publish = TableTopic.publish
+
+    def refuses(topic: TableTopic, notices: Sequence[Notice]) -> None:
+        if any(notice.order_id == "o-001" for notice in notices):
+            raise refusal
+        publish(topic, notices)
+
+    impatient = dispatch_order.with_options(retry_delay_seconds=0)
+    monkeypatch.setattr(batch, "dispatch_order", impatient)
+    with monkeypatch.context() as patch:
+        patch.setattr(TableTopic, "publish", refuses)
+        running = batches.start(chunk_size=1)
+        run = batches.paused()
+        set_capacities(only=10)
+        state = batches.ended(running)
+    assert state.is_completed()
+    assert state.message == "4 orders: 3 dispatched, 1 dispatching"
+    assert (status("o-001"), kept_cents()) == ("dispatching", 4 * 20_00)
+    recovered = wait_until(lambda: recover_orders().moves, "recovery of the order")
+    assert recovered == {"dispatch": ["o-001"]}
+    assert count_by_status(str(run.id)) == {OrderStatus.DISPATCHED: 4}
+
+
+@sqlite_only
+def test_only_the_failed_orders_of_a_batch_can_be_asked_for(batches: Batches) -> None:
+    submit(1)
+    state = batches.start(failed_of="typo").result()
+    with pytest.raises(ValueError, match="failed_of: no batch has the run id typo"):
+        state.result()
+    assert status("o-000") == "submitted"
+
+
+@sqlite_only
+def test_progress_that_cannot_be_counted_does_not_end_the_batch(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: str) -> dict[str, int]:
+        raise OperationalError("select", {}, Exception("the database is away"))
+
+    monkeypatch.setattr(batch_report, "count_by_status", away)
+    submit(2)
+    assert batches.dispatched(batches.start()).message == "2 orders: 2 dispatched"
 
 
 @sqlite_only

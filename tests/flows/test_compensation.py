@@ -1,14 +1,15 @@
 """The flow ``compensate``: undoes what is left, says loudly what it could not, ends it later."""
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 
 from flows import compensation
-from flows.compensation import UNDO, compensate
+from flows.compensation import UNDO, abandon_and_compensate, compensate
 from store.errors import CheckoutFailed, CompensationFailed, PaymentGatewayUnavailable
 from store.messages import NO_COURIER
-from store.payments import Ledger
+from store.payments import Charge, Ledger
 from store.saga import COMPENSABLE, abandon
 from tests.flows.runs import Runs
 from tests.shop import (
@@ -116,6 +117,43 @@ def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
             compensate(group)
     assert set(compensate(group).values()) == {"compensated"}
     assert (stock(), kept_cents()) == (500, 0)
+
+
+@sqlite_only
+def test_a_defect_that_one_undo_hits_is_recorded_with_that_order_alone(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = [f"o-{n}" for n in range(5)]
+    for order_id in group:
+        place(order_id)
+    carry_on(group, "bill_customer")
+    abandon(group, CheckoutFailed("stopped"))
+    refund = Ledger.refund
+
+    def broken_for_one(gateway: Ledger, charges: Sequence[Charge]) -> object:
+        if any(charge.order_id == "o-3" for charge in charges):
+            raise ZeroDivisionError("the refund is broken")
+        return refund(gateway, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "refund", broken_for_one)
+        with pytest.raises(CompensationFailed, match="given back for o-3; it is tried"):
+            compensate(group)
+    tries = {id_: saga_records(id_)["bill_customer"].undo_tries for id_ in group}
+    assert tries == {"o-0": 0, "o-1": 0, "o-2": 0, "o-3": 1, "o-4": 0}
+    assert compensate(group) == {"o-3": "compensated"}
+    assert (stock(), kept_cents()) == (500, 0)
+
+
+@sqlite_only
+def test_the_run_of_a_compensation_is_found_by_each_of_its_orders(runs: Runs) -> None:
+    group = ["o-1", "o-2"]
+    for order_id in group:
+        place(order_id)
+    carry_on(group, "check_inventory")
+    abandon_and_compensate(dict.fromkeys(group, 1), CheckoutFailed("stopped"))
+    (first,), (second,) = runs.compensations("o-1"), runs.compensations("o-2")
+    assert first.id == second.id
 
 
 @sqlite_only

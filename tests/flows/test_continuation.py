@@ -19,10 +19,12 @@ from prefect.states import (
     Scheduled,
 )
 
+from flows.batch import batch_checkout
 from flows.checkout import store_checkout
-from flows.continuation import CONTINUATION, CONTINUED, who_asked
+from flows.continuation import CONTINUATION, CONTINUED, continue_run, who_asked
+from tasks.batches import begin_batch
 from tests.flows.runs import Runs
-from tests.shop import an_order, sqlite_only
+from tests.shop import an_order, order_row, placed, sqlite_only
 
 RETRY: State[Any] = AwaitingRetry(message="From the Prefect UI")
 RETRY_BY_CLI: State[Any] = Scheduled(message="Retried via CLI")
@@ -104,3 +106,29 @@ def test_a_person_may_retry_a_run_that_took_another_ones_place(
 ) -> None:
     run = a_run(Running(), Failed(), RETRY, Running(), tags=[CONTINUATION])
     assert who_asked(str(run.id)) is not None
+
+
+@sqlite_only
+def test_a_run_that_takes_a_batch_over_has_its_parameters(
+    runs: Runs, setting: Callable[[str, object], None]
+) -> None:
+    client = runs.client
+    client.create_deployment(
+        client.create_flow(batch_checkout), "of-this-test", enforce_parameter_schema=False
+    )
+    setting("batch_deployment", "batch-checkout/of-this-test")
+    # A run without a deployment, as of a command: no worker can take it up again.
+    dead = client.create_flow_run(
+        batch_checkout,
+        parameters={"source": "gone.jsonl", "chunk_size": 7, "tolerated_failures": 0.5},
+        state=Crashed(),
+    )
+    begin_batch(str(dead.id), "gone.jsonl")
+    placed("o-1", "prepare_order", run_id=str(dead.id))
+    assert continue_run(client, str(dead.id), ["o-1"])
+    heir = order_row("o-1").run_id
+    assert heir not in (None, str(dead.id))
+    assert client.read_flow_run(UUID(heir)).parameters == {
+        "chunk_size": 7,
+        "tolerated_failures": 0.5,
+    }

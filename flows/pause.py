@@ -1,0 +1,166 @@
+"""The pause of a run that asks a person, or the dispatcher: how it begins, ends, and is answered.
+
+Prefect holds an answer among the run's inputs, and nowhere else, until the run reads it. It accepts
+one for a run whose process is dead, and may do so while the process takes the server for lost.
+"""
+
+import logging
+import math
+import time
+from datetime import datetime
+from typing import Literal, NoReturn, TypeVar
+from uuid import UUID, uuid4
+
+from prefect import get_client, pause_flow_run, runtime, suspend_flow_run
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import FlowPauseTimeout
+from prefect.input import RunInput
+from prefect.states import Running
+from pydantic import BaseModel, ValidationError
+
+from flows.work_pool import SERVER_AWAY, pool_is_closed
+from store.database import release_connections
+from store.errors import OrderCancelled, RunTakenAway
+from store.models import utc_now
+from store.settings import settings
+
+logger = logging.getLogger("store.pause")
+
+Wait = Literal["pause", "suspend"]
+"""``pause`` keeps the run's process while it waits and goes on within seconds of the answer;
+``suspend`` keeps none, for waits of hours, and needs a deployment and a worker to go on."""
+INPUTS_OF_A_PAGE = 150
+"""Inputs of a run that are read at once; a pause has three: its schema, its text, its answer."""
+
+Form = TypeVar("Form", bound=RunInput)
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dict[str, Form]:
+    """Pause this run once; return when it is resumed, or when its time is over.
+
+    With ``suspend``, or while the run's work pool is closed, the process ends here, and the run
+    starts over from its top when it is resumed; see :func:`answers_left`.
+
+    Args:
+        form: The form, with what is asked.
+        prefix: The beginning of the keys of all pauses that ask this.
+        until: When the pause ends by itself.
+        wait: How to wait.
+
+    Returns:
+        The answers by their keys: the one that the run was resumed with; none when the time was
+        over, or the run was resumed without any. More than one only after the server was away.
+
+    Raises:
+        OrderCancelled: the run was cancelled.
+        RunTakenAway: the run is not this process's any more.
+    """
+    # A key is used once: Prefect answers a known one with its old answer, unpaused.
+    key = f"{prefix}{uuid4().hex[:12]}"
+    timeout = _seconds_left(until)
+    release_connections()
+    try:
+        if wait == "suspend" or pool_is_closed():
+            return {f"suspended-{key}-response": suspend_flow_run(form, timeout=timeout, key=key)}
+        answer = pause_flow_run(
+            form, timeout=timeout, poll_interval=settings().pause_poll_seconds, key=key
+        )
+    except RuntimeError as error:
+        _tell_why_not_paused(error)
+    except FlowPauseTimeout:
+        # The server may have failed the run already, but a decision of the last moment counts.
+        try:
+            with get_client(sync_client=True) as client:
+                _end_pause(client)
+        except SERVER_AWAY as error:
+            logger.warning("Prefect's server is away as the pause %s ends: %r", key, error)
+        return {}
+    except ValidationError:
+        # The run was set going without an answer: its pool closes, or it was started over while
+        # this process still lived. Whoever of two sees the decision first goes on, the other
+        # finds it done.
+        logger.warning("the run was resumed from %s without an answer; it looks and waits on", key)
+        return {}
+    except SERVER_AWAY as error:
+        logger.warning("the run waits on at %s while Prefect's server is away: %r", key, error)
+        return _after_the_outage(form, prefix, until)
+    return {f"paused-{key}-response": answer}
+
+
+def answers_left(
+    client: SyncPrefectClient, run_id: str, prefix: str, answer: type[Answer]
+) -> dict[str, Answer]:
+    """Return what was answered to a run's pauses and is still among its inputs.
+
+    Args:
+        client: Prefect's client.
+        run_id: The run.
+        prefix: The beginning of the keys of the pauses that are meant.
+        answer: The answer's model.
+
+    Returns:
+        The answers by their keys, the oldest first.
+    """
+    found = {}
+    for begins in (f"paused-{prefix}", f"suspended-{prefix}"):
+        seen: set[str] = set()
+        while page := client.filter_flow_run_input(
+            UUID(run_id), key_prefix=begins, limit=INPUTS_OF_A_PAGE, exclude_keys=seen
+        ):
+            seen.update(given.key for given in page)
+            found.update({given.key: given for given in page if given.key.endswith("-response")})
+    oldest_first = sorted(found.values(), key=lambda given: given.created or utc_now())
+    return {given.key: answer.model_validate_json(given.value) for given in oldest_first}
+
+
+def forget_answer(client: SyncPrefectClient, run_id: str, key: str) -> None:
+    """Remove an answer that is recorded from the run's inputs, so that it is not read again.
+
+    While the server is away it stays, and may be read once more when the run starts over.
+    """
+    try:
+        client.delete_flow_run_input(UUID(run_id), key)
+    except SERVER_AWAY as error:
+        logger.warning("the answer %s is recorded, and stays among the inputs: %r", key, error)
+
+
+def _after_the_outage(form: type[Form], prefix: str, until: datetime) -> dict[str, Form]:
+    """Wait for Prefect's server, end the interrupted pause, return the answers given to it.
+
+    The pause is ended before the answers are looked at: a resume that the server accepted in
+    between has then left its answer, and a later one finds the next pause.
+    """
+    while _seconds_left(until) > 1:
+        try:
+            with get_client(sync_client=True) as client:
+                _end_pause(client)
+                return answers_left(client, str(runtime.flow_run.id), prefix, form)
+        except SERVER_AWAY as error:
+            logger.warning("Prefect's server is still away: %r", error)
+            time.sleep(settings().pause_poll_seconds)
+    return {}
+
+
+def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
+    """Raise the reason why Prefect refused a pause: the run is not this process's any more."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(runtime.flow_run.id).state
+    if state is not None and (state.is_cancelled() or state.is_cancelling()):
+        raise OrderCancelled("the run was cancelled in Prefect") from error
+    raise RunTakenAway(str(error)) from error
+
+
+def _end_pause(client: SyncPrefectClient) -> None:
+    """Tell Prefect that this run goes on, where it still shows the pause, or failed it with it.
+
+    A cancellation or a crash that was set meanwhile stays.
+    """
+    run_id = runtime.flow_run.id
+    state = client.read_flow_run(run_id).state
+    if state is not None and (state.is_paused() or state.is_failed()):
+        client.set_flow_run_state(run_id, Running(), force=True)
+
+
+def _seconds_left(until: datetime) -> int:
+    return max(1, math.ceil((until - utc_now()).total_seconds()))

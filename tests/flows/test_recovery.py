@@ -1,0 +1,72 @@
+"""The flow ``recover_orders``: what it finds, and in which order it gets to it."""
+
+from datetime import timedelta
+
+import pytest
+from prefect import flow
+from prefect.states import Crashed, Running
+
+from flows import recovery
+from flows.batch import batch_checkout
+from flows.recovery import close_runs, recover_orders
+from store.errors import CheckoutFailed
+from store.messages import ASSIGNED, BatchAnswer
+from store.models import utc_now
+from store.saga import abandon
+from tasks.batches import begin_batch
+from tests.flows.runs import Runs
+from tests.shop import decisions, placed, set_order, sqlite_only, status
+
+
+@flow
+def a_checkout() -> None:
+    """Stand in for a checkout's run, of which only the state is looked at."""
+
+
+@sqlite_only
+def test_the_runs_of_any_number_of_orders_are_closed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "PAGE", 2)
+    ids = [runs.client.create_flow_run(a_checkout, state=Running()).id for _ in range(5)]
+    for number, run_id in enumerate(ids):
+        placed(f"o-{number}", "dispatch_order", run_id=str(run_id))
+    close_runs(runs.client, {str(id_) for id_ in ids})
+    states = [runs.client.read_flow_run(id_).state for id_ in ids]
+    assert [state is not None and state.is_completed() for state in states] == [True] * 5
+
+
+@sqlite_only
+def test_a_kind_of_work_that_never_ends_keeps_no_other_from_its_turn(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    for number in range(3):
+        placed(f"a-{number}", "prepare_order")
+        abandon([f"a-{number}"], CheckoutFailed("stopped"))
+    placed("z-waits", "prepare_order")
+    set_order("z-waits", wait_until=utc_now() - timedelta(hours=3))
+    recover_orders(limit=2)
+    assert status("z-waits") == "compensated"
+    assert sorted(status(f"a-{number}") for number in range(3)) == [
+        "compensated",
+        "compensated",
+        "compensating",
+    ]
+
+
+@sqlite_only
+def test_an_answer_to_a_batch_that_came_in_time_counts_although_its_run_is_dead(
+    runs: Runs,
+) -> None:
+    run = runs.client.create_flow_run(batch_checkout, state=Crashed())
+    begin_batch(str(run.id), None)
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    set_order("o-1", wait_until=utc_now() - timedelta(minutes=1))
+    answer = BatchAnswer(outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    runs.client.create_flow_run_input(run.id, "paused-batch-x-response", answer.model_dump_json())
+    assert recover_orders().moves == {"expire": ["o-1"]}
+    assert (status("o-1"), decisions("o-1")) == (
+        "dispatching",
+        [("courier assigned", "city-vans", True)],
+    )
