@@ -17,8 +17,8 @@ from console.output import AsJson, print_json, terminal
 from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
 from flows.batch_report import BatchReport, on_progress
 from flows.order_runs import prefect_client
-from store.errors import BatchNotFound, RefusedOrder
-from tasks.batches import FailedOrder, batches_among, failed_orders
+from store.errors import RefusedOrder
+from tasks.batches import FailedOrder, failed_orders, require_batch
 from tasks.intake import Intake, load_orders, submit_orders
 
 app = App(name="batch", help="Check many orders out in one run.")
@@ -92,7 +92,7 @@ def run(
     if source and failed_of:
         raise CycloptsError(msg=f"Give {source} or --failed-of, not both.")
     if failed_of:
-        _require_batch(failed_of)
+        require_batch(failed_of)
     output = terminal(stderr=True)
     columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Where no server is named, Prefect would start one for this run alone.
@@ -126,7 +126,7 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
         run_id: The id of the batch's flow run.
         to: The file to write; left out, standard output.
     """
-    _require_batch(run_id)
+    require_batch(run_id)
     if as_json:
         print_json([asdict(each) for page in _pages(run_id) for each in page])
         return 0
@@ -136,19 +136,6 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
         for page in _pages(run_id):
             writer.writerows([e.order_id, e.status, e.error, e.message] for e in page)
     return 0
-
-
-def _require_batch(run_id: str) -> None:
-    """Refuse the id of no batch, of which nothing has failed and nothing can be taken again.
-
-    Raises:
-        BatchNotFound: no batch was carried out in this run.
-    """
-    if not batches_among([run_id]):
-        raise BatchNotFound(
-            f"no batch was carried out in a run {run_id}; it is the id of the batch's flow run, "
-            "which its page in the UI shows. Nothing was done."
-        )
 
 
 def _pages(run_id: str) -> Iterator[list[FailedOrder]]:

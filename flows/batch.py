@@ -31,11 +31,11 @@ from store.models import OrderStatus
 from store.saga import abandon
 from store.settings import settings
 from tasks.batches import (
-    batches_among,
     begin_batch,
     count_by_status,
     giving_back,
     pages_of_run,
+    require_batch,
     touch_batch,
     waits_until,
 )
@@ -91,16 +91,15 @@ def batch_checkout(
         A completed state with the report; its message gives the counts.
 
     Raises:
-        ValueError: `failed_of` is no batch's run, or was given with a source; nothing was done.
+        ValueError: both `source` and `failed_of` were given; nothing was done.
+        BatchNotFound: `failed_of` is no batch's run; nothing was done.
         UnreadableSource: the file cannot be read at all; nothing of it was recorded.
         BatchFailed: more orders failed than are tolerated; the message gives the counts.
     """
     if source and failed_of:
         raise ValueError("failed_of: give either it or source; it takes failed orders only")
-    if failed_of and not batches_among([failed_of]):
-        raise ValueError(
-            f"failed_of: no batch has the run id {failed_of}; take that of a batch-checkout run"
-        )
+    if failed_of:
+        require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source)
     progress = Progress(run_id, takes_submitted=failed_of is None)

@@ -14,6 +14,7 @@ from sqlmodel import col, select
 
 from store.bulk import among, insert_missing, update_rows
 from store.database import reading, transaction
+from store.errors import BatchNotFound
 from store.models import (
     ENDED,
     Batch,
@@ -81,6 +82,19 @@ def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
             select(col(Batch.run_id), col(Batch.moved_at)).where(col(Batch.run_id).in_(run_ids))
         )
         return dict(found.tuples().all())
+
+
+def require_batch(run_id: str) -> None:
+    """Refuse the id of no batch, of which nothing has failed and nothing can be taken again.
+
+    Raises:
+        BatchNotFound: no batch was carried out in this run.
+    """
+    if not batches_among([run_id]):
+        raise BatchNotFound(
+            f"no batch was carried out in a run {run_id}; it is the id of the batch's flow run, "
+            "which its page in the UI shows. Nothing was done."
+        )
 
 
 def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:

@@ -22,7 +22,7 @@ from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.errors import BatchFailed, TopicUnavailable, UnreadableSource
+from store.errors import BatchFailed, BatchNotFound, TopicUnavailable, UnreadableSource
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
 from store.notifications import Notice, TableTopic
@@ -416,7 +416,7 @@ def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
 def test_only_the_failed_orders_of_a_batch_can_be_asked_for(batches: Batches) -> None:
     submit(1)
     state = batches.start(failed_of="typo").result()
-    with pytest.raises(ValueError, match="failed_of: no batch has the run id typo"):
+    with pytest.raises(BatchNotFound, match="in a run typo"):
         state.result()
     assert status("o-000") == "submitted"
 
