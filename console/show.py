@@ -16,9 +16,9 @@ from flows.work_pool import SERVER_AWAY
 from store.errors import NoPrefectServer, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
-from tasks.batches import batches_among
 from tasks.compensations import next_try_at, open_undos
 from tasks.orders import as_unfinished
+from tasks.reports import where_to_answer
 from tasks.story import Event, Story, story
 
 BY_RECOVERY: dict[Move, str] = {
@@ -128,7 +128,7 @@ def _next(order: Order, run: State[Any] | None, now: datetime) -> str:
             return (
                 f"It waits for a courier until {until:%Y-%m-%d %H:%M:%S} UTC, for another "
                 f"{duration((until - now).total_seconds())}; without an answer it is given back. "
-                f"{_where_to_answer(order)}"
+                f"{where_to_answer(order, form_url(order))}"
             )
         case OrderStatus.DISPATCHING:
             return f"Courier {order.courier_id} has accepted; its run hands the parcel over."
@@ -145,15 +145,6 @@ def _next(order: Order, run: State[Any] | None, now: datetime) -> str:
             )
         case OrderStatus.COMPENSATED | OrderStatus.REJECTED:
             return f"Nothing. checkout retry {order.id}: a new attempt."
-
-
-def _where_to_answer(order: Order) -> str:
-    if batches_among([order.run_id or ""]):
-        return (
-            "An answer counts for all orders of its batch that still wait; this one alone is ended "
-            f"by `checkout cancel`. The batch's form, with the button “Resume”: {form_url(order)}"
-        )
-    return f"Answer here, with the button “Resume”: {form_url(order)}"
 
 
 def _events(runs: Sequence[OrderRun]) -> Iterator[Event]:

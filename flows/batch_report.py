@@ -30,7 +30,7 @@ logger = logging.getLogger("store.batch")
 
 FAILED_SHOWN = 500
 """Failed orders in the table at the run; `checkout batch failed` gives all of them."""
-REASON_SHOWN = 200
+MESSAGE_SHOWN = 200
 SHOWN_EVERY_SECONDS = 1.0
 LOOKING_SHARE = 20
 BAR_CELLS = 40
@@ -184,7 +184,7 @@ def publish(report: BatchReport, run_id: str) -> None:
                         "order": each.order_id,
                         "status": each.status,
                         "error": each.error,
-                        "reason": each.message[:REASON_SHOWN],
+                        "message": each.message[:MESSAGE_SHOWN],
                     }
                     for each in failed
                 ],

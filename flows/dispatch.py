@@ -15,14 +15,13 @@ from heapq import nsmallest
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from flows.work_pool import pool_is_closed
+from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
@@ -206,7 +205,7 @@ def wake_batch(client: SyncPrefectClient, run_id: str) -> bool:
 def _resume(client: SyncPrefectClient, run_id: str, given: dict[str, Any]) -> bool:
     try:
         answer = client.resume_flow_run(UUID(run_id), run_input=given)
-    except (ObjectNotFound, PrefectHTTPStatusError, httpx.TransportError) as error:
+    except (ObjectNotFound, *SERVER_AWAY) as error:
         logger.warning("run %s could not be resumed: %r", run_id, error)
         return False
     return answer.status.value == "ACCEPT"

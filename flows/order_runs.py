@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -23,13 +22,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
 from flows.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
 from flows.order_events import run_url
 from flows.recovery import close_runs
+from flows.work_pool import SERVER_AWAY
 from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
 from store.models import Order, OrderStatus
@@ -59,7 +59,7 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
             try:
                 client.hello()
-            except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            except SERVER_AWAY as error:
                 raise NoPrefectServer(
                     f"Prefect's server at {address} does not answer ({error!r}). "
                     "Is it running, and does PREFECT_API_URL name it?"

@@ -27,6 +27,7 @@ from store.models import (
 from store.notifications import Notice, topic
 from store.saga import lock_orders, taken_by
 from store.settings import settings
+from tasks.batches import batches_among
 from tasks.orders import outcome_error
 from tasks.story import in_words
 
@@ -328,7 +329,7 @@ def _wait_notice(order: Order, form_url: str, kind: str, what: str) -> Notice:
                 f"Order {order.id} ({order.copies} copies) {what}.",
                 f"Without an answer it is refunded at {order.wait_until:%Y-%m-%d %H:%M} UTC.",
                 "",
-                f"Answer here, with the button “Resume”: {form_url}",
+                where_to_answer(order, form_url),
             ]
         ),
         data={
@@ -340,3 +341,21 @@ def _wait_notice(order: Order, form_url: str, kind: str, what: str) -> Notice:
             "formUrl": form_url,
         },
     )
+
+
+def where_to_answer(order: Order, form_url: str) -> str:
+    """Say where a person answers for an order that waits, and for which others as well.
+
+    Args:
+        order: An order that waits.
+        form_url: The link to the form of its run.
+
+    Returns:
+        One sentence or two, with the link at the end.
+    """
+    if batches_among([order.run_id or ""]):
+        return (
+            "An answer counts for all orders of its batch that still wait; this one alone is ended "
+            f"by `checkout cancel`. The batch's form, with the button “Resume”: {form_url}"
+        )
+    return f"Answer here, with the button “Resume”: {form_url}"

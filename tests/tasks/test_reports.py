@@ -1,21 +1,27 @@
 """What people read about an order: its receipt, its timeline, what its error says is given back."""
 
+from datetime import timedelta
+
 import pytest
 
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import reading
+from store.database import reading, transaction
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress
-from store.models import Notification
-from tasks.reports import announce_failed_compensation, explain, receipt, timeline
+from store.models import Notification, utc_now
+from tasks.batches import begin_batch
+from tasks.reports import announce_failed_compensation, explain, receipt, remind, timeline
 from tasks.story import story
 from tests.shop import (
+    assign,
     carry_on,
     end_run,
     failed,
     give_back,
+    notices,
     order_row,
     place,
     placed,
+    set_order,
     sqlite_only,
 )
 
@@ -60,6 +66,43 @@ def test_the_notice_of_a_failed_compensation_says_of_which_attempt_it_is(databas
     assert notice.body.startswith("Attempt 2 of order o-1 failed (CheckoutFailed), and so did")
     assert [e.attempt for e in story("o-1").events if e.kind == "notification"] == [2]
     give_back("o-1")
+
+
+@sqlite_only
+def test_the_shop_is_reminded_once_of_each_attempt_whose_wait_is_nearly_over(
+    database: str,
+) -> None:
+    for order_id, minutes in (("soon", 20), ("later", 40)):
+        placed(order_id, "prepare_order")
+        set_order(order_id, wait_until=utc_now() + timedelta(minutes=minutes))
+    placed("decided", "prepare_order")
+    assign("decided")
+    forms = {order_id: f"http://ui/{order_id}" for order_id in ("soon", "later", "decided")}
+    remind(forms)
+    assert [key for key in notices() if key.endswith("reminder")] == ["soon:1:reminder"]
+    assert _body("soon:1:reminder").endswith(
+        "\n\nAnswer here, with the button “Resume”: http://ui/soon"
+    )
+    with transaction() as session:
+        session.delete(session.get_one(Notification, "soon:1:reminder"))
+    remind(forms)
+    assert [key for key in notices() if key.endswith("reminder")] == []
+
+
+@sqlite_only
+def test_a_reminder_of_an_order_in_a_batch_says_that_the_answer_counts_for_others_too(
+    database: str,
+) -> None:
+    begin_batch("nightly", None)
+    placed("o-1", "prepare_order", run_id="nightly")
+    set_order("o-1", wait_until=utc_now() + timedelta(minutes=20))
+    remind({"o-1": "http://ui/nightly"})
+    assert "counts for all orders of its batch that still wait" in _body("o-1:1:reminder")
+
+
+def _body(key: str) -> str:
+    with reading() as session:
+        return session.get_one(Notification, key).body
 
 
 def test_an_unfinished_order_has_no_receipt(database: str) -> None:
