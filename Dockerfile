@@ -10,12 +10,14 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 
 WORKDIR /opt/store-checkout
 
+# Compiled once, here: a flow run's process, which writes nothing, would compile Prefect each time.
 # The packages are a layer of their own: a change of the code does not install them again.
 COPY pyproject.toml constraints.txt ./
 RUN python -m venv .venv \
     && pip install --no-cache-dir --constraint constraints.txt uv setuptools \
-    && uv pip install --no-cache --python .venv/bin/python --constraint constraints.txt \
-        --build-constraint constraints.txt --requirement pyproject.toml --extra stripe
+    && uv pip install --no-cache --compile-bytecode --python .venv/bin/python \
+        --constraint constraints.txt --build-constraint constraints.txt \
+        --requirement pyproject.toml --extra stripe
 
 COPY LICENSE README.md prefect.yaml ./
 COPY console console
@@ -26,6 +28,7 @@ COPY store store
 COPY tasks tasks
 RUN uv pip install --no-cache --python .venv/bin/python --no-deps \
         --build-constraint constraints.txt --editable . \
+    && .venv/bin/python -m compileall -q console deployments flows seed store tasks \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/store store
 
 USER 10001:10001

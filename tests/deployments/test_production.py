@@ -197,6 +197,10 @@ def test_the_image_has_every_package_and_file_that_a_run_needs() -> None:
     assert copied == needed
     for path in [*needed - packages, *code_of(packages)]:
         assert goes_into_the_image(path), path
+    runs = " ".join(rest for name, rest in instructions() if name == "RUN")
+    compiled = re.search(r"-m compileall -q ([\w ]+?) *&&", runs)
+    assert compiled is not None
+    assert set(compiled[1].split()) == packages
 
 
 @pytest.mark.parametrize(
