@@ -16,6 +16,8 @@ os.environ["PREFECT_HOME"] = str(_PREFECT_HOME)
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 # What asks for a server without the fixture for it is a mistake, and would cost half a minute.
 os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+# Each run of a flow is a process, which would compile Prefect anew each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A server of this machine must never see the tests.
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
