@@ -122,13 +122,16 @@ class Ground:
         """Return the processor time that each part of the system has used up to now."""
         seconds: defaultdict[str, float] = defaultdict(float)
         for process in psutil.Process().children(recursive=True):
-            command = " ".join(process.cmdline())
-            times = process.cpu_times()
+            try:
+                command, times = " ".join(process.cmdline()), process.cpu_times()
+                name = process.name()
+            except psutil.NoSuchProcess:
+                continue
             if "benchmarks.listener" in command:
                 part = "dispatcher"
             elif "uvicorn" in command or "server start" in command:
                 part = "Prefect's server"
-            elif process.name().startswith("postgres"):
+            elif name.startswith("postgres"):
                 part = "PostgreSQL"
             else:
                 continue
@@ -162,8 +165,7 @@ def use(database_url: str) -> None:
 def put_orders(database_url: str, count: int) -> None:
     """Put a fresh shop of which ``count`` orders are submitted, the same ones each time."""
     use(database_url)
-    connected = engine(database_url)
-    is_postgresql = connected.dialect.name == "postgresql"
+    is_postgresql = engine(database_url).dialect.name == "postgresql"
     tables = [table.name for table in reversed(SQLModel.metadata.sorted_tables)]
     with transaction() as session:
         if is_postgresql:
@@ -178,9 +180,15 @@ def put_orders(database_url: str, count: int) -> None:
     with transaction() as session:
         session.execute(update(Book).values(quantity=ENOUGH, initial_quantity=ENOUGH))
         session.execute(update(Courier).values(capacity_copies=ENOUGH))
-    for start in range(0, count, GROUP):
-        submit_orders([an_order(n) for n in range(start, min(start + GROUP, count))])
-    if is_postgresql:
+    submit(0, count)
+
+
+def submit(first: int, count: int) -> None:
+    """Submit the orders from number ``first`` on."""
+    for start in range(first, first + count, GROUP):
+        submit_orders([an_order(n) for n in range(start, min(start + GROUP, first + count))])
+    connected = engine(settings().database_url)
+    if connected.dialect.name == "postgresql":
         # As autovacuum would before the night; else it comes in the middle of a measurement.
         with connected.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             connection.execute(text("VACUUM ANALYZE"))

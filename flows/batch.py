@@ -16,11 +16,11 @@ from prefect import State, flow, get_client, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.batch_report import Progress, publish, report_on
 from flows.batch_wait import await_decisions, record_answers_left
+from flows.bulk import as_one, forget_results
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
 from flows.order_events import tell
@@ -54,7 +54,7 @@ STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare
 """The steps up to the wait, as in `store_checkout`."""
 DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
 """What an order is that only has to be finished, forwards or backwards."""
-CHUNK_SIZE = 1_000
+CHUNK_SIZE = 2_500
 CONCURRENCY = 2
 TOLERATED_FAILURES = 0.25
 
@@ -213,6 +213,7 @@ def _carry(
 
 def _finished(run_id: str, future: Any, progress: Progress) -> Iterable[tuple[str, float]]:
     taken: dict[str, float] = future.result()
+    forget_results()
     touch_batch(run_id)
     progress.show()
     return taken.items()
@@ -237,7 +238,7 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
     try:
         for step in STEPS:
             started = time.perf_counter()
-            going_on = step(_as_one(going_on))
+            going_on = step(as_one(going_on))
             seconds[step.name] += time.perf_counter() - started
             if not going_on:
                 return
@@ -253,11 +254,6 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
         middle = len(order_ids) // 2
         _check_out(order_ids[:middle], seconds)
         _check_out(order_ids[middle:], seconds)
-
-
-def _as_one(order_ids: list[str]) -> Any:
-    """Return the ids so that Prefect takes them as one value; it would look at each, repeatedly."""
-    return quote(order_ids)
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
@@ -296,7 +292,7 @@ def _hand_over(order_ids: list[str]) -> None:
     wait, nor may a topic that refuses.
     """
     try:
-        dispatch_order(_as_one(order_ids))
+        dispatch_order(as_one(order_ids))
     except OrderError:
         return  # none of the group is dispatched; each has its own error in its record
     except Exception as error:

@@ -12,6 +12,7 @@ from prefect import Task, flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 
+from flows.bulk import as_one
 from flows.continuation import continue_run
 from flows.order_events import tell
 from flows.work_pool import SERVER_AWAY
@@ -92,7 +93,7 @@ def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderS
 def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]) -> None:
     """Undo a step for a group; a defect that one order hits is recorded with that order alone."""
     try:
-        undo(order_ids)
+        undo(as_one(order_ids))
     except Exception as error:
         if len(order_ids) > 1 and not is_transient(error):
             middle = len(order_ids) // 2

@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from flows.bulk import as_one
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
@@ -141,7 +142,7 @@ def look_after(
     known = decisions_of([held.message for held in due])
     undecided = [held.message for held in due if known[held.message].is_open]
     if undecided:
-        report.decided += len(find_couriers(undecided))
+        report.decided += len(find_couriers(as_one(undecided)))
         known = decisions_of([held.message for held in due])
     to_resume = {}
     settled = []

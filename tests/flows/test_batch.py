@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry, Cancelling, Crashed
 from prefect.utilities.annotations import quote
@@ -17,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from flows import batch, batch_report
 from flows.batch import batch_checkout
+from flows.batch_report import Progress
 from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
@@ -200,6 +202,26 @@ def test_two_batches_at_once_share_the_orders(batches: Batches) -> None:
     done = [count_by_status(run_id_of(state)).get("dispatched", 0) for state in states]
     assert sum(done) == 20
     assert (stock(), count_orders(OrderStatus.SUBMITTED), queued()) == (480, 0, [])
+
+
+@sqlite_only
+def test_prefect_keeps_nothing_of_the_chunks_that_are_done(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(40)
+    kept = []
+    show = Progress.show
+
+    def look(progress: Progress, at_once: bool = False) -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        kept.append(len(context.run_results))
+        show(progress, at_once)
+
+    monkeypatch.setattr(Progress, "show", look)
+    batches.dispatched(batches.start(chunk_size=10, concurrency=1))
+    assert len(kept) >= 8
+    assert max(kept) < 10
 
 
 @sqlite_only
