@@ -12,7 +12,7 @@ from statistics import median_low
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ground import Ground, put_orders, rows_written
+from benchmarks.ground import Ground, await_empty_queue, put_orders, rows_written
 from store.models import OrderStatus
 
 ROUNDS = 3
@@ -34,6 +34,7 @@ def run(ground: Ground, console: Console) -> None:
             put_orders(ground.store_url, ORDERS)
             measured = ground.measure("one_batch")
             assert measured["by_status"] == {OrderStatus.DISPATCHED: ORDERS}
+            await_empty_queue()
             assert rows_written() == expected
             rates["batch"].append(ORDERS / measured["seconds"])
         put_orders(ground.store_url, ORDERS_AS_SUBFLOWS)

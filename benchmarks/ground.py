@@ -232,6 +232,19 @@ def rows_written() -> dict[str, int]:
         }
 
 
+def await_empty_queue() -> None:
+    """Wait for what a dispatcher does after the last decision: it deletes the messages.
+
+    Raises:
+        RuntimeError: messages are left.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while rows_written().get("order_queue left"):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the dispatcher does not delete its messages")
+        time.sleep(0.1)
+
+
 def bytes_on_disk() -> int:
     """Return the size of the store's PostgreSQL database, indexes included."""
     with reading() as session:
