@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from prefect import Task
+from prefect.utilities.annotations import quote
 from sqlalchemy import update
 from sqlmodel import col, select
 
@@ -115,8 +116,13 @@ class Bare:
         self.name = task.name
         self._work = task.fn
 
-    def __call__(self, order_ids: list[str]) -> Any:
-        return self._work(order_ids)
+    def __call__(self, group: Any) -> Any:
+        return self._work(unquoted(group))
+
+
+def unquoted(argument: Any) -> Any:
+    """Return an argument as Prefect hands it to a task."""
+    return argument.unwrap() if isinstance(argument, quote) else argument
 
 
 def give_back(*order_ids: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from flows import dispatch
 from flows.dispatch import DispatchReport, InHand
 from store.queue import order_queue
 from tasks.dispatch import find_couriers
+from tests.shop import Bare
 
 PATIENCE_SECONDS = 0.5
 
@@ -34,7 +35,7 @@ class Dispatcher:
         for held in self.in_hand.values():
             held.look_at = 0.0
         with (
-            patch.object(dispatch, "find_couriers", find_couriers.fn),
+            patch.object(dispatch, "find_couriers", Bare(find_couriers)),
             ThreadPoolExecutor(max_workers=2) as resumers,
         ):
             dispatch.look_after(

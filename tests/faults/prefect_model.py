@@ -24,6 +24,7 @@ from flows.pause import Wait
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 from tests.faults.world import Killed, Process, World
+from tests.shop import unquoted
 
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
 AFTER_PAUSE = FINAL | {StateType.RUNNING, StateType.SCHEDULED, StateType.CANCELLING}
@@ -308,6 +309,7 @@ class Prefect:
 
     def call_task(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a task as Prefect's engine does, with its own retries."""
+        args = tuple(map(unquoted, args))
         process = self.world.current
         if process is None:
             return task.fn(*args, **kwargs)
