@@ -100,7 +100,7 @@ def answers_left(
         answer: The answer's model.
 
     Returns:
-        The answers by their keys, the oldest first.
+        The answers by their keys, the oldest first; none of a run that Prefect has no more.
     """
     found = {}
     for begins in (f"paused-{prefix}", f"suspended-{prefix}"):
@@ -110,8 +110,20 @@ def answers_left(
         ):
             seen.update(given.key for given in page)
             found.update({given.key: given for given in page if given.key.endswith("-response")})
-    oldest_first = sorted(found.values(), key=lambda given: given.created or utc_now())
-    return {given.key: answer.model_validate_json(given.value) for given in oldest_first}
+    answers = {}
+    for given in sorted(found.values(), key=lambda given: given.created or utc_now()):
+        try:
+            answers[given.key] = answer.model_validate_json(given.value)
+        except ValidationError as error:
+            # Not the error itself: it quotes what somebody has typed.
+            fields = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+            logger.error(
+                "the answer %s to run %s cannot be read (%s), and is none",
+                given.key,
+                run_id,
+                ", ".join(fields),
+            )
+    return answers
 
 
 def forget_answer(client: SyncPrefectClient, run_id: str, key: str) -> None:

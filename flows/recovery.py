@@ -24,7 +24,7 @@ from flows.compensation import abandon_and_compensate, batched, compensate_tagge
 from flows.continuation import continue_run
 from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
-from flows.work_pool import pool_is_closed
+from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.settings import settings
@@ -38,6 +38,7 @@ from tasks.orders import (
     unfinished_orders,
 )
 from tasks.reports import remind
+from tasks.retries import is_transient
 
 logger = logging.getLogger("store.recovery")
 
@@ -142,7 +143,10 @@ def _make(
     client: SyncPrefectClient,
     report: RecoveryReport,
 ) -> None:
-    """Make a move for its orders; a failure is reported and keeps no other move from its turn."""
+    """Make a move for its orders; a failure is reported and keeps no other move from its turn.
+
+    A defect that one order hits is narrowed down to that order: it keeps no other one either.
+    """
     ids = [order.id for order in orders]
     acts: dict[Move, Callable[[], object]] = {
         Move.DISPATCH: lambda: tell(dispatch_order(ids)),
@@ -158,9 +162,14 @@ def _make(
     try:
         acts[move]()
     except Exception as error:
+        if len(orders) > 1 and not (is_transient(error) or isinstance(error, SERVER_AWAY)):
+            middle = len(orders) // 2
+            _make(move, orders[:middle], client, report)
+            _make(move, orders[middle:], client, report)
+            return
         logger.exception("move “%s” failed", move, extra={"order_ids": ids})
         report.failed[move] = f"{type(error).__name__}: {error}"
-    report.moves[move] = ids
+    report.moves.setdefault(move, []).extend(ids)
 
 
 def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:

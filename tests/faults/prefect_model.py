@@ -283,10 +283,12 @@ class Client:
         exclude_keys: set[str],
     ) -> list[Any]:
         self._call()
-        run = self._run(run_id)
+        run = self._server.runs.get(run_id)
+        # Prefect does not say that the run is gone: it has no inputs.
+        inputs = run.inputs if run is not None else {}
         found = [
             given
-            for key, given in run.inputs.items()
+            for key, given in inputs.items()
             if key.startswith(key_prefix) and key not in exclude_keys
         ]
         return list(found[:limit])

@@ -14,6 +14,7 @@ from store.messages import ASSIGNED, BatchAnswer
 from store.models import utc_now
 from store.saga import abandon
 from tasks.batches import begin_batch
+from tasks.dispatch import expire_waits
 from tests.flows.runs import Runs
 from tests.shop import decisions, placed, set_order, sqlite_only, status
 
@@ -70,3 +71,47 @@ def test_an_answer_to_a_batch_that_came_in_time_counts_although_its_run_is_dead(
         "dispatching",
         [("courier assigned", "city-vans", True)],
     )
+
+
+@sqlite_only
+def test_the_wait_of_an_order_whose_run_is_deleted_ends(runs: Runs) -> None:
+    run = runs.client.create_flow_run(a_checkout, state=Crashed())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    set_order("o-1", wait_until=utc_now() - timedelta(minutes=1))
+    runs.client.delete_flow_run(run.id)
+    report = recover_orders()
+    assert (report.moves, report.failed) == ({"expire": ["o-1"]}, {})
+    assert status("o-1") == "compensated"
+
+
+@sqlite_only
+def test_an_answer_that_cannot_be_read_is_none(runs: Runs) -> None:
+    run = runs.client.create_flow_run(a_checkout, state=Crashed())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    set_order("o-1", wait_until=utc_now() - timedelta(minutes=1))
+    runs.client.create_flow_run_input(run.id, "paused-courier-1-x-response", '{"outcome": "maybe"}')
+    assert recover_orders().failed == {}
+    assert (status("o-1"), decisions("o-1")) == ("compensated", [])
+
+
+@sqlite_only
+def test_a_defect_that_one_order_hits_keeps_no_other_from_its_turn(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"o-{number}" for number in range(5)]
+    for order_id in ids:
+        placed(order_id, "prepare_order")
+        set_order(order_id, wait_until=utc_now() - timedelta(minutes=1))
+
+    def defective(order_ids: list[str]) -> None:
+        if "o-3" in order_ids:
+            raise ZeroDivisionError("a defect")
+        expire_waits(order_ids)
+
+    monkeypatch.setattr(recovery, "expire_waits", defective)
+    report = recover_orders()
+    assert report.failed == {"expire": "ZeroDivisionError: a defect"}
+    assert {id_: status(id_) for id_ in ids} == {
+        **dict.fromkeys(ids, "compensated"),
+        "o-3": "waiting",
+    }
