@@ -25,7 +25,7 @@ from flows.continuation import continue_run
 from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
 from flows.work_pool import SERVER_AWAY, pool_is_closed
-from store.errors import CheckoutFailed, OrderCancelled
+from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
@@ -46,6 +46,9 @@ PAGE = 200
 """Orders looked at together, and runs asked for: Prefect's API returns no more at once."""
 HOOK_TIME = timedelta(seconds=5)
 """How long the hooks of an ended run have for their own work before recovery steps in."""
+
+IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed)
+"""What leaves nothing to narrow down: any order would meet it, or each was dealt with by itself."""
 
 
 class Move(StrEnum):
@@ -162,7 +165,7 @@ def _make(
     try:
         acts[move]()
     except Exception as error:
-        if len(orders) > 1 and not (is_transient(error) or isinstance(error, SERVER_AWAY)):
+        if len(orders) > 1 and not (is_transient(error) or isinstance(error, IS_NO_DEFECT)):
             middle = len(orders) // 2
             _make(move, orders[:middle], client, report)
             _make(move, orders[middle:], client, report)

@@ -1,5 +1,6 @@
 """The flow ``recover_orders``: what it finds, and in which order it gets to it."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,11 +13,12 @@ from flows.recovery import close_runs, recover_orders
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, BatchAnswer
 from store.models import utc_now
+from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks.batches import begin_batch
 from tasks.dispatch import expire_waits
 from tests.flows.runs import Runs
-from tests.shop import decisions, placed, set_order, sqlite_only, status
+from tests.shop import decisions, placed, saga_records, set_order, sqlite_only, status
 
 
 @flow
@@ -115,3 +117,30 @@ def test_a_defect_that_one_order_hits_keeps_no_other_from_its_turn(
         **dict.fromkeys(ids, "compensated"),
         "o-3": "waiting",
     }
+
+
+@sqlite_only
+def test_an_undo_that_fails_is_tried_once_in_a_round(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    ids = [f"o-{number}" for number in range(4)]
+    for order_id in ids:
+        placed(order_id, "prepare_order")
+    abandon(ids, CheckoutFailed("stopped"))
+    right = Ledger.refund
+
+    def broken(ledger: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+        if any(charge.order_id == "o-2" for charge in charges):
+            raise ZeroDivisionError("a defect")
+        return right(ledger, charges)
+
+    monkeypatch.setattr(Ledger, "refund", broken)
+    assert recover_orders().failed.keys() == {"compensate"}
+    assert [status(id_) for id_ in ids] == [
+        "compensated",
+        "compensated",
+        "compensation_failed",
+        "compensated",
+    ]
+    assert saga_records("o-2")["bill_customer"].undo_tries == 1
