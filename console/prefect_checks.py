@@ -45,6 +45,8 @@ LEAST_RETRIES = 10
 """With Prefect's own 5, an outage of the server over about 68 s reaches the waiting runs."""
 LEAST_HEARTBEATS = 3
 """Heartbeats that must fit into the silence after which a run counts as dead."""
+LEAST_PAUSES_INTERVAL_SECONDS = 30.0
+"""With Prefect's own 5, its server is busy with reading paused runs while thousands wait."""
 PATIENCE_SECONDS = 10.0
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 PAGE = 200
@@ -189,6 +191,13 @@ def _prefect_database() -> Iterator[Diagnosis]:
             "Prefect's server keeps concurrency leases in memory: a slot that is taken when it "
             "stops stays taken, and dispatch-orders or recover-orders wait for it",
             "set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE as docs/settings.md says",
+        )
+    seconds = of_server["server"]["services"]["pause_expirations"]["loop_seconds"]
+    if seconds < LEAST_PAUSES_INTERVAL_SECONDS:
+        yield warning(
+            f"Prefect's server reads every paused run each {seconds:g} s: ten thousand waiting "
+            "orders keep a good part of a core busy with it",
+            "set PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS as docs/settings.md says",
         )
 
 

@@ -27,7 +27,7 @@ class AuditReport(BaseModel):
     first_warnings: list[str] = []
 
 
-@flow(name="audit-books", retries=0)
+@flow(name="audit-books", retries=0, persist_result=False)
 def audit_books() -> AuditReport:
     """Check I1 to I5 over the whole database, at one moment and while the shop is open.
 

@@ -62,6 +62,7 @@ TOLERATED_FAILURES = 0.25
 @flow(
     name="batch-checkout",
     retries=0,
+    persist_result=False,
     on_failure=[compensate_run],
     on_cancellation=[compensate_run],
     on_crashed=[continue_crashed_run],

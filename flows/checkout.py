@@ -8,11 +8,12 @@ before they were needed, and they would run after the compensation.
 import time
 
 from prefect import flow, runtime
+from prefect.settings import get_current_settings
 
 from flows.compensation import compensate_run
 from flows.continuation import continue_crashed_run, who_asked
 from flows.courier_wait import await_courier
-from flows.order_events import tell
+from flows.order_events import emit_statuses, publish_timeline_of_run, tell
 from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
 from store.errors import OrderError, OrderInProgress
@@ -27,6 +28,10 @@ from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 from tasks.reports import explain, receipt
 
+ON_THIS_MACHINE = get_current_settings().results.local_storage_path
+"""Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
+twice whether it has a default storage."""
+
 
 def order_name() -> str:
     """Name the run by its order: the caller's orderId, else the run's own id."""
@@ -39,6 +44,9 @@ def order_name() -> str:
     name="store-checkout",
     flow_run_name=order_name,
     retries=0,
+    persist_result=False,
+    result_storage=ON_THIS_MACHINE,
+    on_completion=[publish_timeline_of_run],
     on_failure=[compensate_run],
     on_cancellation=[compensate_run],
     on_crashed=[continue_crashed_run],
@@ -80,7 +88,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
     except OrderError as error:
         tell(group)
         raise explain(accepted.id, error) from error
-    tell(group)
+    emit_statuses(group)
     return receipt(accepted.id)
 
 

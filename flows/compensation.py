@@ -48,7 +48,7 @@ UNDO = {
 """Each compensable step's undo, in the order of undoing."""
 
 
-@flow(name="compensate", retries=0)
+@flow(name="compensate", retries=0, persist_result=False)
 def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     """Give back all that failed orders have taken: money, copies, points, in this order.
 

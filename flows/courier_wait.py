@@ -47,8 +47,13 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
     if started_over:
         with get_client(sync_client=True) as client:
             refused = record_answers_left(client, read_order(order_id))
-    tell_of_wait(read_order(order_id))
-    while (order := read_order(order_id)).status == OrderStatus.WAITING:
+    order = read_order(order_id)
+    tell_of_wait(order)
+    # A waiting order is looked at again each time: its decision may have come in the meantime.
+    while (
+        order.status == OrderStatus.WAITING
+        and (order := read_order(order_id)).status == OrderStatus.WAITING
+    ):
         if order.wait_until is None:
             raise AssertionError(f"order {order.id} waits without an end")
         form = DispatchDecision.with_initial_data(description=describe(order, refused))

@@ -66,7 +66,7 @@ class InHand:
     delay_seconds: float = FIRST_LOOK_SECONDS
 
 
-@flow(name="dispatch-orders", retries=0)
+@flow(name="dispatch-orders", retries=0, persist_result=False)
 def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """Find couriers for the orders in the queue and resume their runs.
 

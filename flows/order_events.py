@@ -6,16 +6,20 @@ is logged and left.
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
+from prefect.flows import Flow
 from prefect.utilities.urls import url_for
 
 from store.models import Order, OrderStatus
-from tasks.orders import read_order
+from tasks.orders import finished_orders_of_run, read_order
 from tasks.reports import announce_failed_compensation, announce_wait, timeline
 
 logger = logging.getLogger("store.order_events")
@@ -25,37 +29,64 @@ TIMELINES_AT_MOST = 20
 
 
 def tell(order_ids: Iterable[str]) -> None:
-    """Emit each order's status, renew the timeline at its run, tell the shop of a failed undo.
+    """Emit each order's status, tell the shop of a failed undo, renew the timeline at its run.
 
     Of a large group no timeline is written.
     """
     ids = list(order_ids)
-    for order_id in ids:
-        try:
+    emit_statuses(ids)
+    if len(ids) <= TIMELINES_AT_MOST:
+        publish_timelines(ids)
+
+
+def emit_statuses(order_ids: Iterable[str]) -> None:
+    """Emit each order's status, tell the shop of a failed undo."""
+    for order_id in order_ids:
+        with _unaffected(order_id):
             order = read_order(order_id)
             logger.info("order %s is %s", order.id, order.status, extra={"order_id": order.id})
             _emit(order)
             if order.status == OrderStatus.COMPENSATION_FAILED:
                 announce_failed_compensation(order)
-            if len(ids) <= TIMELINES_AT_MOST:
-                _publish_timeline(order)
-        except Exception:
-            logger.exception(
-                "order %s could not be told of; it is not affected",
-                order_id,
-                extra={"order_id": order_id},
-            )
+
+
+def publish_timelines(order_ids: Iterable[str]) -> None:
+    """Renew each order's timeline, an artifact of its run."""
+    for order_id in order_ids:
+        with _unaffected(order_id):
+            _publish_timeline(read_order(order_id))
+
+
+def publish_timeline_of_run(
+    flow: Flow[..., Any],  # noqa: ARG001  (the name by which Prefect gives it)
+    flow_run: FlowRun,
+    state: State[Any],  # noqa: ARG001
+) -> None:
+    """Renew the timeline of the order that a completed run has carried out, as Prefect's hook.
+
+    It is a call of Prefect's API that nobody waits for once the order is dispatched.
+    """
+    publish_timelines(order.id for order in finished_orders_of_run(str(flow_run.id)))
+
+
+@contextmanager
+def _unaffected(order_id: str) -> Iterator[None]:
+    """Log whatever goes wrong in telling of an order, and leave it."""
+    try:
+        yield
+    except Exception:
+        logger.exception(
+            "order %s could not be told of; it is not affected",
+            order_id,
+            extra={"order_id": order_id},
+        )
 
 
 def tell_of_wait(order: Order) -> None:
     """Emit that the order waits, and send the shop a notice with the link to the form."""
-    try:
+    with _unaffected(order.id):
         _emit(order)
         announce_wait(order, form_url(order))
-    except Exception:
-        logger.exception(
-            "the wait of order %s could not be told of", order.id, extra={"order_id": order.id}
-        )
 
 
 def form_url(order: Order) -> str:

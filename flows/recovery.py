@@ -72,7 +72,7 @@ class RecoveryReport(BaseModel):
     failed: dict[str, str] = {}
 
 
-@flow(name="recover-orders", retries=0)
+@flow(name="recover-orders", retries=0, persist_result=False)
 def recover_orders(limit: int = 500) -> RecoveryReport:
     """Finish the orders that nobody else will finish.
 

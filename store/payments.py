@@ -98,7 +98,8 @@ class Ledger:
         }
         with transaction() as session:
             inserted = {key for (key,) in insert_missing(session, LedgerEntry, first.values())}
-            known = _entries(session, [c.key for c in charges if c.key not in inserted])
+            asked_before = [c.key for c in charges if c.key not in inserted]
+            known = _entries(session, asked_before) if asked_before else {}
             for charge in charges:
                 entry = known.get(charge.key)
                 if entry is None:

@@ -289,9 +289,10 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
 ) -> None:
     setting("database_url", "sqlite:////nowhere.db")
     assert verdicts("prefect server") == verdicts("prefect version") == {Verdict.OK}
-    [on_sqlite, leases] = looked("prefect database")
+    [on_sqlite, leases, pauses] = looked("prefect database")
     assert (on_sqlite.verdict, "SQLite" in on_sqlite.says) == (Verdict.MEND, True)
     assert "leases in memory" in leases.says
+    assert "reads every paused run each 5 s" in pauses.says
     assert {"store-checkout/local is not deployed", "audit-books/daily is not deployed"} < {
         diagnosis.says for diagnosis in looked("deployments")
     }

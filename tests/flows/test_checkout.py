@@ -6,6 +6,7 @@ from uuid import UUID
 
 import httpx
 import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Failed
 from sqlalchemy.exc import OperationalError
@@ -78,6 +79,11 @@ def test_the_originals_example_is_dispatched(runs: Runs) -> None:
     run = runs.run_of("example")
     assert run.name == "example"
     assert order_row("example").run_id == str(run.id)
+    (timeline,) = runs.client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    )
+    assert "# Order `example`: dispatched" in str(timeline.data)
+    assert "| 1 | dispatch_order |" in str(timeline.data)
     assert runs.tasks_of(run, at_least=6) == SIX_STEPS
     assert runs.compensations("example") == []
 
