@@ -22,6 +22,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    cast,
     column,
     func,
     insert,
@@ -30,9 +31,12 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.types import NullType
 from sqlmodel import Session, SQLModel
 
 from store.models import UtcDateTime
+
+MOMENT = UtcDateTime()
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -46,8 +50,24 @@ def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement
         elements = func.json_each(given).table_valued(column("value", String))
         condition = id_column.in_(select(elements.c.value))
     else:
-        condition = id_column == any_(bindparam(None, list(ids), type_=ARRAY(String)))
+        given = bindparam(None, _array_literal(list(ids)), type_=NullType())
+        condition = id_column == any_(cast(given, ARRAY(String)))
     return condition
+
+
+def _array_literal(texts: Sequence[str]) -> str:
+    """Return texts as PostgreSQL writes an array of them.
+
+    psycopg would look at each of them by itself, which takes it thirty times as long.
+    """
+    if not texts:
+        return "{}"
+    # No text of PostgreSQL has this character in it, so that it may stand between them.
+    joined = "\0".join(texts)
+    if joined.count("\0") != len(texts) - 1:
+        raise ValueError("an id with a NUL character in it; PostgreSQL has none")
+    escaped = joined.replace("\\", "\\\\").replace('"', '\\"')
+    return '{"' + escaped.replace("\0", '","') + '"}'
 
 
 def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
@@ -205,7 +225,7 @@ def _matches(session: Session, table: Table, given: FromClause, rows: Rows) -> C
 
 def _moment(value: datetime | None, dialect: Dialect) -> str | None:
     """Return a moment as the database keeps it, which is how its other moments compare with it."""
-    in_utc = UtcDateTime().process_bind_param(value, dialect)
+    in_utc = MOMENT.process_bind_param(value, dialect)
     if in_utc is None:
         return None
     zone = "" if dialect.name == "sqlite" else "+00:00"

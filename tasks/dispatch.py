@@ -105,6 +105,10 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
         couriers = _lock_couriers(session)
         free = {id_: c.capacity_copies - c.assigned_copies for id_, c in couriers.items()}
         largest = max((courier.capacity_copies for courier in couriers.values()), default=0)
+        assigned = {
+            id_: CourierAnswer(outcome=ASSIGNED, courier=id_, answered_by=DISPATCHER)
+            for id_ in free
+        }
         decided: dict[str, tuple[SagaOrder, CourierAnswer]] = {}
         for message in messages:
             order = orders.get(message.order_id)
@@ -121,7 +125,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
                 if free[freest] < order.copies:
                     continue
                 free[freest] -= order.copies
-                answer = CourierAnswer(outcome=ASSIGNED, courier=freest, answered_by=DISPATCHER)
+                answer = assigned[freest]
             decided[order.id] = (order, answer)
         _decide(session, list(decided.values()))
         return list(decided)

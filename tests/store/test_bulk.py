@@ -129,6 +129,24 @@ def test_among_no_ids_is_nothing() -> None:
         assert found(session, ["o-1", "o-1", "o-2"]) == ["o-1"]
 
 
+@pytest.mark.parametrize(
+    "id_", ['a "quoted" one', "a\\b", "{x}", "x,y", "NULL", "", " ", "a\nb", "é 書"]
+)
+def test_among_ids_is_the_very_one(id_: str) -> None:
+    others = {"a", "b", "x", "y"}
+    with transaction() as session:
+        insert_rows(session, Book, [a_book(each) for each in {id_, *others}])
+        for asked, expected in (([id_], {id_}), (["x", id_, "none"], {"x", id_})):
+            books = session.scalars(select(Book.id).where(among(session, col(Book.id), asked)))
+            assert set(books) == expected
+
+
+@postgresql_only
+def test_among_ids_is_none_that_postgresql_cannot_have(database: str) -> None:
+    with reading() as session, pytest.raises(ValueError, match="NUL"):
+        among(session, col(Order.id), ["a\0b"])
+
+
 def found(session: Session, ids: list[str]) -> list[str]:
     return list(session.scalars(select(Order.id).where(among(session, col(Order.id), ids))))
 
