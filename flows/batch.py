@@ -20,7 +20,7 @@ from pydantic import Field
 
 from flows.batch_report import Progress, publish, report_on
 from flows.batch_wait import await_decisions, record_answers_left
-from flows.bulk import as_one, forget_results
+from flows.bulk import as_one, few_collections, forget_results
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
 from flows.order_events import tell
@@ -105,9 +105,6 @@ def batch_checkout(
     batch = begin_batch(run_id, source)
     progress = Progress(run_id, takes_submitted=failed_of is None)
     seconds: defaultdict[str, float] = defaultdict(float)
-    intake = _load(source, run_id) if source else None
-    with get_client(sync_client=True) as client:
-        remark = record_answers_left(client, run_id, chunk_size)
 
     def carry(work: Any, chunks: Iterator[list[str]]) -> None:
         for step, spent in _carry(run_id, work, _while_open(chunks), concurrency, progress):
@@ -115,23 +112,27 @@ def batch_checkout(
         if next(chunks, None) is not None:
             give_run_back()
 
-    left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
-    carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
-    left_to_recovery = 0
-    while True:
-        carry(
-            finish_chunk,
-            pages_of_run(run_id, DECIDED, chunk_size),
-        )
-        if waits_until(run_id) is not None:
-            remark = await_decisions(run_id, wait, chunk_size, remark)
-            continue
-        # Decided since the chunks were read; or they cannot be finished, and recovery does it.
-        counts = count_by_status(run_id)
-        still_open = sum(counts.get(status, 0) for status in DECIDED)
-        if still_open in (0, left_to_recovery):
-            break
-        left_to_recovery = still_open
+    with few_collections():
+        intake = _load(source, run_id) if source else None
+        with get_client(sync_client=True) as client:
+            remark = record_answers_left(client, run_id, chunk_size)
+        left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
+        carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
+        left_to_recovery = 0
+        while True:
+            carry(
+                finish_chunk,
+                pages_of_run(run_id, DECIDED, chunk_size),
+            )
+            if waits_until(run_id) is not None:
+                remark = await_decisions(run_id, wait, chunk_size, remark)
+                continue
+            # Decided since the chunks were read; or they cannot be finished, and recovery does it.
+            counts = count_by_status(run_id)
+            still_open = sum(counts.get(status, 0) for status in DECIDED)
+            if still_open in (0, left_to_recovery):
+                break
+            left_to_recovery = still_open
     progress.show(at_once=True)
     report = report_on(batch, seconds, intake, progress)
     publish(report, run_id)

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from flows.bulk import as_one
+from flows.bulk import as_one, few_collections
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
@@ -83,7 +83,11 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
     deadline = time.monotonic() + listen_seconds
-    with get_client(sync_client=True) as client, ThreadPoolExecutor(RESUMERS) as resumers:
+    with (
+        few_collections(),
+        get_client(sync_client=True) as client,
+        ThreadPoolExecutor(RESUMERS) as resumers,
+    ):
         while (now := time.monotonic()) < deadline:
             next_look = min((held.look_at for held in in_hand.values()), default=deadline)
             patience_seconds = min(max(next_look - now, 0.0), deadline - now, LONGEST_POLL_SECONDS)

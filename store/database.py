@@ -73,6 +73,7 @@ def engine(url: str) -> Engine:
             connect_args={"prepare_threshold": None},
         )
         event.listen(postgresql, "handle_error", _leave_row_out)
+        event.listen(postgresql, "connect", _speak_utc)
         return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
@@ -100,6 +101,12 @@ def release_connections() -> None:
     For before a long wait: hundreds of waiting orders must not use up what the database accepts.
     """
     cast(ReleasingPool, engine(settings().database_url).pool).release()
+
+
+def _speak_utc(connection: Any, _: object) -> None:
+    """Have PostgreSQL give its moments in UTC, so that none has to be converted."""
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _leave_row_out(context: ExceptionContext) -> None:
