@@ -13,9 +13,10 @@ from typing import Any
 from prefect.context import FlowRunContext
 from prefect.utilities.annotations import quote
 
+USUALLY = gc.get_threshold()
 COLLECT_AFTER = 50_000
-"""New objects at which the garbage collector looks through them, 700 by default. More would need
-more memory and save nothing that can be measured."""
+"""New objects at which the garbage collector looks through them; Python's default is 700. More take
+more memory, and save nothing that could be measured."""
 
 
 def as_one(values: Sequence[Any]) -> Any:
@@ -38,11 +39,10 @@ def few_collections() -> Iterator[None]:
     that Prefect's modules hold, again and again: a third of the processor time of a batch's run.
     So what is there already is left out, and new objects are looked through more seldom.
     """
-    usual = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, *usual[1:])
+    gc.set_threshold(COLLECT_AFTER, *USUALLY[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*usual)
+        gc.set_threshold(*USUALLY)
         gc.unfreeze()

@@ -1,5 +1,6 @@
 """A batch's run from its file to its report, with failures, couriers that are full and crashes."""
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -222,6 +223,22 @@ def test_prefect_keeps_nothing_of_the_chunks_that_are_done(
     batches.dispatched(batches.start(chunk_size=10, concurrency=1))
     assert len(kept) >= 8
     assert max(kept) < 10
+
+
+@sqlite_only
+def test_the_garbage_collector_leaves_out_what_is_there_before_the_chunks(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit_orders([an_order(f"too-many-{number}", 501) for number in range(3)])
+    left_out = []
+
+    def look() -> None:
+        left_out.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(batch, "forget_results", look)
+    batches.start(tolerated_failures=1).result()
+    assert left_out[0] > 0
+    assert gc.get_freeze_count() == 0
 
 
 @sqlite_only
