@@ -6,6 +6,7 @@ schedule of `recover_orders`. Which order meets which fault is said by its id.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -184,7 +185,16 @@ def _stop_single_runs(shop: Shop) -> None:
 def _take_the_server_away(shop: Shop) -> None:
     waiting = [id_ for id_ in PAUSED if id_ not in COMPENSATED or "worker" in id_]
     before = {id_: shop.api.read_run(shop.runs[id_].id).state_id for id_ in waiting}
-    shop.local.restart_server(while_down=lambda: None)
+
+    def all_have_noticed() -> bool:
+        (log,) = shop.local.logs_dir.glob("worker-*.log")
+        pauses = re.findall(r"the run waits on at (\S+) while", log.read_text())
+        return len(set(pauses)) >= len(waiting)
+
+    # A server that starts quickly would be there again at the second try of some clients.
+    shop.local.restart_server(
+        while_down=lambda: wait_until(all_have_noticed, "orders that notice the outage")
+    )
 
     def all_pause_anew() -> bool:
         runs = {id_: shop.api.read_run(shop.runs[id_].id) for id_ in waiting}
