@@ -137,6 +137,23 @@ def wait_for_status(system: RunningSystem, order_id: str, status: OrderStatus) -
     )
 
 
+def wait_for_timeline(system: RunningSystem, order_id: str, status: OrderStatus) -> None:
+    """Wait until the newest timeline is that of the status: a hook writes it, after the run."""
+    wanted = {"artifacts": {"key": {"any_": [f"order-{order_id}"]}}}
+
+    def is_told() -> bool:
+        answer = httpx.post(
+            f"{system.local.api_url}/artifacts/latest/filter",
+            json=wanted,
+            auth=(USER, PASSWORD),
+            timeout=60,
+        )
+        newest = answer.raise_for_status().json()
+        return bool(newest) and f"# Order `{order_id}`: {status}" in newest[0]["data"]
+
+    wait_until(is_told, f"timeline of {order_id}, {status}")
+
+
 def test_an_order_typed_into_the_deployments_form_waits_for_its_courier(
     people_answer: RunningSystem, ui: PrefectUi, typed_run: str
 ) -> None:
@@ -214,6 +231,7 @@ def test_retry_of_a_compensated_run_is_a_second_attempt_that_can_be_finished(
     ui.see_state("Completed")
     order = read_order(people_answer, "without-a-courier")
     assert (order.status, order.attempt) == (OrderStatus.DISPATCHED, 2)
+    wait_for_timeline(people_answer, "without-a-courier", OrderStatus.DISPATCHED)
     see(ui.open_timeline(), f"Order without-a-courier: {OrderStatus.DISPATCHED}")
 
 
@@ -227,6 +245,7 @@ def test_a_paused_run_cancelled_in_the_ui_is_compensated(
     ui.see_state("Cancelled")
     wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
     assert read_order(people_answer, order_id).error == "OrderCancelled"
+    wait_for_timeline(people_answer, order_id, OrderStatus.COMPENSATED)
     see(ui.open_timeline(), f"Order {order_id}: {OrderStatus.COMPENSATED}")
 
 
