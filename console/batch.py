@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from console.orders import order_from_json
 from console.output import AsJson, print_json, terminal
-from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
+from flows.batch import CONCURRENCY, batch_checkout
 from flows.batch_report import BatchReport, on_progress
+from flows.batch_wait import CHUNK_SIZE
 from flows.order_runs import prefect_client
 from store.errors import RefusedOrder
 from tasks.batches import FailedOrder, failed_orders, require_batch

@@ -8,9 +8,10 @@ from sqlalchemy.exc import DBAPIError
 from console.diagnosis import Check, Diagnosis, Verdict, mend, not_checked
 from console.output import AsJson, print_json, terminal
 from console.prefect_checks import PREFECT_CHECKS
+from console.run_checks import RUN_CHECKS
 from console.store_checks import STORE_CHECKS
 
-CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS)
+CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *RUN_CHECKS)
 STYLES = {
     Verdict.OK: "green",
     Verdict.WARNING: "yellow",

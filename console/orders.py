@@ -22,9 +22,15 @@ from console.output import (
 from flows.by_hand import cancel_order, require_cancellable
 from flows.compensation import UNDO
 from flows.order_events import run_url
-from flows.order_runs import start_again
+from flows.order_runs import (
+    cancel_runs_to_come,
+    is_to_come,
+    prefect_client,
+    runs_of_order,
+)
+from flows.order_runs import retry as start_attempt
 from flows.order_runs import submit as start_checkout
-from store.errors import RefusedOrder, UnreadableSource
+from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
 from tasks.compensations import OpenUndo, open_undos
@@ -297,7 +303,10 @@ def cancel(
         yes: Do not ask.
         reason: Why. It is kept with the order; no personal data.
     """
-    found = read_order(order)
+    try:
+        found = read_order(order)
+    except OrderNotFound:
+        return _cancel_unrecorded(order, yes=yes, reason=reason, as_json=as_json)
     require_cancellable(found)
     undos = open_undos(order)
     if not as_json or not yes:
@@ -321,6 +330,29 @@ def cancel(
         )
     else:
         _say(f"Order {order} is {ended.status}: {message}")
+    return 0
+
+
+def _cancel_unrecorded(order_id: str, *, yes: bool, reason: str, as_json: bool) -> int:
+    """Cancel the runs to come of an order that is not recorded, or say that there is no order."""
+    with prefect_client() as client:
+        if not any(is_to_come(run) for run in runs_of_order(client, order_id)):
+            read_order(order_id)
+    if not yes:
+        terminal(stderr=True).print(
+            f"Order {order_id} is not recorded yet, and has taken nothing. Cancelling it ends its "
+            "run."
+        )
+        if not confirmed(f"Cancel order {order_id}?"):
+            terminal(stderr=True).print("Nothing was changed. (--yes does it without asking.)")
+            return 1
+    run_ids = cancel_runs_to_come(order_id, reason)
+    if as_json:
+        print_json({"order_id": order_id, "status": None, "cancelled_runs": run_ids})
+    else:
+        _say(
+            f"Order {order_id} was not recorded yet; its run is cancelled.", *map(run_url, run_ids)
+        )
     return 0
 
 
@@ -348,7 +380,7 @@ def retry(order: str, /, *, as_json: AsJson = False) -> int:
     Args:
         order: The order's id.
     """
-    run = start_again(order)
+    run = start_attempt(order)
     state = run.state.name if run.state else None
     url = run_url(str(run.id))
     if as_json:

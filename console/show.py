@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from console.orders import undo_as_data
 from console.output import AsJson, duration, print_json, print_table, terminal
 from flows.order_events import form_url
-from flows.order_runs import OrderRun, prefect_client, runs_of_order
+from flows.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.recovery import Move, next_move
 from flows.work_pool import SERVER_AWAY
 from store.errors import NoPrefectServer, OrderNotFound
@@ -97,7 +97,7 @@ def _runs(order_id: str, owner: str | None) -> tuple[list[OrderRun], str | None]
 
 
 def _is_to_start(run: OrderRun) -> bool:
-    is_checkout = run.flow == "store-checkout"
+    is_checkout = run.flow == CHECKOUT
     return is_checkout and run.state is not None and run.state.is_scheduled()
 
 
@@ -233,13 +233,23 @@ def _print_timeline(events: Sequence[Event]) -> None:
     )
 
 
+def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
+    checkouts = [run for run in runs if run.flow == CHECKOUT]
+    to_come = [run for run in checkouts if is_to_come(run)]
+    lost = [run for run in checkouts if run.lost]
+    if to_come and to_come != lost:
+        return "It is recorded as soon as its run begins."
+    if lost:
+        return (
+            f"It is not recorded, and no process has its run: {lost[-1].lost}. recover_orders "
+            "starts it again in its next round."
+        )
+    return "It is not recorded; its run has ended and says why."
+
+
 def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, as_json: bool) -> int:
     """Show the runs of an order that the store does not know, or not yet."""
-    next_ = (
-        "It is not recorded; its run has ended and says why."
-        if all(run.state is not None and run.state.is_final() for run in runs)
-        else "It is recorded as soon as its run begins."
-    )
+    next_ = _next_unrecorded(runs)
     events = in_order(list(_events(runs)))
     if as_json:
         print_json(

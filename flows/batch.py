@@ -19,7 +19,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.batch_report import Progress, publish, report_on
-from flows.batch_wait import await_decisions, record_answers_left
+from flows.batch_wait import CHUNK_SIZE, await_decisions, record_answers_left
 from flows.bulk import as_one, few_collections, forget_results
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
@@ -54,7 +54,6 @@ STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare
 """The steps up to the wait, as in `store_checkout`."""
 DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
 """What an order is that only has to be finished, forwards or backwards."""
-CHUNK_SIZE = 2_500
 CONCURRENCY = 2
 TOLERATED_FAILURES = 0.25
 
@@ -102,7 +101,7 @@ def batch_checkout(
     if failed_of:
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
-    batch = begin_batch(run_id, source)
+    batch = begin_batch(run_id, source, wait)
     progress = Progress(run_id, takes_submitted=failed_of is None)
     seconds: defaultdict[str, float] = defaultdict(float)
 

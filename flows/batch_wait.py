@@ -7,20 +7,23 @@ full and the batch has to hand over before they can take more.
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.input import RunInput
 
-from flows.pause import Wait, answers_left, forget_answer, pause_run
+from flows.pause import Wait, answers_left, forget_answer, once_the_server_answers, pause_run
 from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
-from store.models import OrderStatus
+from store.models import OrderStatus, utc_now
 from tasks.batches import count_by_status, pages_of_run, touch_batch, waits_until
 from tasks.dispatch import answer_waiting, expire_waits
 
 logger = logging.getLogger("store.batch")
 
+CHUNK_SIZE = 2_500
+"""Orders of a batch that go through a step, or are decided, together."""
 KEY = "batch-"
 """The beginning of the keys of a batch's pauses."""
 
@@ -54,6 +57,10 @@ def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") 
     if answers:
         with get_client(sync_client=True) as client:
             remark = _record_each(client, run_id, answers, chunk_size)
+    elif utc_now() >= until:
+        # An answer that Prefect has accepted in time counts, though nobody has read it.
+        left = partial(record_answers_left, run_id=run_id, chunk_size=chunk_size)
+        remark = once_the_server_answers(left, f"answers to batch {run_id}")
     touch_batch(run_id)
     for page in pages_of_run(run_id, [OrderStatus.WAITING], chunk_size):
         expire_waits(page)

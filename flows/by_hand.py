@@ -6,6 +6,7 @@ finds the order moved on, and says so.
 
 import logging
 
+from flows.answers_left import record_answers_left
 from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.order_events import tell
 from flows.order_runs import end_run, prefect_client
@@ -67,6 +68,9 @@ def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
         NoPrefectServer: the compensation needs the server; nothing changed.
     """
     with prefect_client() as client:
+        order = read_order(order_id)
+        require_cancellable(order, attempt)
+        record_answers_left(client, order.run_id, [order_id])
         require_cancellable(read_order(order_id), attempt)
         cancelled = OrderCancelled(f"cancelled by a person{f': {reason}' if reason else ''}")
         not_given_back = None

@@ -6,31 +6,36 @@ before they were needed, and they would run after the compensation.
 """
 
 import time
+from typing import Any
 
-from prefect import flow, runtime
+from prefect import State, flow, runtime
 from prefect.settings import get_current_settings
+from prefect.states import Completed, Crashed
 
 from flows.compensation import compensate_run
-from flows.continuation import continue_crashed_run, who_asked
+from flows.continuation import CONTINUATION, continue_crashed_run, who_asked
 from flows.courier_wait import await_courier
-from flows.order_events import emit_statuses, publish_timeline_of_run, tell
+from flows.order_events import emit_statuses, form_url, publish_timeline_of_run, tell
 from flows.pause import Wait
-from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import OrderError, OrderInProgress
+from flows.work_pool import SERVER_AWAY
+from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
-from store.models import ENDED, OrderStatus
-from store.settings import settings
+from store.models import ENDED
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import accept_order, begin_attempt, read_order
+from tasks.orders import AcceptedOrder, accept_order, begin_attempt, read_order
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 from tasks.reports import explain, receipt
+from tasks.retries import is_transient
 
 ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
 twice whether it has a default storage."""
+
+HAND_OVER_SECONDS = 60.0
+HAND_OVER_POLL_SECONDS = 1.0
 
 
 def order_name() -> str:
@@ -51,7 +56,7 @@ def order_name() -> str:
     on_cancellation=[compensate_run],
     on_crashed=[continue_crashed_run],
 )
-def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
+def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | State[Any]:
     """Check one order out: reserve, price, redeem, bill, find a courier, dispatch.
 
     A failure before a courier has accepted gives back all that was taken (see `compensate`).
@@ -63,18 +68,23 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
         wait: `pause` keeps the run's process while a courier is sought; `suspend` keeps none.
 
     Returns:
-        The receipt of the dispatched order.
+        The receipt of the dispatched order. An order that was sent before and is still under way
+        in another run gives a completed state whose message says where.
 
     Raises:
         RefusedOrder: the order was not accepted; nothing changed.
         OrderError: the order cannot be carried out; the message says what is given back.
     """
     run_id = str(runtime.flow_run.id)
-    accepted = accept_order(order, run_id)
-    if accepted.failed and (asked_by := who_asked(run_id)):
-        accepted = begin_attempt(order, run_id, asked_by)
-    if not accepted.owned and not await_other_run(accepted.id, run_id):
-        return receipt(accepted.id)
+    try:
+        accepted = accept(order, run_id, wait)
+    except Exception as error:
+        if not (is_transient(error) or isinstance(error, SERVER_AWAY)):
+            raise
+        # No order leads to this run yet; recovery finds a crashed run and starts it again.
+        return Crashed(message=f"the order could not be recorded: {type(error).__name__}")
+    if not accepted.owned and not is_handed_over(accepted.id, run_id):
+        return where_it_is(accepted.id)
     group = [accepted.id]
     try:
         check_inventory(group)
@@ -92,24 +102,40 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt:
     return receipt(accepted.id)
 
 
-def await_other_run(order_id: str, run_id: str) -> bool:
-    """Wait while another run carries the order out; without a process while the pool is closed.
+def accept(order: CheckoutOrder, run_id: str, wait: Wait) -> AcceptedOrder:
+    """Record the order for this run, or begin the attempt that somebody has asked for."""
+    accepted = accept_order(order, run_id, wait)
+    if accepted.failed and (asked_by := who_asked(run_id)):
+        return begin_attempt(order, run_id, asked_by, wait)
+    return accepted
 
-    Returns:
-        Whether the order was handed over to this run; false when it has ended.
+
+def is_handed_over(order_id: str, run_id: str) -> bool:
+    """Return whether this run takes the order over from one that Prefect cannot start again.
+
+    Such a run may begin a moment before it is made the order's owner.
+    """
+    deadline = time.monotonic() + HAND_OVER_SECONDS
+    while CONTINUATION in runtime.flow_run.tags and time.monotonic() < deadline:
+        if read_order(order_id).run_id == run_id:
+            return True
+        time.sleep(HAND_OVER_POLL_SECONDS)
+    return False
+
+
+def where_it_is(order_id: str) -> Receipt | State[Any]:
+    """Return the receipt of an order that another run has dispatched, or where the order is.
+
+    A run that brings an order sent before ends at once: it keeps no process and no slot of its
+    queue while the order waits.
 
     Raises:
-        OrderInProgress: neither happened in the time that an order waits for a courier at most.
+        OrderError: the order has ended without a dispatch.
     """
-    deadline = time.monotonic() + settings().courier_timeout_seconds
-    while (order := read_order(order_id)).status not in ENDED:
-        if order.run_id == run_id:
-            return True
-        if time.monotonic() >= deadline or order.status == OrderStatus.COMPENSATION_FAILED:
-            raise OrderInProgress(
-                f"order {order_id} is {order.status} in flow run {order.run_id}; look there"
-            )
-        if pool_is_closed():
-            give_run_back()
-        time.sleep(settings().pause_poll_seconds)
-    return False
+    order = read_order(order_id)
+    if order.status in ENDED:
+        return receipt(order_id)
+    return Completed(
+        message=f"order {order_id} was sent before and is {order.status}; "
+        f"its run is {form_url(order) or order.run_id}"
+    )

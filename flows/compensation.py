@@ -12,9 +12,11 @@ from prefect import Task, flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 
+from flows.answers_left import record_answers_left
 from flows.bulk import as_one
 from flows.continuation import continue_run
 from flows.order_events import tell
+from flows.run_states import is_cancelled_by_person
 from flows.work_pool import SERVER_AWAY
 from store.errors import (
     CheckoutFailed,
@@ -118,10 +120,12 @@ def compensate_run(
     if not orders:
         return
     error = _reason(state)
-    if error is None:
-        with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
+        if error is None:
             continue_run(client, str(flow_run.id), list(orders))
-        return
+            return
+        # An answer that Prefect accepted before the run ended counts.
+        record_answers_left(client, str(flow_run.id), orders)
     abandon_and_compensate(orders, error)
 
 
@@ -162,7 +166,7 @@ def batched(ids: Sequence[str], size: int) -> Iterator[list[str]]:
 
 def _reason(state: State[Any]) -> OrderError | None:
     """Return why a run's orders cannot go on; none if the run was only interrupted."""
-    if state.is_cancelling() or state.is_cancelled():
+    if is_cancelled_by_person(state):
         return OrderCancelled("the run was cancelled in Prefect")
     # The engine hands over what the flow raised in a record of its result.
     error: object = getattr(state.data, "result", state.data)

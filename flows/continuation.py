@@ -20,9 +20,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Crashed
 
+from flows.run_states import deployments, mark_replaced, worker_can_take
 from store.models import Order
 from store.settings import settings
-from tasks.batches import batches_among, hand_over_batch
+from tasks.batches import batches_among, hand_over_batch, read_batch
 from tasks.orders import (
     continuations_of_run,
     count_continuation,
@@ -74,9 +75,19 @@ def who_asked(run_id: str) -> str | None:
     # A run that was called, not scheduled, was asked for by its first state.
     asking = [s for s in states if s.is_scheduled() and s.name != "AwaitingConcurrencySlot"]
     last = (asking or states)[-1]
+    if last.message == CONTINUED:
+        # The store starts a run again on behalf of the person whose execution never began. Of two
+        # processes that may have come of it, the first one begins the attempt.
+        by_people = [s for s in asking if s.message != CONTINUED]
+        asked = states.index(by_people[-1]) if by_people else 0
+        restarted = states.index(last)
+        begun_before = any(s.is_running() for s in states[asked:restarted])
+        if begun_before or sum(s.is_running() for s in states[restarted:]) > 1:
+            return None
+        last = states[asked]
     first_execution = not any(s.is_running() for s in states[: states.index(last)])
-    by_the_store = last.message == CONTINUED or (first_execution and CONTINUATION in run.tags)
-    return None if by_the_store or last.name == "Resuming" else str(last.id)
+    takes_over = first_execution and CONTINUATION in run.tags
+    return None if takes_over or last.name == "Resuming" else str(last.id)
 
 
 def continue_run(
@@ -101,23 +112,22 @@ def continue_run(
     # Whoever counts it first does it: a hook and any number of recoveries may be here at once.
     if not count_continuation(run_id, continuations):
         return True
-    if _restart(client, run_id):
-        return True
+    try:
+        if restart(client, client.read_flow_run(UUID(run_id))):
+            return True
+    except ObjectNotFound:
+        logger.warning("Prefect has no run %s any more", run_id)
     if batches_among([run_id]):
         _start_batch_anew(client, run_id, continuations + 1)
     else:
         for id_ in order_ids:
-            _start_anew(read_order(id_), continuations + 1)
+            _start_anew(client, read_order(id_), continuations + 1)
     return True
 
 
-def _restart(client: SyncPrefectClient, run_id: str) -> bool:
-    """Have a worker execute the run again from its top; say whether Prefect has taken it."""
-    try:
-        run = client.read_flow_run(UUID(run_id))
-    except ObjectNotFound:
-        return False
-    if run.deployment_id is None or run.state is None:
+def restart(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Have a worker execute the run again from its top; return whether one can and will."""
+    if run.state is None or not worker_can_take(run, deployments(client)):
         return False
     if not run.state.is_final():
         client.set_flow_run_state(run.id, Crashed(message="the run's process is gone"))
@@ -128,15 +138,17 @@ def _restart(client: SyncPrefectClient, run_id: str) -> bool:
     return answer.status == SetStateStatus.ACCEPT
 
 
-def _start_anew(order: Order, continuation: int) -> None:
+def _start_anew(client: SyncPrefectClient, order: Order, continuation: int) -> None:
     """Give the order to a new run; the idempotency key makes it one, however often it is asked."""
     run = new_run(
         settings().checkout_deployment,
-        parameters_of(order),
+        {**parameters_of(order), **({"wait": order.wait} if order.wait else {})},
         f"{order.id}:{order.attempt}:{continuation}",
         tags=[CONTINUATION],
     )
     hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
+    if order.run_id is not None:
+        mark_replaced(client, order.run_id, str(run.id))
     logger.warning(
         "order %s goes on in a new run, %s", order.id, run.id, extra={"order_id": order.id}
     )
@@ -147,7 +159,8 @@ def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int)
     try:
         parameters = client.read_flow_run(UUID(run_id)).parameters
     except ObjectNotFound:
-        parameters = {}
+        wait = read_batch(run_id).wait
+        parameters = {"wait": wait} if wait else {}
     run = new_run(
         settings().batch_deployment,
         # The batch owns orders, so its file was read to the end; it may not be there any more.
@@ -156,6 +169,7 @@ def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int)
         tags=[CONTINUATION],
     )
     hand_over_batch(from_run=run_id, to_run=str(run.id))
+    mark_replaced(client, run_id, str(run.id))
     logger.warning("the batch of run %s goes on in a new run, %s", run_id, run.id)
 
 

@@ -6,13 +6,21 @@ and the time-out gives way to a decision of the last moment.
 """
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.input import RunInput
 
 from flows.order_events import tell_of_wait
-from flows.pause import Wait, answers_left, pause_run
+from flows.pause import (
+    Wait,
+    answers_left,
+    forget_answer,
+    once_the_server_answers,
+    pause_run,
+)
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus
@@ -58,9 +66,12 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
             raise AssertionError(f"order {order.id} waits without an end")
         form = DispatchDecision.with_initial_data(description=describe(order, refused))
         answers = pause_run(form, _key(order), order.wait_until, wait)
-        for answer in answers.values():
-            refused = _record(order, answer)
-        if not answers:
+        if answers:
+            refused = _record_each(order, answers)
+        else:
+            # An answer that Prefect has accepted in time counts, though nobody has read it.
+            left = partial(record_answers_left, order=order)
+            refused = once_the_server_answers(left, f"answers to order {order.id}")
             expire_waits([order_id])
     if order.status not in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
         if order.error is None:
@@ -74,12 +85,9 @@ def record_answers_left(client: SyncPrefectClient, order: Order) -> str:
     Returns:
         Why the last answer was refused, if it was.
     """
-    refused = ""
     if order.run_id is None or order.status != OrderStatus.WAITING:
-        return refused
-    for answer in answers_left(client, order.run_id, _key(order), CourierAnswer).values():
-        refused = _record(order, answer)
-    return refused
+        return ""
+    return _record_each(order, answers_left(client, order.run_id, _key(order), CourierAnswer))
 
 
 def _key(order: Order) -> str:
@@ -87,13 +95,21 @@ def _key(order: Order) -> str:
     return f"courier-{order.attempt}-"
 
 
-def _record(order: Order, answer: CourierAnswer) -> str:
-    """Record an answer; return why it was refused, if it was."""
-    try:
-        record_answer(order.id, answer)
-    except InvalidDecision as problem:
-        logger.warning(
-            "answer for order %s refused: %s", order.id, problem, extra={"order_id": order.id}
-        )
-        return str(problem)
-    return ""
+def _record_each(order: Order, answers: Mapping[str, CourierAnswer]) -> str:
+    """Record answers to the order; return why the last one was refused, if it was.
+
+    A refused answer is forgotten: the person was told, and has been asked again.
+    """
+    refused = ""
+    for key, answer in answers.items():
+        refused = ""
+        try:
+            record_answer(order.id, answer)
+        except InvalidDecision as problem:
+            logger.warning(
+                "answer for order %s refused: %s", order.id, problem, extra={"order_id": order.id}
+            )
+            refused = str(problem)
+            with get_client(sync_client=True) as client:
+                forget_answer(client, order.run_id or "", key)
+    return refused

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from flows.bulk import as_one, few_collections
+from flows.run_states import cancelled_among
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
@@ -146,8 +147,11 @@ def look_after(
     known = decisions_of([held.message for held in due])
     undecided = [held.message for held in due if known[held.message].is_open]
     if undecided:
-        report.decided += len(find_couriers(as_one(undecided)))
-        known = decisions_of([held.message for held in due])
+        cancelled = _cancelled(client, {known[message].run_id for message in undecided})
+        to_decide = [m for m in undecided if known[m].run_id not in cancelled]
+        if to_decide:
+            report.decided += len(find_couriers(as_one(to_decide)))
+            known = decisions_of([held.message for held in due])
     to_resume = {}
     settled = []
     for held in due:
@@ -182,6 +186,19 @@ def look_after(
         [held.received for held in due if held.received.id in in_hand],
         seconds=settings().visibility_timeout_seconds,
     )
+
+
+def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str | None]:
+    """Return the runs that a person has cancelled, for whose orders no courier is asked any more.
+
+    Recovery cancels the orders, if the runs' hooks do not. While Prefect's server is away nobody
+    can cancel, and the database decides alone.
+    """
+    try:
+        return {*cancelled_among(client, [id_ for id_ in run_ids if id_ is not None])}
+    except SERVER_AWAY as error:
+        logger.warning("it is not known which runs are cancelled: %r", error)
+        return set()
 
 
 def resume(client: SyncPrefectClient, decided: Decided) -> bool:

@@ -33,15 +33,13 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 from pydantic import BaseModel
 
-from flows import batch_wait, courier_wait
-from flows.batch import CHUNK_SIZE
+from flows.answers_left import record_answers_left
 from flows.recovery import recover_orders
 from store.errors import WorkPoolNotFound
 from store.models import OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import batches_among
 from tasks.dispatch import first_wait_end, prolong_waits
-from tasks.orders import count_orders, orders_of_run, read_order
+from tasks.orders import count_orders, orders_of_run
 
 logger = logging.getLogger("store.drain")
 
@@ -213,14 +211,8 @@ def wake(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> None:
 def _record_answers(client: SyncPrefectClient, pool: str) -> None:
     """Record what was answered to runs that have not started again yet."""
     resuming = FlowRunFilterState(name=FlowRunFilterStateName(any_=[RESUMING]))
-    run_ids = [str(run.id) for run in _runs(client, pool, resuming)]
-    batches = batches_among(run_ids)
-    for run_id in run_ids:
-        if run_id in batches:
-            batch_wait.record_answers_left(client, run_id, CHUNK_SIZE)
-        else:
-            for order_id in orders_of_run(run_id):
-                courier_wait.record_answers_left(client, read_order(order_id))
+    for run in _runs(client, pool, resuming):
+        record_answers_left(client, str(run.id), orders_of_run(str(run.id)))
 
 
 def _runs(client: SyncPrefectClient, pool: str, state: FlowRunFilterState) -> list[FlowRun]:

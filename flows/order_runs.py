@@ -19,27 +19,32 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
+    FlowRunFilterStartTime,
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
 from flows.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
+from flows.lost_runs import order_id_of, start_again, why_lost
 from flows.order_events import run_url
 from flows.recovery import close_runs
+from flows.run_states import deployments
 from flows.work_pool import SERVER_AWAY
 from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
-from store.models import Order, OrderStatus
+from store.models import Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among
 from tasks.orders import known_order, read_order, require_same
 
 RUNS_AT_MOST = 200
 """Runs of one order that are looked at; also the most that Prefect's API returns at once."""
-FLOWS = ("store-checkout", "batch-checkout", "compensate")
+CHECKOUT = "store-checkout"
+FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 
 
 @contextmanager
@@ -87,6 +92,8 @@ class OrderRun:
     is_takeover: bool
     states: list[RunState]
     state: State[Any] | None
+    lost: str
+    """Why no process will carry it out, as long as it owns no order; empty if one will."""
 
     @property
     def state_name(self) -> str:
@@ -102,7 +109,8 @@ def runs_of_order(
     Args:
         client: Prefect's client.
         order_id: The order; its own runs are named by it, those of its undos tagged.
-        owner: The run that owns it, which may be a batch's and named otherwise.
+        owner: The run that owns it, which may be a batch's and named otherwise; left out for an
+            order that no run has recorded.
     """
     owned_or_named = [
         FlowRunFilter(name=FlowRunFilterName(any_=[order_id])),
@@ -117,9 +125,12 @@ def runs_of_order(
             flow_filter=ours, flow_run_filter=wanted, limit=RUNS_AT_MOST
         )
     }
+    if owner is None:
+        found |= {run.id: run for run in _unbegun(client) if order_id_of(run) == order_id}
     flows = {
         flow_id: client.read_flow(flow_id).name for flow_id in {r.flow_id for r in found.values()}
     }
+    deployment_of = deployments(client)
     return [
         OrderRun(
             id=str(run.id),
@@ -138,9 +149,20 @@ def runs_of_order(
                 )
             ],
             state=run.state,
+            lost=why_lost(run, utc_now(), deployment_of) or "",
         )
         for run in sorted(found.values(), key=lambda run: str(run.created))
     ]
+
+
+def _unbegun(client: SyncPrefectClient) -> list[FlowRun]:
+    """Return the newest runs of checkouts that no process has begun, which have no name yet."""
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[CHECKOUT])),
+        flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=True)),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=RUNS_AT_MOST,
+    )
 
 
 def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
@@ -179,7 +201,7 @@ def _is_taken_up(known: Order | None) -> bool:
     return known is not None and known.status != OrderStatus.SUBMITTED
 
 
-def start_again(order_id: str) -> FlowRun:
+def retry(order_id: str) -> FlowRun:
     """Start a run that begins a new attempt of a failed order; asked for twice, it is one run.
 
     Raises:
@@ -207,13 +229,20 @@ def _start_once(
 ) -> FlowRun:
     """Start the one run of a key, or find it.
 
-    A run that ended without having recorded what it was started for is no use to anybody, and its
-    key would give it again for ever; the next one's key is made from it, so that all who ask agree.
+    A run that ended, or is being cancelled, without having recorded what it was started for is no
+    use to anybody, and its key would give it again for ever; the next one's key is made from it, so
+    that all who ask agree. A run that no process has is started again.
     """
     run = _start(parameters, key=key, name=name)
-    while run.state is not None and run.state.is_final() and not is_used():
+    while _has_ended(run) and not is_used():
         run = _start(parameters, key=f"{key}:{run.id}", name=name)
-    return run
+    with get_client(sync_client=True) as client:
+        why = why_lost(run, utc_now(), deployments(client))
+        return start_again(client, run, why) if why and not is_used() else run
+
+
+def _has_ended(run: FlowRun) -> bool:
+    return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
 
 
 def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> FlowRun:
@@ -225,6 +254,34 @@ def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> 
             f"Prefect has no deployment {deployment}, which STORE_CHECKOUT_DEPLOYMENT names. "
             "`prefect deployment ls` shows those there are; `prefect deploy --all` makes them."
         ) from error
+
+
+def is_to_come(run: OrderRun) -> bool:
+    """Return whether a checkout's run has not ended, and may still record its order."""
+    return run.flow == CHECKOUT and run.state is not None and not run.state.is_final()
+
+
+def cancel_runs_to_come(order_id: str, reason: str = "") -> list[str]:
+    """Cancel the runs of an order that no run has recorded yet.
+
+    A run that has recorded the order since is cancelled with it, as by the UI's Cancel.
+
+    Args:
+        order_id: The order.
+        reason: Why; it becomes a part of the state's message.
+
+    Returns:
+        The ids of the runs that were cancelled.
+
+    Raises:
+        NoPrefectServer: the runs cannot be reached; nothing changed.
+    """
+    message = f"order {order_id} was cancelled by a person{f': {reason}' if reason else ''}"
+    with prefect_client() as client:
+        to_come = [run for run in runs_of_order(client, order_id) if is_to_come(run)]
+        for run in to_come:
+            client.set_flow_run_state(UUID(run.id), Cancelling(message=message))
+        return [run.id for run in to_come]
 
 
 def end_run(client: SyncPrefectClient, order: Order) -> None:

@@ -7,6 +7,7 @@ one for a run whose process is dead, and may do so while the process takes the s
 import logging
 import math
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Literal, NoReturn, TypeVar
 from uuid import UUID, uuid4
@@ -34,6 +35,7 @@ INPUTS_OF_A_PAGE = 150
 
 Form = TypeVar("Form", bound=RunInput)
 Answer = TypeVar("Answer", bound=BaseModel)
+T = TypeVar("T")
 
 
 def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dict[str, Form]:
@@ -135,6 +137,24 @@ def forget_answer(client: SyncPrefectClient, run_id: str, key: str) -> None:
         client.delete_flow_run_input(UUID(run_id), key)
     except SERVER_AWAY as error:
         logger.warning("the answer %s is recorded, and stays among the inputs: %r", key, error)
+
+
+def once_the_server_answers(call: Callable[[SyncPrefectClient], T], waits_for: str) -> T:
+    """Return what ``call`` returns, and try again for as long as Prefect's server is away.
+
+    Args:
+        call: What is asked of the server.
+        waits_for: What the run waits to know, for the log.
+    """
+    while True:
+        try:
+            with get_client(sync_client=True) as client:
+                return call(client)
+        except SERVER_AWAY as error:
+            logger.warning(
+                "Prefect's server is away, and the run waits for %s: %r", waits_for, error
+            )
+            time.sleep(settings().pause_poll_seconds)
 
 
 def _after_the_outage(form: type[Form], prefix: str, until: datetime) -> dict[str, Form]:

@@ -10,20 +10,24 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
-from flows import batch_wait, courier_wait
+from flows.answers_left import record_answers_left
 from flows.compensation import abandon_and_compensate, batched, compensate_tagged
 from flows.continuation import continue_run
 from flows.dispatch import wake_batch
+from flows.lost_runs import HOOK_TIME, lost_runs, start_again
 from flows.order_events import form_url, tell
+from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
@@ -42,10 +46,8 @@ from tasks.retries import is_transient
 
 logger = logging.getLogger("store.recovery")
 
-PAGE = 200
-"""Orders looked at together, and runs asked for: Prefect's API returns no more at once."""
-HOOK_TIME = timedelta(seconds=5)
-"""How long the hooks of an ended run have for their own work before recovery steps in."""
+CANCELLING_TIME = timedelta(seconds=45)
+"""How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
 
 IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed)
 """What leaves nothing to narrow down: any order would meet it, or each was dealt with by itself."""
@@ -69,6 +71,8 @@ class RecoveryReport(BaseModel):
 
     unfinished: int = 0
     moves: dict[str, list[str]] = {}
+    runs_started_again: dict[str, str] = {}
+    """Runs that no process had before they recorded an order, each with the reason."""
     failed: dict[str, str] = {}
 
 
@@ -86,14 +90,16 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
     report = RecoveryReport()
     moves: dict[Move, list[UnfinishedOrder]] = defaultdict(list)
     with get_client(sync_client=True) as client:
+        deployment_of = deployments(client)
         last = ""
         while page := unfinished_orders(after=last, limit=PAGE):
             last = page[-1].id
             report.unfinished += len(page)
-            runs = _states(client, {order.run_id for order in page})
+            runs = _runs(client, {order.run_id for order in page})
             for order in page:
                 run = runs.get(order.run_id or "")
-                move = next_move(order, run, utc_now())
+                stranded = run is not None and is_stranded(run, utc_now(), deployment_of)
+                move = next_move(order, run.state if run else None, utc_now(), stranded=stranded)
                 if move != Move.LEAVE and len(moves[move]) < limit:
                     moves[move].append(order)
         for move, orders in moves.items():
@@ -101,14 +107,24 @@ def recover_orders(limit: int = 500) -> RecoveryReport:
             if pool_is_closed():
                 break
             _make(move, orders, client, report)
+        _start_lost_runs(client, report)
         close_runs(client, {order.run_id for orders in moves.values() for order in orders})
-    if report.moves:
+    if report.moves or report.runs_started_again:
         logger.warning("recovered: %s", report.model_dump())
     return report
 
 
-def next_move(order: UnfinishedOrder, run: State | None, now: datetime) -> Move:
-    """Return what is to be done with an order, given the state of its run (none: it is gone)."""
+def next_move(
+    order: UnfinishedOrder, run: State | None, now: datetime, *, stranded: bool = False
+) -> Move:
+    """Return what is to be done with an order.
+
+    Args:
+        order: The order.
+        run: The state of its run; none if Prefect has no such run.
+        now: The present moment.
+        stranded: Whether its run is scheduled where no worker takes it.
+    """
     moved_at = max(order.moved_at, run.timestamp) if run is not None else order.moved_at
     idle = now - moved_at
     ended = run is None or run.is_final()
@@ -125,8 +141,11 @@ def next_move(order: UnfinishedOrder, run: State | None, now: datetime) -> Move:
     own_time = HOOK_TIME + 2 * timedelta(seconds=settings().pause_poll_seconds)
     if order.wait_until is not None and now > order.wait_until + own_time:
         return Move.EXPIRE
-    if run is not None and run.is_cancelled():
-        return Move.CANCEL if idle > HOOK_TIME else Move.LEAVE
+    if run is not None and is_cancelled_by_person(run):
+        own_time = CANCELLING_TIME if run.is_cancelling() else HOOK_TIME
+        return Move.CANCEL if idle > own_time else Move.LEAVE
+    if stranded:
+        return Move.CONTINUE
     if ended:
         return Move.CONTINUE if idle > HOOK_TIME else Move.LEAVE
     if run is not None and (run.is_running() or run.is_pending()) and stalled:
@@ -154,9 +173,7 @@ def _make(
     acts: dict[Move, Callable[[], object]] = {
         Move.DISPATCH: lambda: tell(dispatch_order(ids)),
         Move.COMPENSATE: lambda: compensate_tagged(ids),
-        Move.CANCEL: lambda: abandon_and_compensate(
-            _attempts(orders), OrderCancelled("the run was cancelled in Prefect")
-        ),
+        Move.CANCEL: lambda: _cancel(client, orders),
         Move.EXPIRE: lambda: _expire(client, orders),
         Move.SEND_AGAIN: lambda: send_again(ids),
         Move.CONTINUE: lambda: _continue(client, orders),
@@ -179,13 +196,15 @@ def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:
     return {order.id: order.attempt for order in orders}
 
 
+def _cancel(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
+    """Cancel the orders of cancelled runs; one that a courier had accepted before goes on."""
+    _record_answers_left(client, orders)
+    abandon_and_compensate(_attempts(orders), OrderCancelled("the run was cancelled in Prefect"))
+
+
 def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """End waits that are over; an answer that was given in time and not read yet counts."""
-    for order in orders:
-        if not order.in_batch:
-            courier_wait.record_answers_left(client, read_order(order.id))
-    for run_id in {order.run_id for order in orders if order.in_batch and order.run_id is not None}:
-        batch_wait.record_answers_left(client, run_id, PAGE)
+    _record_answers_left(client, orders)
     order_ids = [order.id for order in orders]
     expire_waits(order_ids)
     to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
@@ -195,17 +214,15 @@ def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> Non
 
 def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """Start the orders' runs again; an answer that waits in a dead run is recorded first."""
-    of_run: dict[str, list[UnfinishedOrder]] = defaultdict(list)
+    _record_answers_left(client, orders)
     seen: dict[str, int] = defaultdict(int)
     for order in orders:
-        if not order.in_batch:  # a batch's run reads its answers itself
-            courier_wait.record_answers_left(client, read_order(order.id))
-        if order.run_id is not None and read_order(order.id).status in BEFORE_PIVOT:
-            of_run[order.run_id].append(order)
+        if order.run_id is not None:
             seen[order.run_id] = max(seen[order.run_id], order.continuations)
+    before_pivot = [order for order in orders if read_order(order.id).status in BEFORE_PIVOT]
     exhausted = [
         order
-        for run_id, its in of_run.items()
+        for run_id, its in _by_run(before_pivot).items()
         if not continue_run(client, run_id, [order.id for order in its], seen[run_id])
         for order in its
     ]
@@ -216,43 +233,79 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
         )
 
 
+def _record_answers_left(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
+    for run_id, its in _by_run(orders).items():
+        record_answers_left(client, run_id, [order.id for order in its])
+
+
+def _by_run(orders: Sequence[UnfinishedOrder]) -> dict[str, list[UnfinishedOrder]]:
+    """Return the orders that a run owns, by their run."""
+    by_run: dict[str, list[UnfinishedOrder]] = defaultdict(list)
+    for order in orders:
+        if order.run_id is not None:
+            by_run[order.run_id].append(order)
+    return by_run
+
+
+def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
+    """Start the runs again that no process has; a failure is reported and tried next round."""
+    for run, why in lost_runs(client, utc_now()):
+        if pool_is_closed():
+            return
+        try:
+            start_again(client, run, why)
+        except ObjectNotFound as error:
+            logger.error("run %s cannot be started again: %s", run.name, error)
+            report.failed[str(run.id)] = f"{why}; its deployment is not there"
+        else:
+            report.runs_started_again[str(run.id)] = why
+
+
 def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
     """Give runs whose orders were finished for them the ending that their dead processes cannot.
 
     A batch's run that has nothing left to wait for is woken, so that it ends by itself.
     """
     batches = batches_among([id_ for id_ in run_ids if id_ is not None])
-    for run_id, state in _states(client, run_ids).items():
+    for run_id, run in _runs(client, run_ids).items():
+        state = run.state
+        if state is None:
+            continue
         if run_id in batches:
-            # It has its report to make; who has died is marked as crashed for want of a sign of
-            # life.
+            # It has its report to make; one that has died is marked as crashed without heartbeats.
             if state.is_paused() and OrderStatus.WAITING not in count_by_status(run_id):
                 wake_batch(client, run_id)
             continue
         orders = finished_orders_of_run(run_id)
         all_well = all(order.status == OrderStatus.DISPATCHED for order in orders)
-        # A crash that its order has survived is no ending that a person should have to look into.
-        ended = state.is_final() and not (state.is_crashed() and all_well)
+        # An ending that its order has survived is none that a person should have to look into.
+        ended = state.is_completed() or (state.is_final() and not all_well)
         if ended or not orders:
             continue
         message = "; ".join(f"order {o.id} is {o.status}" for o in orders[:3])
-        ending = Completed if all_well else Failed
-        client.set_flow_run_state(
-            UUID(run_id), ending(message=f"finished without its process: {message}")
-        )
+        client.set_flow_run_state(UUID(run_id), _ending(state, message, all_well), force=True)
 
 
-def _states(client: SyncPrefectClient, run_ids: set[str | None]) -> dict[str, State]:
-    """Return the states of the runs that Prefect still has."""
+def _ending(state: State[Any], message: str, all_well: bool) -> State[Any]:
+    """Return the state in which a run whose process cannot end it is to end."""
+    if is_cancelled_by_person(state):
+        if all_well:
+            return Completed(message=f"a courier had accepted before the cancellation: {message}")
+        return Cancelled(message=f"cancelled in Prefect: {message}")
+    ended = f"finished without its process: {message}"
+    return Completed(message=ended) if all_well else Failed(message=ended)
+
+
+def _runs(client: SyncPrefectClient, run_ids: set[str | None]) -> dict[str, FlowRun]:
+    """Return the runs that Prefect still has, by their ids."""
     known = [id_ for id_ in run_ids if id_ is not None]
     return {
-        str(run.id): run.state
+        str(run.id): run
         for page in batched(known, PAGE)
         for run in client.read_flow_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(id_) for id_ in page])),
             limit=PAGE,
         )
-        if run.state is not None
     }
 
 

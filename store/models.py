@@ -125,7 +125,11 @@ class Courier(SQLModel, table=True):
 
 
 class Order(SQLModel, table=True):
-    """One order: its input, its owner (a flow run), its attempt and where it stands."""
+    """One order: its input, its owner (a flow run), its attempt and where it stands.
+
+    ``wait`` is how its run waits for a courier, ``pause`` or ``suspend``; a run that takes the
+    order over waits in the same way.
+    """
 
     __tablename__ = "orders"
     __table_args__ = (
@@ -162,6 +166,7 @@ class Order(SQLModel, table=True):
     points_redeemed: int = 0
     due_cents: int | None = Field(default=None, sa_type=BigInteger)
     courier_id: str | None = Field(default=None, max_length=ID_LENGTH)
+    wait: str | None = Field(default=None, max_length=16)
     wait_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
     error: str | None = Field(default=None, max_length=ID_LENGTH)
     message: str | None = None
@@ -197,6 +202,7 @@ class Batch(SQLModel, table=True):
 
     run_id: str = Field(primary_key=True, max_length=36)
     source: str | None = None
+    wait: str | None = Field(default=None, max_length=16)
     started_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     moved_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
 

@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         description="After how long without any move a running order counts as left alone by its "
         "process, and recovery takes it up. Well above the slowest step with its retries.",
     )
+    unbegun_seconds: int = Field(
+        default=300,
+        ge=1,
+        description="After how long a run that a worker has taken and no process has begun counts "
+        "as lost, and is started again. Longer than the work pool needs to start a container.",
+    )
     max_continuations: int = Field(
         default=10,
         ge=0,

@@ -27,22 +27,30 @@ from store.models import (
 from store.saga import lock_orders_where
 
 
-def begin_batch(run_id: str, source: str | None) -> Batch:
+def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
     """Record that the run carries a batch, or find it recorded already; return its record.
 
     Args:
         run_id: The flow run.
         source: The file of its orders, if it has one; a batch recorded already keeps its own.
+        wait: How it waits for couriers, ``pause`` or ``suspend``.
     """
     with transaction() as session:
-        insert_missing(
-            session,
-            Batch,
-            [{"run_id": run_id, "source": source, "started_at": utc_now(), "moved_at": utc_now()}],
-        )
+        insert_missing(session, Batch, [_batch(run_id, source, wait)])
         batch = session.get_one(Batch, run_id)
         session.expunge(batch)
         return batch
+
+
+def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
+    now = utc_now()
+    return {
+        "run_id": run_id,
+        "source": source,
+        "wait": wait,
+        "started_at": now,
+        "moved_at": now,
+    }
 
 
 def touch_batch(run_id: str) -> None:
@@ -61,18 +69,21 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
         to_run: The run that goes on with it; recorded as carrying the same source.
     """
     with transaction() as session:
-        source = session.get_one(Batch, from_run).source
-        now = utc_now()
-        insert_missing(
-            session,
-            Batch,
-            [{"run_id": to_run, "source": source, "started_at": now, "moved_at": now}],
-        )
+        batch = session.get_one(Batch, from_run)
+        insert_missing(session, Batch, [_batch(to_run, batch.source, batch.wait)])
         order_ids = lock_orders_where(
             session, col(Order.run_id) == from_run, col(Order.status).not_in(ENDED)
         )
         rows = [{"id": id_} for id_ in order_ids]
-        update_rows(session, Order, rows, run_id=to_run, updated_at=now)
+        update_rows(session, Order, rows, run_id=to_run, updated_at=utc_now())
+
+
+def read_batch(run_id: str) -> Batch:
+    """Return the record of the batch that the run carries; there must be one."""
+    with reading() as session:
+        batch = session.get_one(Batch, run_id)
+        session.expunge(batch)
+        return batch
 
 
 def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:

@@ -55,7 +55,7 @@ class AcceptedOrder:
     failed: bool = False
 
 
-def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
+def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> AcceptedOrder:
     """Record the order for the flow run ``run_id``, or find it recorded already.
 
     The run that brings a new order owns it. The run that owns an order finds its own again when
@@ -65,6 +65,7 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
     Args:
         order: The order as it came in.
         run_id: The flow run that asks.
+        wait: How that run waits for a courier, ``pause`` or ``suspend``.
 
     Returns:
         The order as it was found, or begun now.
@@ -78,7 +79,7 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
         # A known order goes on although its customer is gone.
         known = session.scalar(select(Order.id).where(Order.id == order_id))
         if known is None:
-            new = _new_order(session, order, order_id, run_id)
+            new = {**_new_order(session, order, order_id, run_id), "wait": wait}
             if insert_missing(session, Order, [new]):
                 session.add_all(
                     OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
@@ -88,12 +89,14 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
 
         found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:
-            found.status, found.run_id = OrderStatus.STARTED, run_id
+            found.status, found.run_id, found.wait = OrderStatus.STARTED, run_id, wait
             found.updated_at = utc_now()
         return _as_found(found, run_id)
 
 
-def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedOrder:
+def begin_attempt(
+    order: CheckoutOrder, run_id: str, asked_by: str, wait: str = "pause"
+) -> AcceptedOrder:
     """Try a rejected or compensated order again: a new attempt, with new keys, owned by the run.
 
     Args:
@@ -101,6 +104,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
         run_id: The flow run that asks.
         asked_by: What asked for it, an id that is another one each time somebody asks. The same
             one begins one attempt, however many processes bring it, and however late.
+        wait: How the run waits for a courier, ``pause`` or ``suspend``.
 
     Returns:
         The order as it was found, or begun again now.
@@ -126,6 +130,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
                     "payment_method": method,
                 }
                 _begin_again(session, [attempt], run_id, asked_by)
+                found.wait = wait
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
 
@@ -323,6 +328,17 @@ def orders_of_run(run_id: str) -> dict[str, int]:
             .order_by(col(Order.id))
         )
         return dict(found.tuples().all())
+
+
+def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
+    """Return those of the runs that own an order, each with whether one of these has not ended."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.run_id), func.count().filter(col(Order.status).not_in(ENDED)))
+            .where(col(Order.run_id).in_(run_ids))
+            .group_by(col(Order.run_id))
+        )
+        return {str(run_id): unfinished > 0 for run_id, unfinished in found.tuples()}
 
 
 def finished_orders_of_run(run_id: str) -> list[Order]:

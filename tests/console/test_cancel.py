@@ -68,6 +68,30 @@ def test_without_a_yes_it_is_shown_what_would_be_given_back_and_nothing_happens(
     assert (status("o-1"), shop()) == ("waiting", before)
 
 
+@sqlite_only
+@pytest.mark.parametrize("named", [True, False], ids=["named by its order", "named by Prefect"])
+def test_an_order_that_no_run_has_recorded_yet_is_cancelled_with_its_run(
+    deployment: Runs, checkout: Call, named: bool
+) -> None:
+    order_id = f"to-come-{named}"
+    found = deployment.client.read_deployment_by_name("store-checkout/local")
+    run = deployment.client.create_flow_run_from_deployment(
+        found.id,
+        parameters={"order": an_order(order_id).content() | {"orderId": order_id}},
+        name=order_id if named else None,
+    )
+    shown = checkout("show", order_id, "--json").data
+    assert shown["next"] == "It is recorded as soon as its run begins."
+    asked = checkout("cancel", order_id, typed="n\n")
+    assert (asked.status, asked.out) == (1, "")
+    assert "is not recorded yet, and has taken nothing" in asked.err
+    said = checkout("cancel", order_id, "--yes", "--json")
+    assert said.data == {"order_id": order_id, "status": None, "cancelled_runs": [str(run.id)]}
+    assert deployment.state_types(run.id)[-1] == "CANCELLED"
+    again = checkout("cancel", order_id, "--yes")
+    assert (again.status, f"There is no order {order_id}" in again.err) == (1, True)
+
+
 def test_with_a_yes_all_that_was_shown_is_given_back_through_a_compensation(
     runs: Runs, checkout: Call
 ) -> None:

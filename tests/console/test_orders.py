@@ -1,13 +1,18 @@
 """Orders on the command line: sent once, listed, tried again once; what is wrong is named."""
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Pending
 
-from flows.order_runs import start_again
+from flows.order_runs import retry
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable
 from store.messages import ASSIGNED
@@ -15,6 +20,7 @@ from store.models import utc_now
 from store.settings import settings
 from tasks.intake import submit_orders
 from tests.flows.runs import Runs
+from tests.polling import wait_until
 from tests.shop import an_order, end_run, ledger, order_row, place, placed, set_order, sqlite_only
 
 from .conftest import Call
@@ -73,6 +79,27 @@ def test_an_order_whose_run_ended_before_it_was_recorded_is_started_anew(
     second = checkout(*example).data
     assert second["run_id"] != first["run_id"]
     assert checkout(*example).data == second
+
+
+@sqlite_only
+@pytest.mark.parametrize("state", [Pending(), Cancelling()])
+def test_no_run_that_nobody_carries_out_is_given_back(
+    deployment: Runs,
+    checkout: Call,
+    setting: Callable[[str, object], None],
+    state: State[Any],
+) -> None:
+    setting("unbegun_seconds", 1)
+    order_id = f"lost-{state.name}"
+    example = ("submit", *EXAMPLE, "--order-id", order_id, "--json")
+    run_id = checkout(*example).data["run_id"]
+    deployment.client.set_flow_run_state(UUID(run_id), state.fresh_copy(), force=True)
+    given = wait_until(
+        lambda: (said := checkout(*example).data)["run_state"] != state.name and said,
+        "a run that a worker takes",
+    )
+    assert given["run_state"] in ("AwaitingRetry", "Scheduled")
+    deployment.end_all(order_id)
 
 
 @sqlite_only
@@ -269,15 +296,15 @@ def test_a_rejected_order_without_an_id_of_its_own_is_tried_again_as_itself(
     run_id = "0b5ab1c5-0000-4000-8000-000000000001"
     place(run_id, 501, run_id=run_id)
     end_run(run_id)
-    run = start_again(run_id)
+    run = retry(run_id)
     # The run that was started for it never got to it; the next one is for the same attempt.
     deployment.end(run_id)
-    second = start_again(run_id)
-    assert (second.id != run.id, start_again(run_id).id) == (True, second.id)
+    second = retry(run_id)
+    assert (second.id != run.id, retry(run_id).id) == (True, second.id)
     assert deployment.execute(second).result().is_failed()
     assert (order_row(run_id).attempt, order_row(run_id).error) == (2, "BookOutOfStock")
     # That one is spent: to ask now is to ask for the third attempt.
-    assert start_again(run_id).id not in (run.id, second.id)
+    assert retry(run_id).id not in (run.id, second.id)
 
 
 @sqlite_only

@@ -29,6 +29,7 @@ from tests.shop import unquoted
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
 AFTER_PAUSE = FINAL | {StateType.RUNNING, StateType.SCHEDULED, StateType.CANCELLING}
 WORK_POOL = "local"
+QUEUE = UUID(int=3)
 SERVER_PATIENCE_SECONDS = 60.0
 """About how long Prefect's client tries again before it gives a server up."""
 CANCELLATION_SECONDS = 300.0
@@ -237,15 +238,15 @@ class Client:
 
     def read_flow_run(self, run_id: UUID) -> Any:
         self._call()
-        run = self._run(run_id)
-        return SimpleNamespace(
-            id=run.id,
-            name=run.name,
-            state=run.state,
-            deployment_id=run.deployment_id,
-            tags=run.tags,
-            work_pool_name=WORK_POOL,
-        )
+        return _seen(self._run(run_id))
+
+    def read_deployment(self, _deployment_id: UUID) -> Any:
+        self._call()
+        return SimpleNamespace(work_pool_name=WORK_POOL, work_queue_id=QUEUE)
+
+    def read_flow(self, _flow_id: UUID) -> Any:
+        self._call()
+        return SimpleNamespace(name=store_checkout.name)
 
     def read_work_pool(self, work_pool_name: str) -> Any:
         self._call()
@@ -256,11 +257,12 @@ class Client:
         self._call()
         return list(self._run(run_id).states)
 
-    def read_flow_runs(self, flow_run_filter: Any, limit: int) -> list[Any]:
+    def read_flow_runs(self, flow_run_filter: Any, limit: int, **_: object) -> list[Any]:
         self._call()
-        wanted = flow_run_filter.id.any_
+        wanted = flow_run_filter.id.any_ if flow_run_filter.id else list(self._server.runs)
+        states = flow_run_filter.state.type.any_ if flow_run_filter.state else list(StateType)
         runs = sorted((self._server.runs[i] for i in wanted if i in self._server.runs), key=_id)
-        return [SimpleNamespace(id=run.id, state=run.state) for run in runs[:limit]]
+        return [_seen(run) for run in runs if run.state.type in states][:limit]
 
     def set_flow_run_state(self, run_id: UUID, state: State[Any], *, force: bool = False) -> Answer:
         self._call()
@@ -293,9 +295,30 @@ class Client:
         ]
         return list(found[:limit])
 
+    def delete_flow_run_input(self, run_id: UUID, key: str) -> None:
+        self._call()
+        self._run(run_id).inputs.pop(key, None)
+
 
 def _id(run: Run) -> int:
     return run.id.int
+
+
+def _seen(run: Run) -> Any:
+    """Return what Prefect's client shows of a run."""
+    due = run.state.timestamp
+    return SimpleNamespace(
+        id=run.id,
+        name=run.name,
+        state=run.state,
+        flow_id=UUID(int=2),
+        deployment_id=run.deployment_id,
+        tags=run.tags,
+        work_pool_name=WORK_POOL,
+        work_queue_id=QUEUE,
+        next_scheduled_start_time=due,
+        expected_start_time=due,
+    )
 
 
 class Prefect:
@@ -503,7 +526,7 @@ class Prefect:
         if not self._report(run, State(type=StateType.RUNNING, name="Running")).is_running():
             return
         try:
-            store_checkout.fn(run.order, run.wait)
+            returned = store_checkout.fn(run.order, run.wait)
         except Pause:
             return
         except TerminationSignal:
@@ -524,7 +547,12 @@ class Prefect:
             if state.is_failed():
                 self._run_hooks(store_checkout.on_failure_hooks, run, state)
         else:
-            self._report(run, State(type=StateType.COMPLETED, name="Completed"))
+            # The flow gives a state where the order is not its own, or could not be recorded.
+            completed: State[Any] = State(type=StateType.COMPLETED, name="Completed")
+            ended = returned if isinstance(returned, State) else completed
+            self._report(run, ended)
+            if ended.is_crashed():
+                self._run_hooks(store_checkout.on_crashed_hooks, run, run.state)
 
     def _report(self, run: Run, state: State[Any], *, force: bool = False) -> State[Any]:
         """Propose a state and try again while the server is away, for a time."""

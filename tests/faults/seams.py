@@ -133,3 +133,7 @@ class _FlowRun:
     @property
     def id(self) -> str | None:
         return str(self._prefect.running_id()) if self._prefect.in_a_run() else None
+
+    @property
+    def tags(self) -> list[str]:
+        return self._prefect.running().tags

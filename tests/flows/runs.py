@@ -81,6 +81,11 @@ class Runs:
         """End the order's one run as cancelled, as one that nobody has executed."""
         self.client.set_flow_run_state(self.run_of(order_id).id, Cancelled(), force=True)
 
+    def end_all(self, order_id: str) -> None:
+        """End all runs of the order as cancelled."""
+        for run in self.of_order(order_id):
+            self.client.set_flow_run_state(run.id, Cancelled(), force=True)
+
     def of_order(self, order_id: str) -> list[FlowRun]:
         """The checkout runs that are named by the order, oldest first."""
         named = FlowRunFilter(name=FlowRunFilterName(any_=[order_id]))

@@ -8,11 +8,12 @@ import httpx
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelling, Failed
+from prefect.states import Cancelling, Failed, Scheduled
 from sqlalchemy.exc import OperationalError
 
 from flows import checkout, compensation, courier_wait
-from flows.checkout import await_other_run
+from flows.checkout import is_handed_over, store_checkout
+from flows.continuation import CONTINUATION
 from store.errors import (
     BillingError,
     BookOutOfStock,
@@ -20,12 +21,14 @@ from store.errors import (
     NoCourierAvailable,
     OrderIdConflict,
     OrderInProgress,
+    QueueUnavailable,
     UserNotFound,
 )
 from store.messages import ASSIGNED, NO_COURIER, Receipt
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
+from tasks.orders import hand_over
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
 from tests.shop import (
@@ -279,41 +282,70 @@ def test_an_order_decided_before_the_pause_is_never_paused(
 
 
 @sqlite_only
-def test_a_second_run_of_the_same_order_joins_the_first(runs: Runs) -> None:
+def test_a_second_run_of_an_order_ends_at_once_and_says_where_the_order_is(runs: Runs) -> None:
     first = runs.check_out(EXAMPLE)
     owner = runs.paused("example")
-    second = runs.check_out(EXAMPLE)
+    second = runs.check_out(EXAMPLE).result()
+    assert second.is_completed()
+    assert "order example was sent before and is waiting" in (second.message or "")
+    assert str(owner.id) in (second.message or "")
+    assert (status("example"), order_row("example").run_id) == ("waiting", str(owner.id))
     runs.assign("example")
-    assert first.result().result() == second.result().result()
+    receipt = first.result().result()
+    assert runs.check_out(EXAMPLE).result().result() == receipt
     assert ledger() == [("example:1", "captured", 700_00)]
-    third = runs.check_out(EXAMPLE).result()
-    assert third.result() == first.result().result()
-    assert order_row("example").run_id == str(owner.id)
     assert books() == (450, 0)
-    assert len(runs.of_order("example")) == 3
 
 
 @sqlite_only
-def test_a_second_run_shares_the_first_ones_failure_and_undoes_nothing(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    joined = Event()
-
-    def join(order_id: str, run_id: str) -> bool:
-        joined.set()
-        return await_other_run(order_id, run_id)
-
-    monkeypatch.setattr(checkout, "await_other_run", join)
+def test_a_second_run_undoes_nothing_of_the_first_ones_order(runs: Runs) -> None:
     first = runs.check_out(EXAMPLE)
     run = runs.paused("example")
-    second = runs.check_out(EXAMPLE)
-    assert joined.wait(PATIENCE_SECONDS)
+    assert runs.check_out(EXAMPLE).result().is_completed()
     assert runs.answer(run, outcome=NO_COURIER, reason="snow") == "ACCEPT"
-    for state in (first.result(), second.result()):
-        with pytest.raises(NoCourierAvailable, match="snow"):
-            state.result()
+    with pytest.raises(NoCourierAvailable, match="snow"):
+        first.result().result()
     assert len(runs.compensations("example")) == 1
     assert (status("example"), books()) == ("compensated", AS_BEFORE)
+
+
+@sqlite_only
+def test_a_run_that_takes_an_order_over_may_begin_before_it_is_the_owner(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place("example", 50, redeem=True, run_id="dead")
+    heir = runs.client.create_flow_run(
+        store_checkout, parameters={"order": EXAMPLE}, tags=[CONTINUATION], state=Scheduled()
+    )
+    begun = Event()
+
+    def seen(order_id: str, run_id: str) -> bool:
+        begun.set()
+        return is_handed_over(order_id, run_id)
+
+    monkeypatch.setattr(checkout, "is_handed_over", seen)
+    running = runs.execute(heir)
+    assert begun.wait(PATIENCE_SECONDS)
+    hand_over("example", from_run="dead", to_run=str(heir.id))
+    runs.assign("example")
+    assert running.result().is_completed()
+    assert status("example") == "dispatched"
+
+
+@sqlite_only
+def test_a_run_whose_order_cannot_be_recorded_for_an_outage_is_crashed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise QueueUnavailable("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout, "accept_order", away)
+        state = runs.check_out(EXAMPLE).result(timeout=PATIENCE_SECONDS)
+    assert (state.is_crashed(), state.message) == (
+        True,
+        "the order could not be recorded: QueueUnavailable",
+    )
 
 
 @sqlite_only

@@ -5,32 +5,24 @@ The server and its work pool are real; threads of the test stand for the workers
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID, uuid4
+from datetime import timedelta
 
 import pytest
-from prefect import Flow
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound, Pause
-from prefect.flow_engine import run_flow
 from prefect.states import Failed, Paused, Pending, Running
 
 from console.main import main
 from flows import drain as pools
 from flows.batch import batch_checkout
-from flows.checkout import store_checkout
 from flows.dispatch import DispatchReport, dispatch_orders
-from flows.drain import DrainReport, drain, reopen
 from flows.recovery import RecoveryReport, recover_orders
 from store.messages import ASSIGNED
 from store.models import utc_now
 from tasks.batches import count_by_status
 from tasks.intake import submit_orders
+from tests.flows.pool import Pool
 from tests.flows.runs import Runs
-from tests.polling import PATIENCE_SECONDS, wait_until
+from tests.polling import wait_until
 from tests.shop import (
     an_order,
     kept_cents,
@@ -46,94 +38,13 @@ from tests.shop import (
 pytestmark = [sqlite_only, pytest.mark.timeout(300)]
 
 
-class Pool:
-    """A work pool of the server, and what a worker of it does."""
-
-    def __init__(self, runs: Runs) -> None:
-        self.runs, self.client = runs, runs.client
-        self.name = f"pool-{uuid4().hex[:8]}"
-        self.flows: dict[UUID, Flow[..., Any]] = {}
-        self.executions: list[Future[Any]] = []
-
-    def start(self, flow: Flow[..., Any], **parameters: Any) -> FlowRun:
-        """Start a run of the flow by a deployment to this pool; a worker is to take it."""
-        flow_id = self.client.create_flow(flow)
-        self.flows[flow_id] = flow
-        deployment = self.client.create_deployment(
-            flow_id, f"of-{self.name}", work_pool_name=self.name, enforce_parameter_schema=False
-        )
-        return self.client.create_flow_run_from_deployment(deployment, parameters=parameters)
-
-    def check_out(self, order_id: str, quantity: int = 1) -> FlowRun:
-        order = an_order(order_id, quantity).model_dump(by_alias=True, exclude_none=True)
-        return self.start(store_checkout, order=order, wait="pause")
-
-    def work(self) -> int:
-        """Execute what a worker gets now, each run in a thread of its own; return how many."""
-        taken = self._due()
-        for run in taken:
-            self._execute(run)
-        return len(taken)
-
-    def work_in_hand_at_closing(self) -> DrainReport:
-        """Drain the pool when a worker has a run in hand, which it executes all the same."""
-        (run,) = self._due()
-        report = self.drain()
-        self._execute(run)
-        return report
-
-    def _due(self) -> list[FlowRun]:
-        given = self.client.get_scheduled_flow_runs_for_work_pool(
-            self.name, scheduled_before=datetime.now(UTC)
-        )
-        return [response.flow_run for response in given]
-
-    def _execute(self, run: FlowRun) -> None:
-        flow = self.flows[run.flow_id]
-        self.client.set_flow_run_state(run.id, Pending())
-        self.executions.append(
-            self.runs.in_thread(
-                lambda: run_flow(flow, flow_run=run, parameters=run.parameters, return_type="state")
-            )
-        )
-
-    def ended(self) -> list[Any]:
-        """Wait until no execution goes on; return what each has given, or how it left."""
-        ended, going_on = wait(self.executions, timeout=PATIENCE_SECONDS)
-        assert not going_on
-        return [e.exception() or e.result() for e in self.executions if e in ended]
-
-    def state_of(self, run: FlowRun) -> str:
-        return self.client.read_flow_run(run.id).state_name or ""
-
-    def drain(self, timeout_seconds: float = PATIENCE_SECONDS) -> DrainReport:
-        return drain(self.client, self.name, timeout_seconds, lambda _: None)
-
-    def reopen(self) -> pools.ReopenReport:
-        return reopen(self.client, self.name)
-
-    def finish(self) -> None:
-        """Open the pool, find couriers, and work until every run has ended."""
-        self.reopen()
-
-        def look() -> bool:
-            self.work()
-            dispatch_orders(listen_seconds=1)
-            return not queued() and all(execution.done() for execution in self.executions)
-
-        wait_until(look, "the end of all runs")
-
-
 @pytest.fixture
 def pool(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     """A pool whose worker takes nothing ahead of its time, so that a drain is over soon."""
     monkeypatch.setattr(pools, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(pools, "QUIET_SECONDS", 0.5)
-    pool = Pool(runs)
-    runs.client.create_work_pool(WorkPoolCreate(name=pool.name, type="process"))
-    yield pool
-    if not all(execution.done() for execution in pool.executions):
-        pool.drain()
+    with Pool(runs) as pool:
+        yield pool
 
 
 def test_waiting_orders_are_handed_over_answered_meanwhile_and_dispatched_once(pool: Pool) -> None:
@@ -165,21 +76,19 @@ def test_waiting_orders_are_handed_over_answered_meanwhile_and_dispatched_once(p
     assert (stock(), kept_cents()) == (492, 8 * 20_00)
 
 
-def test_a_run_that_joined_another_ones_order_gives_itself_back(pool: Pool) -> None:
+def test_a_run_of_an_order_sent_before_leaves_no_process_to_a_drain(pool: Pool) -> None:
     first = pool.check_out("o-1")
     pool.work()
     pool.runs.paused("o-1")
     second = pool.check_out("o-1")
     pool.work()
-    wait_until(lambda: pool.state_of(second) == "Running", "the second run")
+    wait_until(lambda: pool.state_of(second) == "Completed", "the second run")
 
     report = pool.drain()
 
-    assert (report.suspended, report.scheduled) == (1, 1)
-    assert all(isinstance(left, Pause) for left in pool.ended())
-    assert pool.state_of(second) == "Resuming"
+    assert (report.suspended, report.scheduled) == (1, 0)
     pool.finish()
-    assert pool.state_of(first) == pool.state_of(second) == "Completed"
+    assert pool.state_of(first) == "Completed"
     assert order_row("o-1").attempt == 1
     assert kept_cents() == 20_00
 

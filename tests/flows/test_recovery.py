@@ -2,23 +2,29 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
-from prefect.states import Crashed, Running
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Cancelling, Crashed, Failed, Running
 
 from flows import recovery
 from flows.batch import batch_checkout
+from flows.dispatch import dispatch_orders
 from flows.recovery import close_runs, recover_orders
 from store.errors import CheckoutFailed
-from store.messages import ASSIGNED, BatchAnswer
+from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
 from store.models import utc_now
 from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
+from store.settings import settings
 from tasks.batches import begin_batch
 from tasks.dispatch import expire_waits
 from tests.flows.runs import Runs
-from tests.shop import decisions, placed, saga_records, set_order, sqlite_only, status
+from tests.polling import wait_until
+from tests.shop import assign, decisions, placed, saga_records, set_order, sqlite_only, status
 
 
 @flow
@@ -37,6 +43,84 @@ def test_the_runs_of_any_number_of_orders_are_closed(
     close_runs(runs.client, {str(id_) for id_ in ids})
     states = [runs.client.read_flow_run(id_).state for id_ in ids]
     assert [state is not None and state.is_completed() for state in states] == [True] * 5
+
+
+CANCELLED: list[tuple[State[Any], bool]] = [
+    (Cancelling(), True),
+    (Cancelled(), True),
+    # What Prefect and the store cancel by themselves is no person's cancellation.
+    (Cancelled(message=f"Deployment {uuid4()} no longer exists, cancelled run."), False),
+    (Cancelled(message="Deployment concurrency limit reached."), False),
+    (Cancelled(message=f"replaced by run {uuid4()}"), False),
+]
+
+
+@sqlite_only
+@pytest.mark.parametrize(("state", "by_a_person"), CANCELLED)
+def test_a_cancellation_is_a_persons_only_if_the_state_says_so(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, state: State[Any], by_a_person: bool
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    monkeypatch.setattr(recovery, "CANCELLING_TIME", timedelta(0))
+    run = runs.client.create_flow_run(a_checkout, state=Running())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    runs.client.set_flow_run_state(run.id, state.fresh_copy(), force=True)
+    dispatch_orders(listen_seconds=1)
+    assert status("o-1") == ("waiting" if by_a_person else "dispatching")
+    recover_orders()
+    assert status("o-1") == ("compensated" if by_a_person else "dispatched")
+    assert runs.state_types(run.id)[-1] == ("CANCELLED" if by_a_person else "COMPLETED")
+
+
+@sqlite_only
+@pytest.mark.parametrize("state", [Cancelling(), Cancelled(), Crashed()])
+def test_a_run_whose_order_a_courier_had_accepted_says_so_at_its_end(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, state: State[Any]
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    run = runs.client.create_flow_run(a_checkout, state=Running())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    assign("o-1")
+    runs.client.set_flow_run_state(run.id, state.fresh_copy(), force=True)
+    set_order("o-1", updated_at=utc_now() - timedelta(hours=1))
+    monkeypatch.setenv("STORE_STALLED_SECONDS", "1")
+    settings.cache_clear()
+    wait_until(lambda: recover_orders() and status("o-1") == "dispatched", "the dispatch")
+    ended = runs.client.read_flow_run(run.id).state
+    assert ended is not None
+    assert ended.is_completed()
+    before_the_cancellation = "a courier had accepted before the cancellation" in str(ended.message)
+    assert before_the_cancellation == (not state.is_crashed())
+
+
+@sqlite_only
+def test_an_order_that_recovery_dispatches_leaves_no_failed_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    run = runs.client.create_flow_run(a_checkout, state=Running())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    assign("o-1")
+    runs.client.set_flow_run_state(run.id, Failed(message="the topic refused"), force=True)
+    recover_orders()
+    assert (status("o-1"), runs.state_types(run.id)[-1]) == ("dispatched", "COMPLETED")
+
+
+@sqlite_only
+def test_an_answer_that_was_accepted_before_a_cancellation_counts(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
+    run = runs.client.create_flow_run(a_checkout, state=Running())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    answer = CourierAnswer(outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    runs.client.create_flow_run_input(
+        run.id, "suspended-courier-1-x-response", answer.model_dump_json()
+    )
+    runs.client.set_flow_run_state(run.id, Cancelled(), force=True)
+    recover_orders()
+    assert decisions("o-1") == [("courier assigned", "city-vans", True)]
+    assert status("o-1") == "dispatching"
 
 
 @sqlite_only

@@ -1,0 +1,33 @@
+"""What was answered to runs while no process listened, read before anything ends their wait.
+
+Prefect accepts an answer for a run whose process is dead and keeps it among the run's inputs. An
+accepted answer counts whatever becomes of the run, so hooks, recovery and the commands ask here
+before they expire, cancel, replace or give up an order.
+"""
+
+from collections.abc import Iterable
+
+from prefect.client.orchestration import SyncPrefectClient
+
+from flows import batch_wait, courier_wait
+from tasks.batches import batches_among
+from tasks.orders import read_order
+
+
+def record_answers_left(
+    client: SyncPrefectClient, run_id: str | None, order_ids: Iterable[str]
+) -> None:
+    """Record the answers that are left among the inputs of a run, for its orders that wait.
+
+    Args:
+        client: Prefect's client.
+        run_id: The run; none if no run owns the orders.
+        order_ids: Its orders.
+    """
+    if run_id is None:
+        return
+    if batches_among([run_id]):
+        batch_wait.record_answers_left(client, run_id, batch_wait.CHUNK_SIZE)
+        return
+    for order_id in order_ids:
+        courier_wait.record_answers_left(client, read_order(order_id))

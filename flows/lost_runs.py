@@ -1,0 +1,173 @@
+"""Runs that were accepted and that no process has: found, and started again.
+
+A worker that dies between taking a run and starting it leaves it Pending. A run whose process dies
+before it has recorded an order is Crashed, and no order leads to it. A run whose deployment or
+queue is deleted is cancelled by Prefect, or taken by no worker. Runs that own an unfinished order
+are recovered with that order and are not looked at here.
+"""
+
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Failed
+
+from flows.continuation import CONTINUED, new_run, restart
+from flows.run_states import (
+    PAGE,
+    DeploymentOf,
+    deployments,
+    is_cancelled_by_prefect,
+    is_stranded,
+    mark_replaced,
+)
+from store.settings import settings
+from tasks.batches import batches_among
+from tasks.orders import owners_among
+
+logger = logging.getLogger("store.lost_runs")
+
+FLOWS = ("store-checkout", "batch-checkout")
+ENDED_WITHIN = timedelta(days=1)
+"""Ended runs are looked for so far back; recovery comes every minute."""
+HOOK_TIME = timedelta(seconds=5)
+"""A worker reports a crash a second time after its hooks, which would end a run started again."""
+
+
+def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, str]]:
+    """Return the runs of checkouts and batches that no process has, each with the reason."""
+    scheduled_before = FlowRunFilterNextScheduledStartTime(before_=now)
+    ended_after = FlowRunFilterEndTime(after_=now - ENDED_WITHIN)
+    ended = (StateType.CRASHED, StateType.CANCELLED)
+    searches = (
+        (_in_state(StateType.PENDING), FlowRunSort.EXPECTED_START_TIME_ASC),
+        (
+            _in_state(StateType.SCHEDULED, next_scheduled_start_time=scheduled_before),
+            FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
+        ),
+        (_in_state(*ended, end_time=ended_after), FlowRunSort.END_TIME_DESC),
+    )
+    deployment_of = deployments(client)
+    found = [
+        (run, why)
+        for wanted, sort in searches
+        for run in client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
+            flow_run_filter=wanted,
+            sort=sort,
+            limit=PAGE,
+        )
+        if (why := why_lost(run, now, deployment_of))
+    ]
+    return _without_owners(found)
+
+
+def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:
+    return FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
+        **more,
+    )
+
+
+def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | None:
+    """Return why no process will carry the run out; none if one has it or a worker will take it.
+
+    Whether the run owns an order is not asked here.
+    """
+    state = run.state
+    if state is None:
+        return None
+    idle = now - state.timestamp
+    if state.is_pending() and idle > timedelta(seconds=settings().unbegun_seconds):
+        return f"no process has begun it for {idle.total_seconds():.0f} s"
+    if state.is_crashed() and idle > HOOK_TIME:
+        return "its process ended before it had recorded an order"
+    if is_cancelled_by_prefect(state):
+        return "Prefect cancelled it because its deployment was gone"
+    if is_stranded(run, now, deployment_of):
+        return "no worker takes it: its deployment, work pool or queue is gone or has changed"
+    return None
+
+
+def _without_owners(found: list[tuple[FlowRun, str]]) -> list[tuple[FlowRun, str]]:
+    """Leave out the runs that recovery knows by their orders, and those whose order has ended."""
+    ids = [str(run.id) for run, _ in found]
+    owners = owners_among(ids)
+    batches = batches_among(ids)
+    # A batch that crashed when its last order had ended still has its report to make.
+    done_with = {id_ for id_, has_unfinished in owners.items() if has_unfinished} | {
+        id_ for id_ in owners if id_ not in batches
+    }
+    return [(run, why) for run, why in found if str(run.id) not in done_with]
+
+
+def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
+    """Have a worker carry out a lost run: the same one, or a new one in its place.
+
+    It is done a bounded number of times; after that the run is failed and says so.
+
+    Args:
+        client: Prefect's client.
+        run: The run, as it was found.
+        why: Why no process has it.
+
+    Returns:
+        The run that is carried out now, or ``run`` if it was given up or has moved on since.
+
+    Raises:
+        ObjectNotFound: a new run is needed, and the deployment to start it from is gone.
+    """
+    now = client.read_flow_run(run.id)
+    if now.state is None or run.state is None or now.state.id != run.state.id:
+        return now
+    states = client.read_flow_run_states(run.id)
+    tries = sum(state.message == CONTINUED for state in states)
+    if tries >= settings().max_continuations:
+        gave_up = f"given up after {tries + 1} starts: {why}"
+        logger.error("run %s is %s", run.name, gave_up)
+        client.set_flow_run_state(run.id, Failed(message=gave_up), force=True)
+        return client.read_flow_run(run.id)
+    logger.warning("run %s is started again: %s", run.name, why)
+    if restart(client, run):
+        return client.read_flow_run(run.id)
+    flow = client.read_flow(run.flow_id).name
+    chosen = settings()
+    replacement = new_run(
+        chosen.batch_deployment if flow == "batch-checkout" else chosen.checkout_deployment,
+        _parameters(run),
+        f"again:{run.id}",
+        name=run.name,
+        # A run that takes an order over begins no attempt, and neither does one in its place.
+        tags=run.tags,
+    )
+    mark_replaced(client, str(run.id), str(replacement.id))
+    return replacement
+
+
+def order_id_of(run: FlowRun) -> str:
+    """Return the id of the order that a checkout's run brings: the caller's, else the run's own."""
+    order = run.parameters.get("order")
+    given = order.get("orderId") or order.get("order_id") if isinstance(order, dict) else None
+    return str(given or run.id)
+
+
+def _parameters(run: FlowRun) -> dict[str, Any]:
+    """Return the run's parameters; an order without an id keeps the one that it would have had."""
+    order = run.parameters.get("order")
+    if not isinstance(order, dict) or order_id_of(run) != str(run.id):
+        return run.parameters
+    return {**run.parameters, "order": {**order, "orderId": str(run.id)}}

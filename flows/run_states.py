@@ -1,0 +1,120 @@
+"""What the state of a flow run means for its orders: who cancelled it, who can carry it on."""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled
+
+from store.settings import settings
+
+PAGE = 200
+"""The most runs that Prefect's API returns at once."""
+REPLACED = "replaced by run"
+"""Beginning of the message of a run that Prefect cannot start again and the store has replaced."""
+CANCELLED_BY_PREFECT = re.compile(
+    # prefect/workers/base.py, `_submit_run`, 3.8.8 and 3.9.1
+    r"^Deployment \S+ no longer exists, cancelled run\.$"
+    # prefect/server/orchestration/core_policy.py, the rules about deployment concurrency
+    r"|^Deployment concurrency (limit reached|slot lost during provisioning)"
+)
+"""Messages of the Cancelled states that Prefect sets by itself, where nobody has cancelled."""
+
+DeploymentOf = Callable[[UUID], DeploymentResponse | None]
+
+
+def is_cancelled_by_person(state: State[Any]) -> bool:
+    """Return whether a person has cancelled the run, in the UI or by the API.
+
+    Cancelling is a cancellation: a run without a process stays in it for five minutes.
+    """
+    if state.is_cancelling():
+        return True
+    by_the_store = (state.message or "").startswith(REPLACED)
+    return state.is_cancelled() and not by_the_store and not is_cancelled_by_prefect(state)
+
+
+def is_cancelled_by_prefect(state: State[Any]) -> bool:
+    """Return whether Prefect has cancelled the run by itself, as it does without a deployment."""
+    return state.is_cancelled() and bool(CANCELLED_BY_PREFECT.search(state.message or ""))
+
+
+def cancelled_among(client: SyncPrefectClient, run_ids: Sequence[str]) -> set[str]:
+    """Return the ids of those runs that a person has cancelled."""
+    ended = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
+    return {
+        str(run.id)
+        for start in range(0, len(run_ids), PAGE)
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(any_=[UUID(id_) for id_ in run_ids[start : start + PAGE]]),
+                state=FlowRunFilterState(type=ended),
+            ),
+            limit=PAGE,
+        )
+        if run.state is not None and is_cancelled_by_person(run.state)
+    }
+
+
+def deployments(client: SyncPrefectClient) -> DeploymentOf:
+    """Return a function that reads each deployment once; none for one that is gone."""
+
+    @cache
+    def read(deployment_id: UUID) -> DeploymentResponse | None:
+        try:
+            return client.read_deployment(deployment_id)
+        except ObjectNotFound:
+            return None
+
+    return read
+
+
+def worker_can_take(run: FlowRun, deployment_of: DeploymentOf) -> bool:
+    """Return whether a worker can take the run once it is scheduled.
+
+    Prefect cancels a scheduled run whose deployment is gone. It takes the queue from the runs of a
+    work pool that is deleted, and does not give them the queue of a new pool with the same name.
+    """
+    deployment = deployment_of(run.deployment_id) if run.deployment_id else None
+    if deployment is None:
+        return False
+    return deployment.work_pool_name is None or run.work_queue_id is not None
+
+
+def is_stranded(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> bool:
+    """Return whether a scheduled run is overdue in a place from which no worker takes it.
+
+    That is a deployment or a queue that is gone, or the queue of a pool that the deployment has
+    left. A run that is only late, since workers are busy, away or paused, is not stranded.
+    """
+    due = run.next_scheduled_start_time or run.expected_start_time
+    overdue = timedelta(seconds=settings().stalled_seconds)
+    if run.state is None or not run.state.is_scheduled() or due is None or now - due < overdue:
+        return False
+    deployment = deployment_of(run.deployment_id) if run.deployment_id else None
+    if deployment is None:
+        return run.deployment_id is not None
+    return deployment.work_queue_id not in (None, run.work_queue_id)
+
+
+def mark_replaced(client: SyncPrefectClient, run_id: str, by_run_id: str) -> None:
+    """End a run that another one replaces, so that no worker takes it up after all."""
+    try:
+        client.set_flow_run_state(
+            UUID(run_id), Cancelled(message=f"{REPLACED} {by_run_id}"), force=True
+        )
+    except ObjectNotFound:
+        return

@@ -1,0 +1,148 @@
+"""Runs that were accepted and that no process has are started again, and people are told."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelling, Crashed, Failed, Pending, Running
+
+from flows import lost_runs
+from flows.batch import batch_checkout
+from flows.checkout import store_checkout
+from flows.continuation import CONTINUED, who_asked
+from flows.lost_runs import why_lost
+from flows.recovery import recover_orders
+from flows.run_states import deployments
+from store.models import utc_now
+from tasks.batches import begin_batch
+from tests.flows.pool import Pool
+from tests.flows.runs import Runs
+from tests.polling import wait_until
+from tests.shop import end_run, order_row, placed, sqlite_only, status
+
+pytestmark = [sqlite_only, pytest.mark.timeout(300)]
+
+ORDER = "lost"
+
+
+@pytest.fixture
+def pool(
+    runs: Runs, setting: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Pool]:
+    """A pool with the checkout's deployment; a run counts as lost at once."""
+    monkeypatch.setattr(lost_runs, "HOOK_TIME", timedelta(0))
+    setting("unbegun_seconds", 1)
+    with Pool(runs) as pool:
+        setting("checkout_deployment", f"store-checkout/of-{pool.name}")
+        yield pool
+
+
+def put(pool: Pool, run: FlowRun, *states: State[Any]) -> FlowRun:
+    for state in states:
+        pool.client.set_flow_run_state(run.id, state, force=True)
+    return pool.client.read_flow_run(run.id)
+
+
+def is_started_again(pool: Pool, run: FlowRun) -> bool:
+    """Have recovery look, and return whether it has started the run again."""
+    recover_orders()
+    return pool.state_of(run) == "AwaitingRetry"
+
+
+@pytest.mark.parametrize(
+    "states", [[Pending()], [Pending(name="Submitting")], [Pending(), Crashed()]]
+)
+def test_a_run_that_died_before_its_order_was_recorded_is_begun(
+    pool: Pool, states: list[State[Any]]
+) -> None:
+    run = put(pool, pool.check_out(ORDER), *(state.fresh_copy() for state in states))
+    wait_until(lambda: is_started_again(pool, run), "a new start of the run")
+    pool.work()
+    pool.finish()
+    assert (status(ORDER), order_row(ORDER).run_id) == ("dispatched", str(run.id))
+
+
+def test_a_run_that_died_in_the_acceptance_of_its_order_is_begun(pool: Pool) -> None:
+    run = put(pool, pool.check_out(ORDER), Pending(), Running(), Crashed())
+    wait_until(lambda: is_started_again(pool, run), "a new start of the run")
+    pool.finish()
+    assert status(ORDER) == "dispatched"
+
+
+def test_a_batch_that_died_before_it_had_an_order_is_begun(pool: Pool) -> None:
+    run = pool.start(batch_checkout, source=None)
+    put(pool, run, Running(), Crashed())
+    begin_batch(str(run.id), None)
+    wait_until(lambda: is_started_again(pool, run), "a new start of the batch")
+    put(pool, run, Cancelling())
+
+
+def test_a_run_is_started_again_a_bounded_number_of_times(
+    pool: Pool, setting: Callable[[str, object], None]
+) -> None:
+    setting("max_continuations", 2)
+    run = pool.check_out(ORDER)
+    for _ in range(2):
+        put(pool, run, Running(), Crashed())
+        assert is_started_again(pool, run)
+    put(pool, run, Running(), Crashed())
+    assert not is_started_again(pool, run)
+    state = pool.client.read_flow_run(run.id).state
+    assert state is not None
+    assert state.is_failed()
+    assert state.message == (
+        "given up after 3 starts: its process ended before it had recorded an order"
+    )
+
+
+@pytest.mark.parametrize(
+    "states",
+    [[], [Pending(), Running()], [Running(), Failed(message="UserNotFound")], [Cancelling()]],
+    ids=["scheduled", "running", "refused", "cancelled"],
+)
+def test_a_run_that_somebody_has_or_that_has_ended_is_left_alone(
+    pool: Pool, states: list[State[Any]]
+) -> None:
+    run = put(pool, pool.check_out(ORDER), *(state.fresh_copy() for state in states))
+    later = utc_now() + timedelta(minutes=10)
+    assert why_lost(run, later, deployments(pool.client)) is None
+    put(pool, run, Failed())
+
+
+def test_a_run_whose_order_has_ended_is_left_alone(pool: Pool) -> None:
+    run = pool.check_out(ORDER)
+    placed(ORDER, "check_inventory", run_id=str(run.id))
+    end_run(ORDER)
+    put(pool, run, Running(), Crashed())
+    assert not is_started_again(pool, run)
+
+
+def test_the_retry_that_a_person_asked_for_begins_though_its_first_process_died(
+    pool: Pool,
+) -> None:
+    run = put(pool, pool.check_out(ORDER), Pending())
+    asked_by = who_asked(str(run.id))
+    wait_until(lambda: is_started_again(pool, run), "a new start of the run")
+    put(pool, run, Pending(), Running())
+    assert who_asked(str(run.id)) == asked_by is not None
+    # It has begun now, and what the store starts again after that begins nothing.
+    put(pool, run, Crashed(), State(type="SCHEDULED", message=CONTINUED), Running())
+    assert who_asked(str(run.id)) is None
+    put(pool, run, Failed())
+
+
+def test_an_order_of_a_lost_run_keeps_the_id_that_it_was_to_have(pool: Pool) -> None:
+    order = {"userId": str(uuid4()), "bookId": "b", "quantity": 1}
+    run = pool.start(store_checkout, order=order, wait="suspend")
+    pool.client.delete_work_pool(pool.name)
+    pool.create()
+    pool.deploy(store_checkout)
+    (lost,) = [run.id]
+    assert lost_runs._parameters(pool.client.read_flow_run(lost)) == {
+        "order": {**order, "orderId": str(run.id)},
+        "wait": "suspend",
+    }
+    put(pool, run, Failed())
