@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
+from store.outages import READ_ONLY, is_outage, sqlstate_of
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def engine(url: str) -> Engine:
         "json_serializer": _to_json,
         "json_deserializer": orjson.loads,
     }
-    if make_url(url).get_backend_name() != "sqlite":
+    parts = make_url(url)
+    if parts.get_backend_name() != "sqlite":
         postgresql = create_engine(
             url,
             pool_pre_ping=True,
@@ -73,7 +75,14 @@ def engine(url: str) -> Engine:
             connect_args={"prepare_threshold": None},
         )
         event.listen(postgresql, "handle_error", _leave_row_out)
-        event.listen(postgresql, "connect", _speak_utc)
+        event.listen(postgresql, "handle_error", _leave_read_only_server)
+
+        @event.listens_for(postgresql, "connect")
+        def set_up(connection: Any, _: object) -> None:
+            # PostgreSQL gives its moments in UTC, so that none has to be converted.
+            connection.execute("SET TIME ZONE 'UTC'")
+            connection.commit()
+
         return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
@@ -103,12 +112,6 @@ def release_connections() -> None:
     cast(ReleasingPool, engine(settings().database_url).pool).release()
 
 
-def _speak_utc(connection: Any, _: object) -> None:
-    """Have PostgreSQL give its moments in UTC, so that none has to be converted."""
-    connection.execute("SET TIME ZONE 'UTC'")
-    connection.commit()
-
-
 def _leave_row_out(context: ExceptionContext) -> None:
     """Take the row at fault out of an error's message, which goes into logs, states and notices.
 
@@ -126,20 +129,31 @@ def _leave_row_out(context: ExceptionContext) -> None:
                 )
 
 
+def _leave_read_only_server(context: ExceptionContext) -> None:
+    """Drop the pool's connections to a server that takes no writes: another one may take them.
+
+    A failover may leave them standing. New ones follow the address, and ``target_session_attrs``
+    in a URL of several hosts.
+    """
+    if sqlstate_of(context.original_exception) == READ_ONLY:
+        context.is_disconnect = True
+
+
 def _to_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """Give a session whose changes are committed together, or not at all on an exception."""
-    with Session(engine(settings().database_url)) as session, session.begin():
+    """Begin a session whose changes are committed together, or not at all on an exception."""
+    bind = engine(settings().database_url)
+    with Session(bind) as session, session.begin():
         yield session
 
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """Give a session for reading only: it takes no lock that a writer waits for."""
+    """Begin a session for reading only: it takes no lock that a writer waits for."""
     url = settings().database_url
     with Session(engine(url).execution_options(store_reading=True)) as session:
         yield session
@@ -147,7 +161,7 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """Give a session for reading that sees, to its end, the database as it was at one moment.
+    """Begin a session for reading that sees, to its end, the database as it was at one moment.
 
     As :func:`reading` it takes no lock that a writer waits for.
     """
@@ -159,16 +173,9 @@ def snapshot() -> Iterator[Session]:
         bind = bind.execution_options(isolation_level="REPEATABLE READ")
     with Session(bind) as session:
         if bind.dialect.name == "postgresql":
-            # Whoever reads a large result row by row wants all of it, not its first rows soon.
+            # A large result is read row by row to its end: all of it is wanted, not its first rows.
             session.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
         yield session
-
-
-def is_connection_error(error: BaseException) -> bool:
-    """Say whether ``error`` means that the database was away or busy, not that it refused."""
-    if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or type(error).__name__ == "OperationalError"
 
 
 def migrate(url: str) -> None:
@@ -186,7 +193,7 @@ def migrate(url: str) -> None:
         try:
             command.upgrade(_migrations(url), "head")
         except DBAPIError as error:
-            if not (tries_left and is_connection_error(error)):
+            if not (tries_left and is_outage(error)):
                 raise
         else:
             return
