@@ -20,14 +20,15 @@ from sqlalchemy import (
     QueuePool,
     create_engine,
     event,
-    text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
-from store.outages import READ_ONLY, is_outage, sqlstate_of
+from store.blockers import end_frozen_sessions
+from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
+from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -72,16 +73,14 @@ def engine(url: str) -> Engine:
             pool_pre_ping=True,
             **options,
             # A prepared statement keeps the plan that was best while the tables were small.
-            connect_args={"prepare_threshold": None},
+            connect_args={"prepare_threshold": None, **connect_arguments(parts)},
         )
         event.listen(postgresql, "handle_error", _leave_row_out)
         event.listen(postgresql, "handle_error", _leave_read_only_server)
 
         @event.listens_for(postgresql, "connect")
         def set_up(connection: Any, _: object) -> None:
-            # PostgreSQL gives its moments in UTC, so that none has to be converted.
-            connection.execute("SET TIME ZONE 'UTC'")
-            connection.commit()
+            prepare(connection, is_named="application_name" in parts.query)
 
         return postgresql
 
@@ -144,11 +143,23 @@ def _to_json(value: Any) -> str:
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
-    """Begin a session whose changes are committed together, or not at all on an exception."""
+def transaction(limits: Limits = STEP) -> Iterator[Session]:
+    """Begin a session whose changes are committed together, or not at all on an exception.
+
+    Args:
+        limits: When the server ends it; one that is ended is an outage.
+    """
     bind = engine(settings().database_url)
-    with Session(bind) as session, session.begin():
-        yield session
+    try:
+        with Session(bind) as session, session.begin():
+            if limits != STEP:
+                limit(session.connection(), limits)
+            yield session
+    except DBAPIError as error:
+        if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
+            with bind.begin() as connection:
+                end_frozen_sessions(connection)
+        raise
 
 
 @contextmanager
@@ -156,6 +167,7 @@ def reading() -> Iterator[Session]:
     """Begin a session for reading only: it takes no lock that a writer waits for."""
     url = settings().database_url
     with Session(engine(url).execution_options(store_reading=True)) as session:
+        limit(session.connection(), READING)
         yield session
 
 
@@ -172,9 +184,8 @@ def snapshot() -> Iterator[Session]:
     else:
         bind = bind.execution_options(isolation_level="REPEATABLE READ")
     with Session(bind) as session:
-        if bind.dialect.name == "postgresql":
-            # A large result is read row by row to its end: all of it is wanted, not its first rows.
-            session.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
+        # A large result is read row by row to its end: all of it is wanted, not its first rows.
+        limit(session.connection(), SNAPSHOT, cursor_tuple_fraction="1")
         yield session
 
 

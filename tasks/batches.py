@@ -25,6 +25,7 @@ from store.models import (
     utc_now,
 )
 from store.saga import lock_orders_where
+from store.sessions import WHOLE_RUN
 
 
 def begin_batch(run_id: str, source: str | None) -> Batch:
@@ -60,7 +61,7 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
         from_run: The run that carries the batch; it must be recorded.
         to_run: The run that goes on with it; recorded as carrying the same source.
     """
-    with transaction() as session:
+    with transaction(WHOLE_RUN) as session:
         source = session.get_one(Batch, from_run).source
         now = utc_now()
         insert_missing(
