@@ -151,6 +151,20 @@ def giving_back(order_ids: Sequence[str]) -> list[str]:
         )
 
 
+def last_move_of(order_ids: Sequence[str]) -> datetime | None:
+    """Return when one of the orders last changed or did a step; None if there are no such."""
+    with reading() as session:
+        changed = session.scalar(
+            select(func.max(col(Order.updated_at))).where(among(session, col(Order.id), order_ids))
+        )
+        did = session.scalar(
+            select(func.max(col(SagaRecord.at))).where(
+                among(session, col(SagaRecord.order_id), order_ids)
+            )
+        )
+        return max(filter(None, (changed, did)), default=None)
+
+
 def waits_until(run_id: str) -> datetime | None:
     """Return when the wait of the run's last waiting order ends; none if none waits."""
     with reading() as session:
