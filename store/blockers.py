@@ -77,7 +77,8 @@ def end_frozen_sessions(connection: Connection) -> None:
     """End sessions of this role that hold rows and whose process takes no answer any more.
 
     PostgreSQL's own time-outs do not reach a session that is sending: where its process is frozen
-    in the middle of a large result, its locks stay until somebody ends it.
+    in the middle of a large result, its locks stay until somebody ends it. By TCP the connection's
+    time-out does; a connection by socket file has none.
     """
     ended = connection.execute(
         text(FROZEN), {"application": "store %", "seconds": STEP.idle_seconds}

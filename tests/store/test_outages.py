@@ -1,6 +1,7 @@
 """Each SQLSTATE that passes comes from a real PostgreSQL, through driver and SQLAlchemy."""
 
 import os
+import pickle
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -191,6 +192,14 @@ def test_what_needs_a_broken_machine_is_an_outage_too(hurt: Engine, code: str) -
 @pytest.mark.parametrize("code", DEFECTS)
 def test_what_would_be_raised_again_is_no_outage(hurt: Engine, code: str) -> None:
     assert not is_outage(raise_code(hurt, code))
+
+
+def test_an_outage_stays_one_on_its_way_from_another_process(hurt: Engine) -> None:
+    with pytest.raises(DBAPIError) as raised, hurt.connect() as session:
+        locked_out(hurt, session)
+    carried = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
+    assert sqlstate_of(carried) == "55P03"
+    assert is_outage(carried)
 
 
 def test_each_code_and_class_of_the_table_is_tried() -> None:

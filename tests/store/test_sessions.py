@@ -16,6 +16,7 @@ from store.sessions import (
     READING,
     SNAPSHOT,
     STEP,
+    TO_THE_SERVER,
     WHOLE_RUN,
     Limits,
     connect_arguments,
@@ -90,6 +91,14 @@ def test_a_long_host_name_keeps_the_process(database: str, monkeypatch: pytest.M
     release_connections()
     assert name.startswith("store ???")
     assert name.endswith(f":{os.getpid()}")
+
+
+@postgresql_only
+def test_a_connection_notices_that_its_server_is_gone(database: str) -> None:
+    with engine(settings().database_url).connect() as connection:
+        driver = connection.connection.dbapi_connection
+        given = driver.info.get_parameters()  # type: ignore[union-attr]
+    assert {name: int(given[name]) for name in TO_THE_SERVER} == TO_THE_SERVER
 
 
 @postgresql_only
