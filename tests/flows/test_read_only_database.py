@@ -13,6 +13,7 @@ from store.database import engine
 from store.outages import READ_ONLY, sqlstate_of
 from store.payments import Answer, Charge, Ledger
 from store.settings import settings
+from tasks.dispatch import send_again
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
@@ -125,5 +126,7 @@ def test_a_batch_that_gives_up_is_started_again_and_nobody_is_refunded(
     compensation.compensate_run(batch_checkout, run, state)
     assert [run_id for run_id, _ in started_again] == [str(run.id)]
     assert {status(id_) for id_ in orders} <= {"submitted", "started", "waiting"}
+    # Recovery does so after STORE_ASK_AGAIN_SECONDS: an order waits before its message is out.
+    send_again([id_ for id_ in orders if status(id_) == "waiting"])
     assert batches.dispatched(batches.again(run)).is_completed()
     all_are_well(orders)
