@@ -17,7 +17,7 @@ from tasks.dispatch import find_couriers
 from tasks.retries import is_transient
 from tests.shop import messages_about
 
-IDLE_SECONDS = 3
+IDLE_SECONDS = 5
 """In place of the real 20 s."""
 lock_couriers = tasks.dispatch._lock_couriers
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tasks.dispatch import find_couriers
 from tasks.retries import is_transient
 from tests.polling import wait_until
 from tests.shop import messages_about, placed, postgresql_only, status
+from tests.store.test_blockers import seen
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 
@@ -58,8 +60,11 @@ def decide(*order_ids: str) -> list[str]:
 def test_others_go_on_behind_a_frozen_dispatcher_which_harms_nothing_later(database: str) -> None:
     for order_id in ("o-1", "o-2"):
         placed(order_id, "prepare_order")
-    with frozen("locks", "o-1") as dispatcher:
-        assert decide("o-2") == ["o-2"]
+    with frozen("locks", "o-1") as dispatcher, ThreadPoolExecutor(1) as another:
+        decided = another.submit(decide, "o-2")
+        [blocker] = seen(1)
+        assert blocker.name.endswith(f":{dispatcher.pid}")
+        assert decided.result() == ["o-2"]
         assert decide("o-1") == ["o-1"]
         dispatcher.send_signal(signal.SIGCONT)
         said = dispatcher.communicate(timeout=60)[0]
