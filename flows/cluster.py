@@ -1,7 +1,8 @@
-"""The Dask cluster that may carry a batch's chunks: an outage of it fails no order.
+"""Carry a batch's chunks on a Dask cluster.
 
-Dask may lose a chunk without an error when a worker's process dies, so that its result never
-comes. The run then gives up and is started again; it finds the chunk's orders in the database.
+An outage of the cluster fails no order. Dask may lose a chunk without an error when a worker's
+process dies, so that its result never comes. The run then gives up and is started again; it finds
+the chunk's orders in the database.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The database sessions that others wait for: named for people, ended where nothing else does it.
+"""Find the database sessions that others wait for, and end those that are frozen.
 
 Needs no superuser: a role sees what its own sessions do. Of another role's session it sees name and
 process id, no age and no state; ``GRANT pg_read_all_stats`` shows it the rest.

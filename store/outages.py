@@ -1,7 +1,8 @@
-"""Which errors of the database are outages: the same call may succeed later.
+"""Tell outages of the database from defects.
 
-An error is classified by its SQLSTATE, never by the class that the driver gives it: a read-only
-server is an `InternalError`, a statement that is too complex an `OperationalError`.
+After an outage the same call may succeed. An error is classified by its SQLSTATE, never by the
+class that the driver gives it: a read-only server is an `InternalError`, a statement that is too
+complex an `OperationalError`.
 """
 
 import sqlite3

@@ -1,4 +1,4 @@
-"""The limits of a PostgreSQL session, by what it is for.
+"""Limit PostgreSQL sessions by what they are for.
 
 A process that freezes or loses its machine inside a transaction keeps its locks, and all who need
 them wait. So the server ends what stands still: idle comes before lock, so that the others get
@@ -33,7 +33,7 @@ TO_THE_CLIENT = {
 
 
 class Limits(NamedTuple):
-    """After how many seconds the server ends a wait for a lock, a statement, a standstill, all."""
+    """Seconds after which the server ends a lock wait, statement, idle or whole transaction."""
 
     lock_seconds: int
     statement_seconds: int
@@ -64,11 +64,11 @@ def connect_arguments(url: URL) -> dict[str, Any]:
 
 
 def prepare(connection: Any, is_named: bool) -> None:
-    """Set a new connection up: UTC, the limits of a step, a name for who looks at sessions.
+    """Set UTC, the limits of a step and a name on a new connection.
 
     Args:
-        connection: psycopg's.
-        is_named: Its URL gives it a name already.
+        connection: The driver's connection.
+        is_named: Whether the URL gives an application_name, which is kept.
     """
     given = {"TimeZone": "UTC", **TO_THE_CLIENT, **_settings(STEP, connection.info.server_version)}
     if not is_named:
@@ -79,7 +79,7 @@ def prepare(connection: Any, is_named: bool) -> None:
 
 
 def limit(connection: Connection, limits: Limits, **others: str) -> None:
-    """Give the transaction that ``connection`` is in other limits, and other settings."""
+    """Set limits, and other settings, for the rest of the present transaction."""
     if connection.dialect.name != "postgresql":
         return
     version = connection.connection.dbapi_connection.info.server_version  # type: ignore[union-attr]
