@@ -23,6 +23,7 @@ from sqlalchemy import text
 
 from deployments.embedded import EmbeddedPostgres
 from store.database import migrate, snapshot, transaction
+from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.audit import audit
 from tasks.figures import read_figures
@@ -114,7 +115,7 @@ ROWS = (
 def put_orders(orders: int) -> None:
     """Put a shop with so many orders of every ending, two in a hundred still waiting."""
     sizes = {"orders": orders, "books": BOOKS, "customers": CUSTOMERS}
-    with transaction() as session:
+    with transaction(WHOLE_RUN) as session:
         for statement in (COLUMNS_OF_ORDER, *ROWS):
             session.execute(text(statement.format(**sizes)))
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from console.output import terminal, wrong_fields
 from flows.work_pool import SERVER_AWAY
 from store.errors import StoreError
+from store.outages import sqlstate_of, why_it_passes
 
 REFUSED = 1
 
@@ -48,9 +49,11 @@ def _explained(error: Exception) -> str | None:
         case StoreError():
             return str(error)
         case DBAPIError():
-            return (
-                f"The store's database cannot be used: {error.orig}\n"
-                "Is it running, does STORE_DATABASE_URL name it, and has "
+            why = why_it_passes(sqlstate_of(error) or "")
+            return f"The store's database cannot be used: {error.orig}\n" + (
+                f"It passes: {why}. Try again; `checkout doctor` looks closer."
+                if why
+                else "Is it running, does STORE_DATABASE_URL name it, and has "
                 "`python -m deployments.migrate` been run?"
             )
         case ArgumentError() | ModuleNotFoundError():

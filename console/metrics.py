@@ -76,9 +76,15 @@ UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by their s
 MESSAGES = Metric(
     "store_queue_messages", "Messages of the order queue: ready, in hand, or dead", ("place",)
 )
+BLOCKING = Metric(
+    "store_blocking_seconds", "Age of the transaction that other sessions wait for", ("session",)
+)
+BLOCKED = Metric(
+    "store_blocked_sessions", "Database sessions that wait for this session's locks", ("session",)
+)
 METRICS = (
     *(UP, ORDERS, IDLE, WAITED, FORGOTTEN, FAILED_UNDOS, FAILED_REFUNDS, ENDINGS, STEPS),
-    *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES),
+    *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES, BLOCKING, BLOCKED),
 )
 
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
@@ -175,6 +181,12 @@ def _of_database() -> Iterator[GaugeMetricFamily]:
     yield _filled(STEP_AVERAGE, ((of, d.average_seconds) for of, d in figures.steps.items()))
     yield _filled(STEP_LONGEST, ((of, d.longest_seconds) for of, d in figures.steps.items()))
     yield _filled(UNDOS, (([step], figures.undos.get(step, 0)) for step in COMPENSABLE))
+    # A process may have several sessions, which share its name.
+    named = sorted(figures.blockers, key=lambda blocker: blocker.seconds)
+    ages = {(each.name,): each.seconds for each in named} or {("",): 0.0}
+    behind = {name: sum(each.waiting for each in named if (each.name,) == name) for name in ages}
+    yield _filled(BLOCKING, ages.items())
+    yield _filled(BLOCKED, behind.items())
     failed = dict.fromkeys(COMPENSABLE, 0)
     cents = {settings().currency: 0}
     for undos in figures.failed_undos:

@@ -15,9 +15,11 @@ from console.diagnosis import Check, Diagnosis, mend, ok, warning
 from console.output import wrong_fields
 from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
+from store.blockers import Blocker, blockers
 from store.database import reading, revisions
 from store.errors import PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
+from store.sessions import STEP
 from store.settings import Settings, settings
 from tasks.audit import forgotten_orders
 from tasks.figures import sums_of_failed_undos
@@ -28,6 +30,8 @@ OF_A_LEASH = "STORE_LEASH"
 """No setting: deployments/leash.py gives it to the processes that it starts."""
 NAMED = 5
 """Orders that stand still and are named; `checkout audit` names all of them."""
+LONG_HELD_SECONDS = 5
+"""Locks change hands all the time in a rush, each within a second or two."""
 LEAST_STALLED_SECONDS = 60
 """A step waits up to 23 s in between its tries alone."""
 
@@ -86,8 +90,46 @@ def _database() -> Iterator[Diagnosis]:
         yield mend(f"there is no file {url.database}", "run `python -m deployments.migrate`")
         return
     with reading() as session:
-        session.execute(text("SELECT 1"))
-    yield ok(f"{url.render_as_string(hide_password=True)} answers")
+        is_postgresql = session.get_bind().dialect.name == "postgresql"
+        question = "SHOW transaction_read_only" if is_postgresql else "SELECT 'off'"
+        is_read_only = session.execute(text(question)).scalar_one() == "on"
+    shown = url.render_as_string(hide_password=True)
+    if is_read_only:
+        yield mend(
+            f"{shown} is read-only, as a standby is: no order goes on",
+            "name the primary in STORE_DATABASE_URL, or end what made this server read-only; "
+            "orders wait and go on by themselves",
+        )
+    else:
+        yield ok(f"{shown} answers")
+
+
+def _locks() -> Iterator[Diagnosis]:
+    with reading() as session:
+        found = blockers(session)
+    told = [line for blocker in found for line in _of_blocker(blocker)]
+    yield from told or [ok("no session waits for another one for long")]
+
+
+def _of_blocker(blocker: Blocker) -> Iterator[Diagnosis]:
+    name = f"session {blocker.pid} ({blocker.name or 'without a name'}, {blocker.state})"
+    behind = f"{blocker.waiting} others wait for its locks"
+    if blocker.is_hidden:
+        yield warning(
+            f"{name} of another role: {behind}",
+            "`GRANT pg_read_all_stats` to the store's role shows since when",
+        )
+    elif blocker.seconds > STEP.transaction_seconds:
+        yield mend(
+            f"{name} has been in its transaction for {blocker.seconds:.0f} s; {behind}",
+            f"see what its process does, or end it: `SELECT pg_terminate_backend({blocker.pid})` "
+            "undoes its transaction",
+        )
+    elif blocker.seconds > LONG_HELD_SECONDS:
+        yield warning(
+            f"{name} has been in its transaction for {blocker.seconds:.0f} s; {behind}",
+            f"wait: PostgreSQL ends a step after {STEP.transaction_seconds} s",
+        )
 
 
 def _kind_of_database() -> Iterator[Diagnosis]:
@@ -275,6 +317,7 @@ STORE_CHECKS = (
     Check("settings", _settings),
     Check("store settings", _store_settings, needs=("settings",)),
     Check("database", _database, needs=("settings",)),
+    Check("locks", _locks, needs=("database",)),
     Check("kind of database", _kind_of_database, needs=("settings",)),
     Check("migrations", _migrations, needs=("database",)),
     Check("orders", _orders, needs=("migrations",)),

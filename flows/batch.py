@@ -9,6 +9,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from pydantic import Field
 from flows.batch_report import Progress, publish, report_on
 from flows.batch_wait import CHUNK_SIZE, await_decisions, record_answers_left
 from flows.bulk import as_one, few_collections, forget_results
+from flows.cluster import asking_cluster, dask_runner, result_on_cluster
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
 from flows.order_events import tell
@@ -178,13 +180,7 @@ def _load(source: str, run_id: str) -> Intake | None:
 def task_runner(concurrency: int) -> TaskRunner[Any]:
     """Return what carries the chunks, as the settings choose."""
     if settings().batch_task_runner == "dask":
-        from prefect_dask.task_runners import DaskTaskRunner
-
-        if settings().dask_address:
-            return DaskTaskRunner(address=settings().dask_address)
-        return DaskTaskRunner(
-            cluster_kwargs={"n_workers": concurrency, "threads_per_worker": 1, "processes": True}
-        )
+        return dask_runner(concurrency)
     return ThreadPoolTaskRunner(max_workers=concurrency)
 
 
@@ -195,29 +191,34 @@ def _carry(
     concurrency: int,
     progress: Progress,
 ) -> Iterator[tuple[str, float]]:
-    """Carry out chunks, several at a time; give the seconds that each step took."""
+    """Carry out chunks, several at a time; yield the seconds that each step took."""
     chunks = iter(chunks)
     chunk = next(chunks, None)
     if chunk is None:
         return
+    on_cluster = settings().batch_task_runner == "dask"
     with task_runner(concurrency) as runner:
-        under_way: deque[Any] = deque()
+        under_way: deque[tuple[list[str], Any]] = deque()
+
+        def finished() -> Iterable[tuple[str, float]]:
+            order_ids, future = under_way.popleft()
+            taken: dict[str, float] = (
+                result_on_cluster(run_id, order_ids, future) if on_cluster else future.result()
+            )
+            forget_results()
+            touch_batch(run_id)
+            progress.show()
+            return taken.items()
+
         while chunk is not None:
-            under_way.append(runner.submit(work, {"order_ids": chunk}))
+            with asking_cluster() if on_cluster else nullcontext():
+                under_way.append((chunk, runner.submit(work, {"order_ids": chunk})))
             # Orders are claimed only when there is somebody to carry them.
             if len(under_way) >= concurrency:
-                yield from _finished(run_id, under_way.popleft(), progress)
+                yield from finished()
             chunk = next(chunks, None)
         while under_way:
-            yield from _finished(run_id, under_way.popleft(), progress)
-
-
-def _finished(run_id: str, future: Any, progress: Progress) -> Iterable[tuple[str, float]]:
-    taken: dict[str, float] = future.result()
-    forget_results()
-    touch_batch(run_id)
-    progress.show()
-    return taken.items()
+            yield from finished()
 
 
 @task(name="check_out_chunk", cache_policy=NO_CACHE)

@@ -19,12 +19,10 @@ from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import DBAPIError
 
 from flows.bulk import as_one, few_collections
 from flows.run_states import cancelled_among
 from flows.work_pool import SERVER_AWAY, pool_is_closed
-from store.errors import RetryableError
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
 from store.settings import settings
@@ -98,7 +96,7 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                 else:
                     time.sleep(patience_seconds)
                 look_after(queue, in_hand, client, resumers, report)
-            except (RetryableError, DBAPIError) as error:
+            except Exception as error:
                 # What is in hand stays in hand, or comes again after its visibility timeout.
                 if not is_transient(error):
                     raise

@@ -20,13 +20,15 @@ from sqlalchemy import (
     QueuePool,
     create_engine,
     event,
-    text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
+from store.blockers import end_frozen_sessions
+from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
+from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -64,16 +66,22 @@ def engine(url: str) -> Engine:
         "json_serializer": _to_json,
         "json_deserializer": orjson.loads,
     }
-    if make_url(url).get_backend_name() != "sqlite":
+    parts = make_url(url)
+    if parts.get_backend_name() != "sqlite":
         postgresql = create_engine(
             url,
             pool_pre_ping=True,
             **options,
             # A prepared statement keeps the plan that was best while the tables were small.
-            connect_args={"prepare_threshold": None},
+            connect_args={"prepare_threshold": None, **connect_arguments(parts)},
         )
         event.listen(postgresql, "handle_error", _leave_row_out)
-        event.listen(postgresql, "connect", _speak_utc)
+        event.listen(postgresql, "handle_error", _leave_read_only_server)
+
+        @event.listens_for(postgresql, "connect")
+        def set_up(connection: Any, _: object) -> None:
+            prepare(connection, is_named="application_name" in parts.query)
+
         return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
@@ -103,12 +111,6 @@ def release_connections() -> None:
     cast(ReleasingPool, engine(settings().database_url).pool).release()
 
 
-def _speak_utc(connection: Any, _: object) -> None:
-    """Have PostgreSQL give its moments in UTC, so that none has to be converted."""
-    connection.execute("SET TIME ZONE 'UTC'")
-    connection.commit()
-
-
 def _leave_row_out(context: ExceptionContext) -> None:
     """Take the row at fault out of an error's message, which goes into logs, states and notices.
 
@@ -126,28 +128,52 @@ def _leave_row_out(context: ExceptionContext) -> None:
                 )
 
 
+def _leave_read_only_server(context: ExceptionContext) -> None:
+    """Drop the pool's connections to a server that takes no writes: another one may take them.
+
+    A failover may leave them standing. New ones follow the address, and ``target_session_attrs``
+    in a URL of several hosts.
+    """
+    if sqlstate_of(context.original_exception) == READ_ONLY:
+        context.is_disconnect = True
+
+
 def _to_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
-    """Give a session whose changes are committed together, or not at all on an exception."""
-    with Session(engine(settings().database_url)) as session, session.begin():
-        yield session
+def transaction(limits: Limits = STEP) -> Iterator[Session]:
+    """Begin a session whose changes are committed together, or not at all on an exception.
+
+    Args:
+        limits: When the server ends it; one that is ended is an outage.
+    """
+    bind = engine(settings().database_url)
+    try:
+        with Session(bind) as session, session.begin():
+            if limits != STEP:
+                limit(session.connection(), limits)
+            yield session
+    except DBAPIError as error:
+        if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
+            with bind.begin() as connection:
+                end_frozen_sessions(connection)
+        raise
 
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """Give a session for reading only: it takes no lock that a writer waits for."""
+    """Begin a session for reading only: it takes no lock that a writer waits for."""
     url = settings().database_url
     with Session(engine(url).execution_options(store_reading=True)) as session:
+        limit(session.connection(), READING)
         yield session
 
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """Give a session for reading that sees, to its end, the database as it was at one moment.
+    """Begin a session for reading that sees, to its end, the database as it was at one moment.
 
     As :func:`reading` it takes no lock that a writer waits for.
     """
@@ -158,17 +184,9 @@ def snapshot() -> Iterator[Session]:
     else:
         bind = bind.execution_options(isolation_level="REPEATABLE READ")
     with Session(bind) as session:
-        if bind.dialect.name == "postgresql":
-            # Whoever reads a large result row by row wants all of it, not its first rows soon.
-            session.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
+        # A large result is read row by row to its end: all of it is wanted, not its first rows.
+        limit(session.connection(), SNAPSHOT, cursor_tuple_fraction="1")
         yield session
-
-
-def is_connection_error(error: BaseException) -> bool:
-    """Say whether ``error`` means that the database was away or busy, not that it refused."""
-    if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or type(error).__name__ == "OperationalError"
 
 
 def migrate(url: str) -> None:
@@ -186,7 +204,7 @@ def migrate(url: str) -> None:
         try:
             command.upgrade(_migrations(url), "head")
         except DBAPIError as error:
-            if not (tries_left and is_connection_error(error)):
+            if not (tries_left and is_outage(error)):
                 raise
         else:
             return

@@ -152,6 +152,10 @@ class SourceUnavailable(RetryableError):
     """The place of a file of orders did not answer."""
 
 
+class ClusterUnavailable(RetryableError):
+    """The Dask cluster did not answer, or lost a chunk; its orders are found in the database."""
+
+
 class QueueRefused(StoreError):
     """The order queue refused a call and would refuse it again: its address, rights or content."""
 

@@ -25,6 +25,7 @@ from store.models import (
     utc_now,
 )
 from store.saga import lock_orders_where
+from store.sessions import WHOLE_RUN
 
 
 def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
@@ -68,7 +69,7 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
         from_run: The run that carries the batch; it must be recorded.
         to_run: The run that goes on with it; recorded as carrying the same source.
     """
-    with transaction() as session:
+    with transaction(WHOLE_RUN) as session:
         batch = session.get_one(Batch, from_run)
         insert_missing(session, Batch, [_batch(to_run, batch.source, batch.wait)])
         order_ids = lock_orders_where(
@@ -159,6 +160,20 @@ def giving_back(order_ids: Sequence[str]) -> list[str]:
                 )
             )
         )
+
+
+def last_move_of(order_ids: Sequence[str]) -> datetime | None:
+    """Return when one of the orders last changed or did a step; None if there are no such."""
+    with reading() as session:
+        changed = session.scalar(
+            select(func.max(col(Order.updated_at))).where(among(session, col(Order.id), order_ids))
+        )
+        did = session.scalar(
+            select(func.max(col(SagaRecord.at))).where(
+                among(session, col(SagaRecord.order_id), order_ids)
+            )
+        )
+        return max(filter(None, (changed, did)), default=None)
 
 
 def waits_until(run_id: str) -> datetime | None:

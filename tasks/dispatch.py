@@ -37,6 +37,7 @@ from store.models import (
 from store.notifications import Notice, topic
 from store.queue import order_queue
 from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_where
+from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
 
@@ -382,7 +383,7 @@ def first_wait_end() -> datetime | None:
 
 def prolong_waits(until: datetime) -> int:
     """Have no order's wait for a courier end before ``until``; return how many got more time."""
-    with transaction() as session:
+    with transaction(WHOLE_RUN) as session:
         order_ids = lock_orders_where(
             session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
         )

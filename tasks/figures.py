@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import CursorResult
 from sqlmodel import Session
 
+from store.blockers import Blocker, blockers
 from store.database import snapshot
 from store.dialects import Dialect, sql_list
 from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
@@ -61,6 +62,7 @@ class Figures:
     endings: dict[tuple[str, str], int]
     steps: dict[tuple[str, str], Durations]
     undos: dict[str, int]
+    blockers: list[Blocker]
 
 
 def read_figures() -> Figures:
@@ -76,6 +78,7 @@ def read_figures() -> Figures:
             endings=_endings(session),
             steps=_steps(session),
             undos=_undos(session),
+            blockers=blockers(session),
         )
 
 

@@ -37,6 +37,7 @@ from store.models import (
     utc_now,
 )
 from store.saga import lock_orders_where
+from store.sessions import WHOLE_RUN
 from store.settings import settings
 
 
@@ -435,7 +436,7 @@ def count_continuation(run_id: str, seen: int) -> bool:
         run_id: The run that owns them.
         seen: The highest number of continuations among them when the caller looked.
     """
-    with transaction() as session:
+    with transaction(WHOLE_RUN) as session:
         order_ids = lock_orders_where(
             session,
             col(Order.run_id) == run_id,

@@ -5,10 +5,9 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from store.database import is_connection_error
 from store.errors import RetryableError
+from store.outages import is_outage
 
 RETRIES = 3
 """The original retries BillCustomer three times; the same patience serves every step."""
@@ -19,10 +18,8 @@ RETRY_JITTER = 0.5
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether the same call may succeed later."""
-    # All of this process's connections were in use for as long as one was waited for.
-    exhausted = isinstance(error, PoolTimeoutError)
-    return exhausted or isinstance(error, RetryableError) or is_connection_error(error)
+    """Return whether the same call may succeed later."""
+    return isinstance(error, RetryableError) or is_outage(error)
 
 
 def if_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -13,12 +13,11 @@ from sqlmodel import SQLModel
 
 import store.models  # noqa: F401  (fills SQLModel.metadata)
 from store.database import engine
+from store.sessions import MIGRATION, limit
 from store.settings import settings
 
 MIGRATION_LOCK = 5_370_190
 """The advisory lock of whoever migrates; any number that nobody else takes."""
-LOCK_TIMEOUT = "3s"
-"""While a change of a table waits for a reader of it, every checkout waits behind it."""
 
 
 def run() -> None:
@@ -34,8 +33,10 @@ def run() -> None:
         )
         with _sqlite_tables_replaceable(connection), context.begin_transaction():
             if not is_sqlite:
+                # Another migration may take its time; it is over when this one has the lock.
+                limit(connection, MIGRATION._replace(lock_seconds=0))
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
-                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+                limit(connection, MIGRATION)
             context.run_migrations()
             if is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).all()):
                 raise RuntimeError(

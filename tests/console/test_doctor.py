@@ -1,9 +1,11 @@
 """The doctor says of every part that it is well or what to do, whatever else is missing."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -29,8 +31,10 @@ from console.main import main
 from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
+from store.settings import settings
 from tasks.dispatch import record_answer
-from tests.shop import give_back, placed, set_order, sqlite_only
+from tests.shop import give_back, placed, postgresql_only, set_order, sqlite_only
+from tests.store.test_blockers import held_up, seen
 
 SAFE = {
     PREFECT_CLIENT_MAX_RETRIES: 10,
@@ -101,7 +105,15 @@ def test_a_database_and_a_server_that_are_away_are_told_of(
 
 def test_a_shop_that_is_well_has_nothing_to_mend(database: str) -> None:
     placed("o-1", "prepare_order")
-    for name in ("settings", "store settings", "database", "migrations", "orders", "queue"):
+    for name in (
+        "settings",
+        "store settings",
+        "database",
+        "locks",
+        "migrations",
+        "orders",
+        "queue",
+    ):
         assert verdicts(name) == {Verdict.OK}, name
     kind = {Verdict.OK} if database == "postgresql" else {Verdict.WARNING}
     assert verdicts("kind of database") == kind
@@ -129,6 +141,40 @@ def test_an_unsafe_setting_of_the_store_is_named(
     [diagnosis] = looked("store settings")
     assert diagnosis.verdict == verdict
     assert f"STORE_{name.upper()}" in diagnosis.says
+
+
+@postgresql_only
+def test_a_read_only_database_is_to_be_mended(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    url = settings().database_url
+    setting("database_url", f"{url}&options=-c%20default_transaction_read_only%3Don")
+    [diagnosis] = looked("database")
+    assert (diagnosis.verdict, "is read-only" in diagnosis.says) == (Verdict.MEND, True)
+    setting("database_url", url)
+
+
+@postgresql_only
+@pytest.mark.parametrize(
+    ("held_seconds", "verdict"), [(1.0, None), (30.0, Verdict.WARNING), (61.0, Verdict.MEND)]
+)
+def test_the_session_that_others_wait_for_is_named_with_its_age_and_process(
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    held_seconds: float,
+    verdict: Verdict | None,
+) -> None:
+    with held_up(2):
+        [blocker] = seen(2)
+        aged = replace(blocker, seconds=held_seconds)
+        monkeypatch.setattr("console.store_checks.blockers", lambda _: [aged])
+        [diagnosis] = looked("locks")
+    assert diagnosis.verdict == (verdict or Verdict.OK)
+    if verdict:
+        assert f"session {blocker.pid} (store {socket.gethostname()}:{os.getpid()}" in (
+            diagnosis.says
+        )
+        assert f"for {held_seconds:.0f} s; 2 others wait" in diagnosis.says
 
 
 @sqlite_only

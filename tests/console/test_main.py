@@ -17,7 +17,8 @@ from console.main import commands, main
 from console.output import duration, print_json, print_table, quiet_runs, terminal
 from store.database import transaction
 from store.models import QueuedMessage, utc_now
-from tests.shop import sqlite_only
+from store.settings import settings
+from tests.shop import postgresql_only, sqlite_only
 
 
 @pytest.mark.parametrize("name", commands())
@@ -48,6 +49,18 @@ def test_a_database_without_tables_is_told_with_the_remedy(
     setting("database_url", "sqlite://")
     assert main(["redrive"]) == 1
     assert "python -m deployments.migrate" in capsys.readouterr().err
+
+
+@postgresql_only
+def test_an_outage_of_the_database_is_told_as_what_passes(
+    database: str, setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = settings().database_url
+    setting("database_url", f"{url}&options=-c%20default_transaction_read_only%3Don")
+    assert main(["redrive"]) == 1
+    setting("database_url", url)
+    said = capsys.readouterr().err
+    assert "read-only transaction\nIt passes: the server takes no writes" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`checkout metrics`: the shop's figures as Prometheus reads them, from three places."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from tasks.dispatch import record_answer
 from tests.polling import wait_until
-from tests.shop import give_back, placed, sqlite_only
+from tests.shop import give_back, placed, postgresql_only, sqlite_only
+from tests.store.test_blockers import held_up, seen
 
 
 def samples(text: str) -> dict[str, float]:
@@ -56,6 +58,21 @@ def test_every_metric_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[
     assert found["store_refunds_failed_cents{'currency': 'USD'}"] == 40_00
     assert found["store_orders_forgotten"] == 0
     give_back("o-3")
+
+
+@postgresql_only
+@pytest.mark.usefixtures("database")
+def test_the_session_that_others_wait_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics"]) == 0
+    quiet = samples(capsys.readouterr().out)
+    assert quiet["store_blocking_seconds{'session': ''}"] == 0
+    with held_up(2):
+        seen(2)
+        assert main(["metrics"]) == 0
+    found = samples(capsys.readouterr().out)
+    session = f"{{'session': 'store {socket.gethostname()}:{os.getpid()}'}}"
+    assert found[f"store_blocking_seconds{session}"] > 0
+    assert found[f"store_blocked_sessions{session}"] == 2
 
 
 @sqlite_only

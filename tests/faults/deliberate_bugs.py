@@ -21,6 +21,7 @@ import flows.courier_wait
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import store.outages
 import store.payments
 import store.saga
 import tasks.billing
@@ -402,6 +403,11 @@ def a_crash_is_taken_for_a_failure() -> Patches:
     return [
         (flows.compensation, "is_transient", lambda _: False),
     ]
+
+
+@bug("no defect", "I4 a crash is no failure")
+def a_read_only_database_is_taken_for_a_defect() -> Patches:
+    return [(store.outages, "OUTAGES", {})]
 
 
 @bug("I4 a crash is no failure", seeds_from=37)

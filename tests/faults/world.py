@@ -13,7 +13,8 @@ from uuid import UUID
 
 import greenlet  # type: ignore[import-untyped]
 from prefect.exceptions import TerminationSignal
-from sqlalchemy.exc import OperationalError
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy.exc import InternalError, OperationalError
 
 from tests.faults.chance import Chance
 from tests.faults.invariants import Violation
@@ -261,10 +262,11 @@ class World:
     # The database
 
     def before_transaction(self) -> None:
-        """Come to a transaction; the database may be away."""
+        """Come to a transaction; the database may be away, or be there and take no writes."""
         self.boundary("a transaction")
         if self.current is not None and self.now < self.database_away_until:
-            raise connection_lost()
+            # No decision of its own: the seeds keep their stories.
+            raise read_only() if int(self.database_away_until) % 2 else connection_lost()
 
     def before_commit(self) -> None:
         """Come to a commit; what raises here rolls back."""
@@ -282,6 +284,11 @@ class World:
 def connection_lost() -> OperationalError:
     """Return what SQLAlchemy raises when the database is out of reach."""
     return OperationalError("COMMIT", None, Exception("the connection was lost"))
+
+
+def read_only() -> InternalError:
+    """Return what SQLAlchemy raises when the server takes no writes, as in a failover."""
+    return InternalError("UPDATE", None, ReadOnlySqlTransaction("the server is read-only"))
 
 
 class Today(datetime):

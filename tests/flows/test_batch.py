@@ -90,11 +90,15 @@ class Batches:
         begin_batch(str(run.id), source)
         return run
 
+    def found(self) -> list[FlowRun]:
+        """This test's runs of batches, oldest first."""
+        return self.runs._found("batch-checkout", FlowRunFilter())
+
     def paused(self, after: int = 0) -> FlowRun:
         """Wait until a batch waits for its couriers, with more forms than ``after``."""
 
         def look() -> FlowRun | None:
-            for run in self.runs._found("batch-checkout", FlowRunFilter()):
+            for run in self.found():
                 if run.state_type == StateType.PAUSED and len(self.forms(run)) > after:
                     return run
             return None

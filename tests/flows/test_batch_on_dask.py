@@ -1,15 +1,31 @@
 """Chunks of a batch on a Dask cluster: chosen by settings, carried by other processes."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
+import dask
+import pytest
 from distributed import Client, LocalCluster
 from prefect_dask.task_runners import DaskTaskRunner
 
+from deployments.local import free_port
+from flows import cluster, compensation
 from flows.batch import task_runner
+from store.errors import ClusterUnavailable
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
-from tests.shop import assigned_copies, kept_cents, order_row, postgresql_only, queued, stock
+from tests.polling import wait_until
+from tests.shop import (
+    assigned_copies,
+    kept_cents,
+    order_row,
+    postgresql_only,
+    queued,
+    status,
+    stock,
+)
 
 
 def has_carried_a_chunk() -> bool:
@@ -49,3 +65,88 @@ def test_without_an_address_a_cluster_of_this_machine_is_started(
     assert isinstance(runner, DaskTaskRunner)
     assert runner.cluster_kwargs["n_workers"] == 3
     assert runner.cluster_kwargs["processes"] is True
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that are to be started again."""
+    runs: list[str] = []
+    monkeypatch.setattr(
+        compensation, "continue_run", lambda _client, run_id, _orders: runs.append(run_id)
+    )
+    return runs
+
+
+def is_started_again_and_ends_well(batches: Batches, given_up: list[str]) -> None:
+    [run] = batches.found()
+    assert given_up == [str(run.id)]
+    assert {status(f"o-{number:03d}") for number in range(3)} == {"started"}
+    assert batches.dispatched(batches.again(run)).message == "3 orders: 3 dispatched"
+    assert (stock(), kept_cents(), assigned_copies()) == (497, 3 * 20_00, {})
+
+
+@postgresql_only
+def test_a_chunk_that_does_not_move_is_lost_and_the_run_is_started_again(
+    runs: Runs,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    given_up: list[str],
+) -> None:
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "LOST_AFTER_SECONDS", 1.0)
+    submit(3)
+    batches = Batches(runs)
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=0, dashboard_address=None
+    ) as without_workers:
+        setting("batch_task_runner", "dask")
+        setting("dask_address", without_workers.scheduler_address)
+        state = batches.start().result()
+    with pytest.raises(ClusterUnavailable, match="3 orders has not moved"):
+        state.result()
+    setting("batch_task_runner", "threads")
+    is_started_again_and_ends_well(batches, given_up)
+
+
+@postgresql_only
+def test_a_chunk_whose_worker_is_killed_fails_no_order(
+    runs: Runs, setting: Callable[[str, object], None], given_up: list[str]
+) -> None:
+    submit(3)
+    batches = Batches(runs)
+    with (
+        # Else Dask gives the chunk to the next worker.
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as one_worker,
+        Client(one_worker) as client,  # type: ignore[no-untyped-call]
+    ):
+        [worker] = client.run(os.getpid).values()
+        os.kill(worker, signal.SIGSTOP)
+        setting("batch_task_runner", "dask")
+        setting("dask_address", one_worker.scheduler_address)
+        running = batches.start()
+        wait_until(lambda: any(client.processing().values()), "chunk on the worker")
+        os.kill(worker, signal.SIGKILL)
+        state = running.result()
+    with pytest.raises(ClusterUnavailable, match="KilledWorker"):
+        state.result()
+    setting("batch_task_runner", "threads")
+    is_started_again_and_ends_well(batches, given_up)
+
+
+@postgresql_only
+def test_a_cluster_that_is_away_fails_no_order(
+    runs: Runs, setting: Callable[[str, object], None], given_up: list[str]
+) -> None:
+    submit(3)
+    batches = Batches(runs)
+    setting("batch_task_runner", "dask")
+    setting("dask_address", f"tcp://127.0.0.1:{free_port(0)}")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        state = batches.start().result()
+    with pytest.raises(ClusterUnavailable):
+        state.result()
+    setting("batch_task_runner", "threads")
+    is_started_again_and_ends_well(batches, given_up)

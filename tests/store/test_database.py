@@ -12,13 +12,13 @@ from sqlmodel import col
 from seed.catalogue import JOHN_DOE, TEN_X_RULE
 from store.database import (
     engine,
-    is_connection_error,
     migrate,
     reading,
     release_connections,
     transaction,
 )
 from store.models import Book, Courier, Customer
+from store.outages import is_outage
 from store.settings import settings
 from tests.shop import at_once, points, sqlite_only, stock
 
@@ -82,8 +82,8 @@ def test_the_database_itself_refuses_less_than_nothing(database: str, broken: Ex
 def test_a_refusal_of_the_database_is_no_connection_error(database: str) -> None:
     with pytest.raises(IntegrityError) as refused, transaction() as session:
         session.execute(update(Book).values(quantity=-1))
-    assert not is_connection_error(refused.value)
-    assert not is_connection_error(ValueError("no"))
+    assert not is_outage(refused.value)
+    assert not is_outage(ValueError("no"))
 
 
 def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None:
@@ -92,7 +92,7 @@ def test_a_database_that_is_away_is_a_connection_error(tmp_path: object) -> None
         engine(f"postgresql+psycopg://nobody@/store?host={tmp_path}").connect(),
     ):
         pass
-    assert is_connection_error(away.value)
+    assert is_outage(away.value)
 
 
 def test_the_widest_batch_has_its_connections(

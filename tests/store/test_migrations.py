@@ -24,8 +24,9 @@ import store.models
 from deployments.embedded import EmbeddedPostgres
 from deployments.migrate import main
 from seed.catalogue import put_shop
-from store.database import engine, is_connection_error, migrate, revisions
+from store.database import engine, migrate, revisions
 from store.models import OrderStatus
+from store.outages import is_outage
 from tests.books_balance import assert_books_balance
 from tests.conftest import KINDS
 from tests.shop import STEPS, assign, at_once, carry_on, end_run, place, placed, status
@@ -109,7 +110,7 @@ def tried_again(change: Callable[[], object]) -> None:
         try:
             change()
         except DBAPIError as error:
-            if not is_connection_error(error):
+            if not is_outage(error):
                 raise
         else:
             return

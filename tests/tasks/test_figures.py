@@ -28,7 +28,7 @@ def test_an_empty_shop_has_no_figures(database: str) -> None:
     figures = read_figures()
     assert (figures.orders, figures.idle_seconds, figures.endings) == ({}, {}, {})
     assert (figures.steps, figures.undos, figures.failed_undos) == ({}, {}, [])
-    assert (figures.waited_seconds, figures.forgotten) == (0, 0)
+    assert (figures.waited_seconds, figures.forgotten, figures.blockers) == (0, 0, [])
 
 
 def test_orders_are_counted_by_status_and_the_longest_wait_is_told(database: str) -> None:
