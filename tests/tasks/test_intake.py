@@ -11,16 +11,11 @@ from sqlmodel import select
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
+from store.messages import QUANTITY_RULE
 from store.models import OrderLine, OrderStatus
-from tasks.intake import (
-    FIELD_LENGTH,
-    LINE_BYTES,
-    LINES_AT_ONCE,
-    Intake,
-    claim_orders,
-    load_orders,
-    submit_orders,
-)
+from store.wrong_input import FIELD_LENGTH
+from tasks.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
+from tasks.order_rows import LINE_BYTES
 from tasks.orders import accept_order, count_orders
 from tests.shop import (
     an_order,
@@ -164,31 +159,31 @@ def test_a_file_of_lines_good_and_bad_is_taken_as_far_as_it_goes(
         + f"o-8,{'x' * LINE_BYTES}\n"
         + line("last").rstrip(),
     )
-    assert counts(intake) == (2, 1, 9)
+    assert counts(intake) == (1, 0, 11)
     found = {reject.line: (reject.field, reject.reason) for reject in intake.rejects}
-    assert found[3] == ("quantity", "is no whole number")
+    assert found[3] == ("quantity", QUANTITY_RULE)
     assert found[5] == ("userId", "no customer has the id nobody")
-    assert found[6] == ("", "3 cells; the header has 5")
-    assert found[7][0] == "orderId"
-    assert "cannot be read" in found[9][1]
+    assert found[6] == ("", "quantity missing: give bookId and quantity, or items")
+    assert found[2][0] == found[7][0] == found[8][0] == "orderId"
+    assert "quotation mark" in found[9][1]
     assert found[10] == ("redeem", "must be true or false")
     assert found[11][0] == "quantity"
     assert found[12][0] == "orderId"
     assert found[13] == ("", f"longer than {LINE_BYTES} bytes")
     assert intake.rejects_file == f"{path}.rejects.csv"
     rejects = Path(intake.rejects_file).read_text().splitlines()
-    assert rejects[:2] == ["line,field,reason", "3,quantity,is no whole number"]
-    assert len(rejects) == 10
-    assert sorted(claim_orders("run", 10)) == ["last", "o-1"]
+    assert rejects[:2] == ["line,field,reason", f'2,orderId,"{found[2][1]}"']
+    assert len(rejects) == 12
+    assert claim_orders("run", 10) == ["last"]
 
 
 def test_the_same_file_twice_changes_nothing(database: str, tmp_path: Path) -> None:
-    text = "".join(json_line(f"o-{number}") for number in range(LINES_AT_ONCE + 5))
-    assert counts(load(tmp_path / "o.jsonl", text)) == (LINES_AT_ONCE + 5, 0, 0)
+    text = "".join(json_line(f"o-{number}") for number in range(ORDERS_AT_ONCE + 5))
+    assert counts(load(tmp_path / "o.jsonl", text)) == (ORDERS_AT_ONCE + 5, 0, 0)
     claim_orders("run", 3)
     before = shop()
-    assert counts(load(tmp_path / "o.jsonl", text)) == (0, LINES_AT_ONCE + 5, 0)
-    assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, LINES_AT_ONCE + 2)
+    assert counts(load(tmp_path / "o.jsonl", text)) == (0, ORDERS_AT_ONCE + 5, 0)
+    assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, ORDERS_AT_ONCE + 2)
 
 
 @sqlite_only
@@ -214,8 +209,9 @@ def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Pat
 
 @sqlite_only
 def test_a_rejected_lines_field_is_quoted_in_short(database: str, tmp_path: Path) -> None:
-    (reject,) = load(tmp_path / "o.jsonl", json_line("o-1", **{"x" * 60_000: 1})).rejects
-    assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "Extra inputs are not permitted")
+    text = json_line("o-1", **{"x" * 60_000: 1}) + json_line("o-2")
+    (reject,) = load(tmp_path / "o.jsonl", text).rejects
+    assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "is not a known field")
 
 
 @sqlite_only
