@@ -12,9 +12,10 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from console.numbers import Share, WholeNumber
 from console.orders import order_from_json
 from console.output import AsJson, print_json, terminal
-from flows.batch import CHUNK_SIZE, CONCURRENCY, batch_checkout
+from flows.batch import CHUNK_SIZE, CONCURRENCY, TOLERATED_FAILURES, batch_checkout
 from flows.batch_report import BatchReport, on_progress
 from flows.order_runs import prefect_client
 from store.errors import RefusedOrder
@@ -78,9 +79,9 @@ def run(
     *,
     failed_of: str | None = None,
     line_items: LineItems = False,
-    chunk_size: Annotated[int, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
-    concurrency: Annotated[int, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
-    tolerated_failures: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.25,
+    chunk_size: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
+    concurrency: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
+    tolerated_failures: Share = TOLERATED_FAILURES,
     as_json: AsJson = False,
 ) -> int:
     """Carry out all submitted orders now, in this process, with a progress bar.

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 
 from pydantic import ValidationError
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
-from console.output import terminal, wrong_fields
+from console.output import terminal
 from flows.work_pool import SERVER_AWAY
 from store.errors import StoreError
+from store.wrong_input import described
 
 REFUSED = 1
 
@@ -44,7 +45,7 @@ def complain(message: str, status: int = REFUSED) -> int:
 def _explained(error: Exception) -> str | None:
     match error:
         case ValidationError():
-            return "\n".join(wrong_fields(error))
+            return "\n".join(described(error))
         case StoreError():
             return str(error)
         case DBAPIError():
@@ -53,11 +54,8 @@ def _explained(error: Exception) -> str | None:
                 "Is it running, does STORE_DATABASE_URL name it, and has "
                 "`python -m deployments.migrate` been run?"
             )
-        case ArgumentError() | ModuleNotFoundError():
-            return (
-                f"There is no way to the store's database: {error}\n"
-                "STORE_DATABASE_URL is postgresql+psycopg://… or sqlite:////absolute/path.db."
-            )
+        case ModuleNotFoundError():
+            return f"The Python package {error.name} is missing; install it."
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
         case OSError():

@@ -12,13 +12,13 @@ from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
 
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
-from console.output import wrong_fields
 from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
 from store.database import reading, revisions
 from store.errors import PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
 from store.settings import Settings, settings
+from store.wrong_input import described
 from tasks.audit import forgotten_orders
 from tasks.figures import sums_of_failed_undos
 
@@ -36,7 +36,7 @@ def _settings() -> Iterator[Diagnosis]:
     try:
         settings()
     except ValidationError as error:
-        for line in wrong_fields(error):
+        for line in described(error):
             yield mend(line, "set it as docs/settings.md says, for everything that runs the store")
     else:
         yield ok("every setting is valid")

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
-from console.output import wrong_fields
 from store.database import migrate, revisions
 from store.settings import settings
+from store.wrong_input import described
 
 
 class DatabaseTooNew(Exception):
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         told, is_newest = bring_up_to_date(settings().database_url, check=options.check)
     except ValidationError as error:
-        return _fail("\n".join(wrong_fields(error)))
+        return _fail("\n".join(described(error)))
     except (DatabaseTooNew, NotADirectoryError) as error:
         return _fail(str(error))
     except DBAPIError as error:

@@ -250,7 +250,7 @@ class CheckoutOrder(Input):
 class OrderMessage(BaseModel):
     """The queue's message: an order seeks a courier. It carries ids and amounts, no names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     version: Literal[1] = 1
     order_id: Id
@@ -260,6 +260,8 @@ class OrderMessage(BaseModel):
 
 class CourierAnswer(BaseModel):
     """A courier's answer to an order, from the dispatcher or from a person's form."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     outcome: Outcome = Field(description="Is there a courier who takes the order?")
     courier: str = Field(
@@ -288,6 +290,8 @@ GO_ON: BatchOutcome = "go on as decided"
 
 class BatchAnswer(BaseModel):
     """The answer to a batch that waits: go on, or decide on all of its orders that still wait."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     outcome: BatchOutcome = Field(
         description="Go on with what is decided, or decide on every order that still waits."

@@ -1,13 +1,16 @@
 """What people are told of input that pydantic refuses: the field and the reason, never the value.
 
-The texts go into logs, states and reports, so they hold nothing that was put in. A field's name
-that nobody knows was put in too: it is quoted where it looks like a name, and shortened.
+The texts go into logs, states and reports, so they hold nothing that was put in. The name of an
+unknown field was put in too. Who wrote it is told it, shortened, if it looks like a name; a log is
+not.
 """
 
 import re
 from dataclasses import dataclass
 
 from pydantic import ValidationError
+
+from store.errors import first_of
 
 FIELD_LENGTH = 100
 """Characters that are quoted of a field's name."""
@@ -48,3 +51,26 @@ def _named(part: int | str) -> str:
         return str(part)
     name = part[:FIELD_LENGTH]
     return name if _A_NAME.fullmatch(name) else "(not a name)"
+
+
+def for_a_log(error: ValidationError) -> str:
+    """Return the problems in a line; unknown fields are counted, since their names may be data."""
+    kinds = [found["type"] for found in error.errors(include_url=False, include_input=False)]
+    known = [
+        str(each)
+        for each, kind in zip(problems(error), kinds, strict=True)
+        if kind != "extra_forbidden"
+    ]
+    unknown = len(kinds) - len(known)
+    return first_of([*known, *([f"{unknown} unknown fields"] if unknown else [])], "; ")
+
+
+def described(error: ValidationError) -> list[str]:
+    """Return a line for each problem; a setting is named by the variable that holds it."""
+    found = problems(error)
+    if error.title.endswith("Settings"):
+        found = [
+            Problem(f"STORE_{each.field.upper()}" if each.field else "", each.reason)
+            for each in found
+        ]
+    return [str(each) for each in found]

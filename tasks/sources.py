@@ -132,12 +132,13 @@ def _copy(
             content = original.read(COPIED_AT_ONCE)
         decoder.decode(b"", final=True)
     except UnicodeError as error:
-        raise UnreadableSource(f"source: {source}: {_why(error)}") from None
+        raise UnreadableSource(f"source: {source}: {explain_encoding(error)}") from None
 
 
-def _why(error: UnicodeError) -> str:
+def explain_encoding(error: UnicodeError) -> str:
+    """Return why a text cannot be decoded, with the remedy."""
     if isinstance(error, UnicodeDecodeError):
-        return f"it is not the {error.encoding} that it begins as; upload it again, in UTF-8"
+        return f"it is not {error.encoding.upper()}; save it as UTF-8"
     return str(error)
 
 

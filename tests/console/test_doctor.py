@@ -72,7 +72,7 @@ def test_with_nothing_there_each_part_is_told_of_and_none_stops_the_others(
     assert verdict["settings"] == verdict["prefect server"] == "mend"
     assert verdict["database"] == verdict["workers"] == "not checked"
     assert verdict["prefect.yaml"] == "ok"
-    assert "STORE_DATABASE_URL: Field required" in found[0]["says"]
+    assert "STORE_DATABASE_URL: is missing" in found[0]["says"]
     assert all(line["remedy"] for line in found if line["verdict"] in ("mend", "warning"))
 
 

@@ -39,7 +39,7 @@ def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
 
 def test_a_missing_setting_is_named_as_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["redrive"]) == 1
-    assert "STORE_DATABASE_URL: Field required" in capsys.readouterr().err
+    assert "STORE_DATABASE_URL: is missing" in capsys.readouterr().err
 
 
 def test_a_database_without_tables_is_told_with_the_remedy(
@@ -54,7 +54,7 @@ def test_a_database_without_tables_is_told_with_the_remedy(
     ("command", "said"),
     [
         ("list --limit 0", "Must be >= 1"),
-        ("list -n -1", "Must be >= 1"),
+        ("list -n -1", "is no whole number"),
         ("compensations --limit 0", "Must be >= 1"),
         ("list --older-than 900000d", "Must be from 0s to 36500d"),
         ("list --younger-than=-1d", "Must be from 0s to 36500d"),
@@ -62,7 +62,7 @@ def test_a_database_without_tables_is_told_with_the_remedy(
         ("batch run --chunk-size 0", "Must be >= 1"),
         ("batch run --chunk-size 5001", "Must be <= 5000"),
         ("batch run --concurrency 33", "Must be <= 32"),
-        ("batch run --tolerated-failures 25", "Must be <= 1"),
+        ("batch run --tolerated-failures 25", "give a number from 0 to 1"),
         ("batch run orders.csv --failed-of x", "Give orders.csv or --failed-of, not both."),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
     setting("database_url", url)
     assert main(["redrive"]) == 1
     said = capsys.readouterr().err
-    assert "STORE_DATABASE_URL is postgresql+psycopg://" in said
+    assert "STORE_DATABASE_URL: is no URL of a database" in said
     assert "secret" not in said
 
 

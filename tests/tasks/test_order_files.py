@@ -242,7 +242,7 @@ def test_a_file_is_read_in_the_encoding_that_its_mark_tells(
     ("content", "expected"),
     [
         ((HEADER + row(1)).encode("utf-16-le"), "without a byte order mark; save it as UTF-8"),
-        ((HEADER + row(1)).encode("utf-16")[:-1], "is not the utf-16-le that it begins as"),
+        ((HEADER + row(1)).encode("utf-16")[:-1], "it is not UTF-16-LE; save it as UTF-8"),
     ],
 )
 def test_an_encoding_that_cannot_be_told_refuses_the_file_with_the_remedy(
