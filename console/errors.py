@@ -9,7 +9,9 @@ from sqlalchemy.exc import DBAPIError
 
 from console.output import terminal
 from flows.work_pool import SERVER_AWAY
-from store.errors import StoreError
+from store.database import require_known_version
+from store.errors import DatabaseTooNew, StoreError
+from store.settings import settings
 from store.wrong_input import described
 
 REFUSED = 1
@@ -42,6 +44,17 @@ def complain(message: str, status: int = REFUSED) -> int:
     return status
 
 
+def _too_new() -> str:
+    """Return what is said of a database that is newer than the code, nothing of any other."""
+    try:
+        require_known_version(settings().database_url)
+    except DatabaseTooNew as error:
+        return str(error)
+    except DBAPIError:
+        return ""  # it is away, which is what has happened
+    return ""
+
+
 def _explained(error: Exception) -> str | None:
     match error:
         case ValidationError():
@@ -49,7 +62,7 @@ def _explained(error: Exception) -> str | None:
         case StoreError():
             return str(error)
         case DBAPIError():
-            return (
+            return _too_new() or (
                 f"The store's database cannot be used: {error.orig}\n"
                 "Is it running, does STORE_DATABASE_URL name it, and has "
                 "`python -m deployments.migrate` been run?"

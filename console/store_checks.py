@@ -14,8 +14,8 @@ from sqlalchemy.engine import make_url
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
 from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
-from store.database import reading, revisions
-from store.errors import PaymentRefused
+from store.database import reading, require_known_version, revisions
+from store.errors import DatabaseTooNew, PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
 from store.settings import Settings, settings
 from store.wrong_input import described
@@ -132,7 +132,17 @@ def _is_prefects(url: URL) -> bool:
 
 
 def _migrations() -> Iterator[Diagnosis]:
-    present, newest = revisions(settings().database_url)
+    url = settings().database_url
+    present, newest = revisions(url)
+    try:
+        require_known_version(url)
+    except DatabaseTooNew:
+        yield mend(
+            f"the database is at version {present}, which this code does not know: a newer one has "
+            "migrated it",
+            f"bring in that version of the code; this one ends at {newest}",
+        )
+        return
     if present == newest:
         yield ok(f"the database is at the newest version, {newest}")
     else:

@@ -20,13 +20,13 @@ from prefect.settings import (
 )
 from prefect.settings.legacy import Setting
 from prefect.testing.utilities import prefect_test_harness
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlmodel import col
 
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS, diagnose
 from console.main import main
-from store.database import transaction
+from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from tasks.dispatch import record_answer
@@ -170,6 +170,21 @@ def test_a_database_that_is_not_migrated_is_told(
     assert verdicts("database") == {Verdict.OK}
     [diagnosis] = looked("migrations")
     assert (diagnosis.verdict, "version none" in diagnosis.says) == (Verdict.MEND, True)
+
+
+def test_a_database_that_is_newer_than_the_code_is_not_to_be_migrated(
+    setting: Callable[[str, object], None], tmp_path: Any
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    setting("database_url", url)
+    migrate(url)
+    with engine(url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+    [diagnosis] = looked("migrations")
+    assert diagnosis.verdict == Verdict.MEND
+    assert "version newer, which this code does not know" in diagnosis.says
+    assert diagnosis.remedy.startswith("bring in that version of the code")
+    assert "deployments.migrate" not in diagnosis.remedy
 
 
 @sqlite_only

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
+from sqlalchemy import text
 
 from console.main import commands, main
 from console.output import duration, print_json, print_table, quiet_runs, terminal
-from store.database import transaction
+from deployments.migrate import main as migrate_command
+from seed.__main__ import main as seed
+from seed.dynamodb import main as import_tables
+from store.database import engine, migrate, transaction
 from store.models import QueuedMessage, utc_now
 from tests.shop import sqlite_only
 
@@ -48,6 +52,36 @@ def test_a_database_without_tables_is_told_with_the_remedy(
     setting("database_url", "sqlite://")
     assert main(["redrive"]) == 1
     assert "python -m deployments.migrate" in capsys.readouterr().err
+
+
+def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
+    tmp_path: Path,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    setting("database_url", url)
+    migrate(url)
+    with engine(url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+        connection.execute(text("ALTER TABLE orders RENAME TO otherwise"))
+    tables = ["--book-table", "b", "--user-table", "u", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["seed"])
+    commands_: list[tuple[Callable[..., int], list[list[str]]]] = [
+        (main, [["list"]]),
+        (main, [["show", "o-1"]]),
+        (migrate_command, [[]]),
+        (seed, []),
+        (import_tables, [tables]),
+    ]
+    for command, arguments in commands_:
+        assert command(*arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "version newer, which this code does not know" in said.err
+        assert "Bring in that version of the code; nothing was changed" in said.err
+        assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
