@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel, to_snake
-from pydantic_core import PydanticCustomError
 
 from store.models import ID_LENGTH
 
@@ -45,7 +44,7 @@ def _of_form(form: str, rule: str) -> AfterValidator:
 
     def check(value: str) -> str:
         if not re.fullmatch(form, value):
-            raise PydanticCustomError("form", "{rule}", {"rule": rule})
+            raise ValueError(rule)
         return value
 
     return AfterValidator(check)
