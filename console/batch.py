@@ -100,6 +100,8 @@ def run(
     """
     if source and failed_of:
         raise CycloptsError(msg=f"Give {source} or --failed-of, not both.")
+    if line_items and not source:
+        raise CycloptsError(msg="Give --line-items with a file; it says how the file is read.")
     if failed_of:
         require_batch(failed_of)
     output = terminal(stderr=True)

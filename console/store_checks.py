@@ -10,6 +10,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
 from console.prefect_checks import PREFECT_YAML
@@ -87,7 +88,9 @@ def _database() -> Iterator[Diagnosis]:
         return
     with reading() as session:
         session.execute(text("SELECT 1"))
-    yield ok(f"{url.render_as_string(hide_password=True)} answers")
+    # psycopg takes a password in the query too, which is not hidden.
+    shown = url.difference_update_query(["password"]).render_as_string(hide_password=True)
+    yield ok(f"{shown} answers")
 
 
 def _kind_of_database() -> Iterator[Diagnosis]:
@@ -122,7 +125,10 @@ def _is_prefects(url: URL) -> bool:
     database = get_current_settings().server.database.connection_url
     if database is None:
         return False
-    prefects = make_url(database.get_secret_value())
+    try:
+        prefects = make_url(database.get_secret_value())
+    except (ArgumentError, ValueError):
+        return False  # Prefect's server says so itself; the text may quote a password
     return (prefects.host, prefects.port, prefects.database, prefects.query.get("host")) == (
         url.host,
         url.port,

@@ -20,7 +20,7 @@ from prefect.settings import (
 )
 from prefect.settings.legacy import Setting
 from prefect.testing.utilities import prefect_test_harness
-from sqlalchemy import text, update
+from sqlalchemy import make_url, text, update
 from sqlmodel import col
 
 from console.diagnosis import Diagnosis, Verdict
@@ -29,8 +29,9 @@ from console.main import main
 from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
+from store.settings import settings
 from tasks.dispatch import record_answer
-from tests.shop import give_back, placed, set_order, sqlite_only
+from tests.shop import give_back, placed, postgresql_only, set_order, sqlite_only
 
 SAFE = {
     PREFECT_CLIENT_MAX_RETRIES: 10,
@@ -160,6 +161,28 @@ def test_a_database_that_is_prefects_as_well_is_refused(
     ):
         assert verdicts("kind of database") == {Verdict.MEND}
     assert verdicts("kind of database") == {Verdict.OK}
+
+
+def test_a_url_of_prefects_database_that_is_wrong_is_not_quoted(
+    setting: Callable[[str, object], None],
+) -> None:
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    setting("database_url", "postgresql+psycopg://db/shop")
+    wrong = "postgresql+asyncpg://prefect:a@b:hunter2@db/prefect"
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: wrong}):
+        assert "hunter2" not in str(looked("kind of database"))
+
+
+@postgresql_only
+def test_a_password_in_the_query_of_a_url_is_not_shown(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    url = make_url(settings().database_url).update_query_dict({"password": "hunter2"})
+    setting("database_url", url.render_as_string(hide_password=False))
+    [diagnosis] = looked("database")
+    assert "answers" in diagnosis.says
+    assert "hunter2" not in diagnosis.says
 
 
 def test_a_database_that_is_not_migrated_is_told(

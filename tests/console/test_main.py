@@ -97,6 +97,7 @@ def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
         ("batch run --chunk-size 5001", "Must be <= 5000"),
         ("batch run --concurrency 33", "Must be <= 32"),
         ("batch run --tolerated-failures 25", "give a number from 0 to 1"),
+        ("batch run --line-items", "Give --line-items with a file"),
         ("batch run orders.csv --failed-of x", "Give orders.csv or --failed-of, not both."),
     ],
 )
