@@ -3,7 +3,7 @@
 It holds a password, so what is said of a wrong one quotes no part of it.
 """
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 EXPLAINED = (
@@ -17,11 +17,14 @@ DRIVERS = ("postgresql+psycopg", "sqlite")
 HIGHEST_PORT = 65_535
 
 
-def read_database_url(text: str) -> URL:
-    """Return a database's URL, read from a setting.
+def checked_database_url(text: str) -> str:
+    """Check the URL of a database, as a setting has it.
 
     Args:
-        text: The URL; space around it and a byte order mark are left out.
+        text: The URL, with space or a byte order mark around it or not.
+
+    Returns:
+        The URL without those.
 
     Raises:
         ValueError: it is no URL of a database that the store can use; it says why, and the remedy,
@@ -51,4 +54,4 @@ def read_database_url(text: str) -> URL:
         raise ValueError(
             f"has a port that is no number from 1 to {HIGHEST_PORT}; {EXPLAINED}; {ENCODING}"
         )
-    return url
+    return given

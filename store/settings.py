@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from store.database_url import read_database_url
+from store.database_url import checked_database_url
 
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_of_a_database(cls, database_url: str) -> str:
-        return read_database_url(database_url).render_as_string(hide_password=False)
+        return checked_database_url(database_url)
 
     @field_validator("currency")
     @classmethod

@@ -123,6 +123,37 @@ def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
     assert "secret" not in said
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ada:a@secret@db/store",
+        "postgresql+psycopg://ada:x@db:secret/store",
+        "postgres://ada:secret@db/store",
+        "'postgresql+psycopg://ada:secret@db/store'",
+    ],
+)
+def test_every_command_tells_of_a_wrong_url_without_quoting_it(
+    url: str,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setting("database_url", url)
+    monkeypatch.setattr("sys.argv", ["seed"])
+    commands_: list[tuple[Callable[..., int], list[list[str]]]] = [
+        (main, [["list"]]),
+        (migrate_command, [[]]),
+        (seed, []),
+        (import_tables, [["--book-table", "b", "--user-table", "u"]]),
+    ]
+    for command, arguments in commands_:
+        assert command(*arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("STORE_DATABASE_URL: ")
+        assert said.count("\n") == 1
+        assert "secret" not in said
+
+
 @sqlite_only
 @pytest.mark.usefixtures("database")
 def test_a_file_that_cannot_be_written_and_a_port_that_is_taken_are_told_in_a_line(

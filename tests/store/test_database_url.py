@@ -2,8 +2,9 @@
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
-from store.database_url import read_database_url
+from store.database_url import checked_database_url
 from store.settings import settings
 
 PASSWORD = "hunter2"  # noqa: S105
@@ -50,5 +51,5 @@ def test_a_wrong_url_is_explained_and_not_quoted(
 def test_a_right_url_is_read_as_it_is_meant(
     url: str, password: str | None, host: str | None
 ) -> None:
-    read = read_database_url(url)
+    read = make_url(checked_database_url(url))
     assert (read.password, read.host) == (password, host)
