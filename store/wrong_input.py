@@ -62,7 +62,7 @@ def for_a_log(error: ValidationError) -> str:
         if kind != "extra_forbidden"
     ]
     unknown = len(kinds) - len(known)
-    return first_of([*known, *([f"{unknown} unknown fields"] if unknown else [])], "; ")
+    return first_of([*known, *([f"unknown fields: {unknown}"] if unknown else [])], "; ")
 
 
 def described(error: ValidationError) -> list[str]:

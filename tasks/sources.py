@@ -51,15 +51,6 @@ def opened(source: str, keep_alive: Callable[[], None] = lambda: None) -> Iterat
         yield copy
 
 
-def _format(source: str) -> str:
-    suffix = source.rpartition(".")[2].lower()
-    if suffix not in ("csv", "jsonl", "ndjson"):
-        raise UnreadableSource(
-            f"source: {source} is no file of a known format; give .jsonl or .csv"
-        )
-    return suffix
-
-
 def file_format(source: str) -> str:
     """Return the format that a source's name tells: csv, jsonl or ndjson.
 

@@ -123,5 +123,5 @@ def test_a_log_counts_the_unknown_fields_whose_names_may_be_data() -> None:
     with pytest.raises(ValidationError) as refused:
         OrderMessage.model_validate({"order_id": "a", "attempt": 0, "copies": 1, "jane_doe": 1})
     assert for_a_log(refused.value) == (
-        "attempt: Input should be greater than or equal to 1; 1 unknown fields"
+        "attempt: Input should be greater than or equal to 1; unknown fields: 1"
     )

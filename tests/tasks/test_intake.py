@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,11 +10,12 @@ import pytest
 from sqlmodel import select
 
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import reading
+from store.database import reading, transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import QUANTITY_RULE
-from store.models import OrderLine, OrderStatus
+from store.models import Batch, OrderLine, OrderStatus, utc_now
 from store.wrong_input import FIELD_LENGTH
+from tasks.batches import begin_batch
 from tasks.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
 from tasks.order_rows import LINE_BYTES
 from tasks.orders import accept_order, count_orders
@@ -187,6 +189,21 @@ def test_the_same_file_twice_changes_nothing(database: str, tmp_path: Path) -> N
 
 
 @sqlite_only
+def test_a_batch_that_reads_its_file_keeps_its_heartbeat(database: str, tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_text("not an order\n")
+    run_id = str(uuid4())
+    begin_batch(run_id, str(path))
+    long_ago = utc_now() - timedelta(hours=1)
+    with transaction() as session:
+        session.get_one(Batch, run_id).moved_at = long_ago
+    with pytest.raises(UnreadableSource):
+        load_orders.fn(str(path), run_id)
+    with reading() as session:
+        assert session.get_one(Batch, run_id).moved_at > long_ago
+
+
+@sqlite_only
 def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Path) -> None:
     cart = json_line("cart", bookId=None, quantity=None, items=[{"bookId": "b", "quantity": 2}])
     intake = load(
@@ -255,7 +272,6 @@ def test_only_the_folder_of_orders_is_read_where_it_is_set(
 def test_orders_that_another_run_is_claiming_are_passed_over(database: str) -> None:
     from sqlmodel import col, select
 
-    from store.database import transaction
     from store.models import Order
 
     submit_orders([an_order("locked"), an_order("free")])
