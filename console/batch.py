@@ -12,9 +12,10 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from console.numbers import Share, WholeNumber
 from console.orders import order_from_json
 from console.output import AsJson, print_json, terminal
-from flows.batch import CONCURRENCY, batch_checkout
+from flows.batch import CONCURRENCY, TOLERATED_FAILURES, batch_checkout
 from flows.batch_report import BatchReport, on_progress
 from flows.batch_wait import CHUNK_SIZE
 from flows.order_runs import prefect_client
@@ -22,11 +23,13 @@ from store.errors import RefusedOrder
 from tasks.batches import FailedOrder, failed_orders, require_batch
 from tasks.intake import Intake, load_orders, submit_orders
 
+LineItems = Annotated[bool, Parameter(negative="")]
+
 app = App(name="batch", help="Check many orders out in one run.")
 
 
 @app.command
-def submit(source: str, /, *, as_json: AsJson = False) -> int:
+def submit(source: str, /, *, line_items: LineItems = False, as_json: AsJson = False) -> int:
     """Record orders for the next batch: one, or those of a file. Twice changes nothing.
 
     A line of the file that is no good order is named with its field and reason, and keeps no other
@@ -34,6 +37,8 @@ def submit(source: str, /, *, as_json: AsJson = False) -> int:
 
     Args:
         source: A JSONL or CSV file, s3://bucket/key, or one order as JSON.
+        line_items: The file has a line for each title: lines that follow each other with one
+            orderId are one order.
     """
     if source.lstrip().startswith("{"):
         (answer,) = submit_orders([order_from_json(source)])
@@ -44,14 +49,15 @@ def submit(source: str, /, *, as_json: AsJson = False) -> int:
         else:
             terminal().print("submitted" if answer else "known already; nothing changed")
         return 0
-    intake = load_orders.fn(source)
+    intake = load_orders.fn(source, line_items=line_items)
     if as_json:
         print_json(_as_data(intake))
         return 1 if intake.rejected else 0
     output = terminal()
     output.print(f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected")
     for each in intake.rejects:
-        output.print(f"  line {each.line}: {each.field}: {each.reason}")
+        why = f"{each.field}: {each.reason}" if each.field else each.reason
+        output.print(f"  line {each.line}: {why}")
     if intake.rejects_file:
         output.print(f"  all of them: {intake.rejects_file}")
     return 1 if intake.rejected else 0
@@ -73,9 +79,10 @@ def run(
     /,
     *,
     failed_of: str | None = None,
-    chunk_size: Annotated[int, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
-    concurrency: Annotated[int, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
-    tolerated_failures: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.25,
+    line_items: LineItems = False,
+    chunk_size: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
+    concurrency: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
+    tolerated_failures: Share = TOLERATED_FAILURES,
     as_json: AsJson = False,
 ) -> int:
     """Carry out all submitted orders now, in this process, with a progress bar.
@@ -85,6 +92,8 @@ def run(
 
     Args:
         source: A file whose orders are submitted first.
+        line_items: The file has a line for each title: lines that follow each other with one
+            orderId are one order.
         failed_of: The id of an earlier run: its failed orders are taken again, and no others.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
@@ -92,6 +101,8 @@ def run(
     """
     if source and failed_of:
         raise CycloptsError(msg=f"Give {source} or --failed-of, not both.")
+    if line_items and not source:
+        raise CycloptsError(msg="Give --line-items with a file; it says how the file is read.")
     if failed_of:
         require_batch(failed_of)
     output = terminal(stderr=True)
@@ -103,6 +114,7 @@ def run(
         try:
             state = batch_checkout(
                 source=source,
+                line_items=line_items,
                 failed_of=failed_of,
                 chunk_size=chunk_size,
                 concurrency=concurrency,

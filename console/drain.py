@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
+from console.numbers import WholeNumber
 from console.output import AsJson, print_json, print_table, terminal
 from flows import drain as pools
 from flows.order_runs import prefect_client
@@ -18,9 +18,7 @@ NOT_DRAINED = 1
 def drain(
     *,
     pool: Pool = None,
-    timeout: Annotated[
-        int, Parameter(validator=Number(gte=0), help="How many seconds to wait at most.")
-    ] = 600,
+    timeout: Annotated[WholeNumber, Parameter(help="How many seconds to wait at most.")] = 600,
     as_json: AsJson = False,
 ) -> int:
     """Close the work pool and hand the waiting orders over, so that workers can be stopped.

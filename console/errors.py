@@ -5,12 +5,15 @@ import sys
 from collections.abc import Callable
 
 from pydantic import ValidationError
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
-from console.output import terminal, wrong_fields
+from console.output import terminal
 from flows.work_pool import SERVER_AWAY
-from store.errors import StoreError
+from store.database import require_known_version
+from store.errors import DatabaseTooNew, StoreError
 from store.outages import sqlstate_of, why_it_passes
+from store.settings import settings
+from store.wrong_input import described
 
 REFUSED = 1
 
@@ -42,25 +45,33 @@ def complain(message: str, status: int = REFUSED) -> int:
     return status
 
 
+def _too_new() -> str:
+    """Return what is said of a database that is newer than the code, nothing of any other."""
+    try:
+        require_known_version(settings().database_url)
+    except DatabaseTooNew as error:
+        return str(error)
+    except DBAPIError:
+        return ""  # it is away, which is what has happened
+    return ""
+
+
 def _explained(error: Exception) -> str | None:
     match error:
         case ValidationError():
-            return "\n".join(wrong_fields(error))
+            return "\n".join(described(error))
         case StoreError():
             return str(error)
         case DBAPIError():
             why = why_it_passes(sqlstate_of(error) or "")
-            return f"The store's database cannot be used: {error.orig}\n" + (
+            return _too_new() or f"The store's database cannot be used: {error.orig}\n" + (
                 f"It passes: {why}. Try again; `checkout doctor` looks closer."
                 if why
                 else "Is it running, does STORE_DATABASE_URL name it, and has "
                 "`python -m deployments.migrate` been run?"
             )
-        case ArgumentError() | ModuleNotFoundError():
-            return (
-                f"There is no way to the store's database: {error}\n"
-                "STORE_DATABASE_URL is postgresql+psycopg://… or sqlite:////absolute/path.db."
-            )
+        case ModuleNotFoundError():
+            return f"The Python package {error.name} is missing; install it."
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
         case OSError():

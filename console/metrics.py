@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
+from console.numbers import WholeNumber
 from console.output import terminal
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
@@ -87,7 +88,7 @@ METRICS = (
     *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES, BLOCKING, BLOCKED),
 )
 
-Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
+Port = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=65535))]
 
 
 def metrics(

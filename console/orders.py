@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from pydantic import ValidationError
 
+from console.numbers import WholeNumber, whole_number
 from console.output import (
     AsJson,
     Limit,
@@ -33,9 +34,11 @@ from flows.order_runs import submit as start_checkout
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
+from store.wrong_input import Problem, problems
 from tasks.compensations import OpenUndo, open_undos
 from tasks.orders import find_orders, outcome_error, read_order
 from tasks.reports import explain
+from tasks.sources import decoded, explain_encoding
 
 AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
@@ -65,7 +68,7 @@ def submit(
     *,
     user: str | None = None,
     book: str | None = None,
-    quantity: int | None = None,
+    quantity: WholeNumber | None = None,
     item: Annotated[list[str] | None, Parameter(negative="")] = None,
     redeem: Annotated[bool, Parameter(negative="")] = False,
     order_id: str | None = None,
@@ -135,19 +138,22 @@ def _say(*lines: str) -> None:
 
 
 def _item(text: str) -> dict[str, Any]:
-    book, _, quantity = text.rpartition("=")
-    if not book or not quantity.isdecimal():
+    book, _, copies = text.rpartition("=")
+    if not book:
         raise CycloptsError(msg=f"--item {text}: give BOOK=COPIES, for example --item {text}=1.")
-    return {"bookId": book, "quantity": int(quantity)}
+    try:
+        return {"bookId": book, "quantity": whole_number(copies)}
+    except ValueError as error:
+        raise CycloptsError(
+            msg=f"--item {text}: {error}. Give BOOK=COPIES, for example --item {book}=1."
+        ) from error
 
 
 def _text_of(source: str) -> str:
-    if source == "-":
-        return sys.stdin.read()
     try:
-        return Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        return decoded(sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes())
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else explain_encoding(error)
         raise UnreadableSource(
             f"{source} cannot be read: {why}. Name a file that holds the order as JSON, "
             "or - for standard input."
@@ -175,16 +181,10 @@ def _order_from(options: dict[str, Any]) -> CheckoutOrder:
 
 def _problems(error: ValidationError, flags: dict[str, str]) -> str:
     lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        # Pydantic puts the kinds of types that it tried between the names.
-        names = [
-            str(part)
-            for depth, part in enumerate(problem["loc"])
-            if depth == 0 or isinstance(part, int) or part in FLAGS
-        ]
-        flag = f" ({flags[names[0]]})" if names and names[0] in flags else ""
-        where = f"{'.'.join(names)}{flag}: " if names else ""
-        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+    for problem in problems(error):
+        flag = flags.get(problem.field.partition(".")[0])
+        named = f"{problem.field} ({flag})" if flag else problem.field
+        lines.append(str(Problem(named, problem.reason)))
     example = '{"userId": "…", "bookId": "…", "quantity": 1}'
     return "\n".join(
         [

@@ -11,16 +11,17 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from prefect.logging.handlers import PrefectConsoleHandler
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+
+from console.numbers import WholeNumber
 
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print JSON, for programs, not a table.")
 ]
 """The option that every command which prints an answer has."""
 
-Limit = Annotated[int, Parameter(name=["--limit", "-n"], validator=Number(gte=1))]
+Limit = Annotated[WholeNumber, Parameter(name=["--limit", "-n"], validator=Number(gte=1))]
 """The option of the commands that list."""
 
 _WIDTH_WITHOUT_TERMINAL = 1_000_000
@@ -109,17 +110,6 @@ def quiet_runs() -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, before, strict=True):
             handler.setLevel(level)
-
-
-def wrong_fields(error: ValidationError) -> list[str]:
-    """Name each wrong field, and why; a setting as the environment variable that holds it."""
-    is_setting = error.title == "Settings"
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        name = f"STORE_{where.upper()}" if is_setting and where else where
-        lines.append(f"{name}: {problem['msg']}" if name else problem["msg"])
-    return lines
 
 
 def _as_text(cell: object) -> str:

@@ -10,17 +10,18 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
-from console.output import wrong_fields
 from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
 from store.blockers import Blocker, blockers
-from store.database import reading, revisions
-from store.errors import PaymentRefused
+from store.database import reading, require_known_version, revisions
+from store.errors import DatabaseTooNew, PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
+from store.wrong_input import described
 from tasks.audit import forgotten_orders
 from tasks.figures import sums_of_failed_undos
 
@@ -40,7 +41,7 @@ def _settings() -> Iterator[Diagnosis]:
     try:
         settings()
     except ValidationError as error:
-        for line in wrong_fields(error):
+        for line in described(error):
             yield mend(line, "set it as docs/settings.md says, for everything that runs the store")
     else:
         yield ok("every setting is valid")
@@ -93,7 +94,8 @@ def _database() -> Iterator[Diagnosis]:
         is_postgresql = session.get_bind().dialect.name == "postgresql"
         question = "SHOW transaction_read_only" if is_postgresql else "SELECT 'off'"
         is_read_only = session.execute(text(question)).scalar_one() == "on"
-    shown = url.render_as_string(hide_password=True)
+    # psycopg takes a password in the query too, which is not hidden.
+    shown = url.difference_update_query(["password"]).render_as_string(hide_password=True)
     if is_read_only:
         yield mend(
             f"{shown} is read-only, as a standby is: no order goes on",
@@ -164,7 +166,10 @@ def _is_prefects(url: URL) -> bool:
     database = get_current_settings().server.database.connection_url
     if database is None:
         return False
-    prefects = make_url(database.get_secret_value())
+    try:
+        prefects = make_url(database.get_secret_value())
+    except (ArgumentError, ValueError):
+        return False  # Prefect's server says so itself; the text may quote a password
     return (prefects.host, prefects.port, prefects.database, prefects.query.get("host")) == (
         url.host,
         url.port,
@@ -174,7 +179,17 @@ def _is_prefects(url: URL) -> bool:
 
 
 def _migrations() -> Iterator[Diagnosis]:
-    present, newest = revisions(settings().database_url)
+    url = settings().database_url
+    present, newest = revisions(url)
+    try:
+        require_known_version(url)
+    except DatabaseTooNew:
+        yield mend(
+            f"the database is at version {present}, which this code does not know: a newer one has "
+            "migrated it",
+            f"bring in that version of the code; this one ends at {newest}",
+        )
+        return
     if present == newest:
         yield ok(f"the database is at the newest version, {newest}")
     else:

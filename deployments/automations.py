@@ -31,6 +31,8 @@ from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.text import Text
 
+from console.numbers import whole_argument
+
 CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
 FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--silence-seconds",
-        type=int,
+        type=whole_argument,
         default=SILENT_HEARTBEATS * heartbeat,
         help="how long a run may be silent before it counts as dead (default %(default)s)",
     )

@@ -303,7 +303,8 @@ class LocalSystem:
 
     def _prepare_store(self) -> None:
         self._report("Migrating and seeding the store's database …")
-        from deployments.migrate import DatabaseTooNew, bring_up_to_date
+        from deployments.migrate import bring_up_to_date
+        from store.errors import DatabaseTooNew
 
         try:
             bring_up_to_date(self.store_url)

@@ -7,18 +7,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from alembic.util import CommandError
 from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
-from console.output import wrong_fields
-from store.database import migrate, revisions
+from store.database import migrate, require_known_version, revisions
+from store.errors import DatabaseTooNew
 from store.settings import settings
-
-
-class DatabaseTooNew(Exception):
-    """The database was migrated by a newer version of the code; nothing was changed."""
+from store.wrong_input import described
 
 
 def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
@@ -38,15 +34,10 @@ def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
     if before == newest:
         return f"the database is at the newest version, {newest}", True
     if check:
+        require_known_version(url)
         stand = f"is at version {before}" if before else "has no tables yet"
         return f"the database {stand}, the newest version is {newest}", False
-    try:
-        migrate(url)
-    except CommandError as error:
-        raise DatabaseTooNew(
-            f"the database is at version {before}, which this code does not know: a newer one has "
-            "migrated it. Bring in that version of the code; nothing was changed"
-        ) from error
+    migrate(url)
     return f"migrated: {before or 'no tables'} -> {newest}", True
 
 
@@ -60,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         told, is_newest = bring_up_to_date(settings().database_url, check=options.check)
     except ValidationError as error:
-        return _fail("\n".join(wrong_fields(error)))
+        return _fail("\n".join(described(error)))
     except (DatabaseTooNew, NotADirectoryError) as error:
         return _fail(str(error))
     except DBAPIError as error:

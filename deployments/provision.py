@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from store import aws
 from store.queue import MAX_RECEIVES
 from store.settings import URL_OR_EMPTY, Settings
+from store.wrong_input import described
 
 if TYPE_CHECKING:
     from mypy_boto3_sns.client import SNSClient
@@ -383,8 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except aws.FAILURES as error:
         _say(f"AWS: {aws.describe(error)}")
     except ValidationError as error:
-        for wrong in error.errors():
-            _say(f"STORE_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}")
+        for line in described(error):
+            _say(line)
     return EXIT_FAILED
 
 

@@ -75,6 +75,7 @@ def batch_checkout(
     concurrency: Annotated[int, Field(ge=1, le=32)] = CONCURRENCY,
     tolerated_failures: Annotated[float, Field(ge=0, le=1)] = TOLERATED_FAILURES,
     wait: Wait = "pause",
+    line_items: bool = False,
 ) -> State[Any]:
     """Check many orders out: all that are submitted, those of a file, or those that failed.
 
@@ -88,6 +89,8 @@ def batch_checkout(
         tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
             as failed. Orders that are done stay done.
         wait: `pause` keeps the run's process while couriers are sought; `suspend` keeps none.
+        line_items: The file has a line for each title: lines that follow each other with one
+            orderId are one order's. Left out, each line is an order of its own.
 
     Returns:
         A completed state with the report; its message gives the counts.
@@ -95,7 +98,8 @@ def batch_checkout(
     Raises:
         ValueError: both `source` and `failed_of` were given; nothing was done.
         BatchNotFound: `failed_of` is no batch's run; nothing was done.
-        UnreadableSource: the file cannot be read at all; nothing of it was recorded.
+        UnreadableSource: the file cannot be read, or each of its lines is wrong; nothing of it was
+            recorded.
         BatchFailed: more orders failed than are tolerated; the message gives the counts.
     """
     if source and failed_of:
@@ -114,7 +118,7 @@ def batch_checkout(
             give_run_back()
 
     with few_collections():
-        intake = _load(source, run_id) if source else None
+        intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
             remark = record_answers_left(client, run_id, chunk_size)
         left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
@@ -158,7 +162,7 @@ def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[lis
         yield claimed
 
 
-def _load(source: str, run_id: str) -> Intake | None:
+def _load(source: str, run_id: str, line_items: bool) -> Intake | None:
     """Submit the orders of the file, once more where the run starts over: those are known.
 
     Returns:
@@ -168,7 +172,7 @@ def _load(source: str, run_id: str) -> Intake | None:
         UnreadableSource: the file cannot be read, and nobody has.
     """
     try:
-        return load_orders(source, run_id)
+        return load_orders(source, run_id, line_items=line_items)
     except UnreadableSource as error:
         # Orders are claimed when the file is read to its end. Those are on their way.
         if not count_by_status(run_id):

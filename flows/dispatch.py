@@ -26,6 +26,7 @@ from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
 from store.settings import settings
+from store.wrong_input import for_a_log
 from tasks.dispatch import DISPATCHER, Decided, decisions_of, find_couriers
 from tasks.retries import is_transient
 
@@ -119,7 +120,7 @@ def take_in(
         try:
             message = OrderMessage.model_validate_json(received.body)
         except ValidationError as error:
-            logger.error("message %s cannot be read: %s", received.id, error)
+            logger.error("message %s cannot be read: %s", received.id, for_a_log(error))
             queue.dead_letter(received, f"cannot be read: {error.error_count()} errors")
             report.dead_letters += 1
             continue

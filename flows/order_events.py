@@ -4,6 +4,7 @@ They are for people and automations. None of it may ever fail an order, so whate
 is logged and left.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -129,13 +130,24 @@ def _emit(order: Order) -> None:
     )
 
 
+def artifact_key(order_id: str) -> str:
+    """Return the key of an order's timeline: its id, which another order's key never equals.
+
+    Prefect takes lower-case letters, digits and dashes in a key, nothing else. An id with others
+    gets the beginning of its hash, after two dashes, and so does one that has two dashes.
+    """
+    readable = re.sub("[^a-z0-9]+", "-", order_id.lower())
+    if readable == order_id:
+        return f"order-{readable}"
+    return f"order-{readable}--{hashlib.sha256(order_id.encode()).hexdigest()[:12]}"
+
+
 def _publish_timeline(order: Order) -> None:
     with get_client(sync_client=True) as client:
         client.create_artifact(
             ArtifactCreate(
                 type="markdown",
-                # Prefect takes lower-case letters, digits and dashes in a key, nothing else.
-                key=f"order-{re.sub('[^a-z0-9]+', '-', order.id.lower())}",
+                key=artifact_key(order.id),
                 description=f"Timeline of order {order.id}",
                 data=timeline(order.id),
                 flow_run_id=UUID(order.run_id) if order.run_id else None,

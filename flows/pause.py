@@ -24,6 +24,7 @@ from store.database import release_connections
 from store.errors import OrderCancelled, RunTakenAway
 from store.models import utc_now
 from store.settings import settings
+from store.wrong_input import for_a_log
 
 logger = logging.getLogger("store.pause")
 
@@ -117,13 +118,11 @@ def answers_left(
         try:
             answers[given.key] = answer.model_validate_json(given.value)
         except ValidationError as error:
-            # Not the error itself: it quotes what somebody has typed.
-            fields = [".".join(map(str, problem["loc"])) for problem in error.errors()]
             logger.error(
                 "the answer %s to run %s cannot be read (%s), and is none",
                 given.key,
                 run_id,
-                ", ".join(fields),
+                for_a_log(error),
             )
     return answers
 

@@ -5,6 +5,7 @@ import re
 import sys
 
 from console.errors import complain, without_traceback
+from console.numbers import whole_argument
 from console.output import terminal
 from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
@@ -19,8 +20,12 @@ def main() -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m seed", description=__doc__)
-    parser.add_argument("--books", type=int, default=0, metavar="N", help="add N titles for load")
-    parser.add_argument("--users", type=int, default=0, metavar="N", help="add N customers")
+    parser.add_argument(
+        "--books", type=whole_argument, default=0, metavar="N", help="add N titles for load"
+    )
+    parser.add_argument(
+        "--users", type=whole_argument, default=0, metavar="N", help="add N customers"
+    )
     parser.add_argument(
         "--courier",
         nargs=2,
@@ -34,8 +39,6 @@ def main() -> int:
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args()
-    if arguments.books < 0 or arguments.users < 0:
-        parser.error("--books and --users take a number from 0")
     for id_, copies in arguments.courier or ():
         if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
             parser.error(f"--courier takes an id of up to {ID_LENGTH} characters, and a number")

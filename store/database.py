@@ -27,6 +27,7 @@ from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
 from store.blockers import end_frozen_sessions
+from store.errors import DatabaseTooNew
 from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
 from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
 from store.settings import settings
@@ -196,10 +197,12 @@ def migrate(url: str) -> None:
     a checkout, a lock that does not come in time); it is then tried again.
 
     Raises:
+        DatabaseTooNew: a newer version of the code has migrated it.
         DBAPIError: the database is away or refuses; its schema is as it was.
     """
     from alembic import command
 
+    require_known_version(url)
     for tries_left in reversed(range(MIGRATION_TRIES)):
         try:
             command.upgrade(_migrations(url), "head")
@@ -218,6 +221,24 @@ def revisions(url: str) -> tuple[str | None, str | None]:
     with engine(url).execution_options(store_reading=True).connect() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
     return present, ScriptDirectory.from_config(_migrations(url)).get_current_head()
+
+
+def require_known_version(url: str) -> None:
+    """Refuse a database at a version that this code does not know.
+
+    Raises:
+        DatabaseTooNew: a newer version of the code has migrated it.
+        DBAPIError: the database is away or refuses.
+    """
+    from alembic.script import ScriptDirectory
+
+    present, _ = revisions(url)
+    known = ScriptDirectory.from_config(_migrations(url)).walk_revisions()
+    if present is not None and present not in {script.revision for script in known}:
+        raise DatabaseTooNew(
+            f"the database is at version {present}, which this code does not know: a newer one has "
+            "migrated it. Bring in that version of the code; nothing was changed"
+        )
 
 
 def _migrations(url: str) -> "Config":

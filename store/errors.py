@@ -38,6 +38,10 @@ class UnreadableSource(StoreError):
     """A file of orders cannot be read at all; nothing of it was recorded."""
 
 
+class DatabaseTooNew(StoreError):
+    """A newer version of the code has migrated the database; nothing was changed."""
+
+
 class WorkPoolNotFound(StoreError):
     """Prefect has no such work pool; nothing was closed or opened."""
 

@@ -4,16 +4,17 @@ The input has no defaults that cost money and takes nothing that it does not kno
 those of the original (camelCase); Python names (snake_case) are taken as well.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel, to_snake
 
 from store.models import ID_LENGTH
 
 MAX_COPIES = 100_000
+MAX_TITLES = 100
 NO_NUL = r"^[^\u0000]*$"
 """PostgreSQL keeps no NUL character in a text; a form may hold one."""
 
@@ -21,47 +22,136 @@ Outcome = Literal["courier assigned", "no courier available"]
 ASSIGNED: Outcome = "courier assigned"
 NO_COURIER: Outcome = "no courier available"
 
-Id = Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
-PaymentMethod = Annotated[str, Field(pattern=rf"^[A-Za-z][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}$")]
+ID_RULE = (
+    f"must be text of 1 to {ID_LENGTH} letters, digits, dots, dashes and underscores, and begin "
+    "with a letter or digit"
+)
+PAYMENT_METHOD_RULE = (
+    f"must be the name by which the gateway knows a payment method: 1 to {ID_LENGTH} letters, "
+    "digits, dots, dashes and underscores, the first a letter. The number of a card is never taken"
+)
+QUANTITY_RULE = f"must be a whole number from 1 to {MAX_COPIES}"
+REDEEM_RULE = "must be true or false"
+ITEMS_RULE = f"must be a list of 1 to {MAX_TITLES} titles, each with bookId and quantity"
+
+
+def _form(first: str) -> str:
+    return rf"[{first}][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}"
+
+
+def _of_form(form: str, rule: str) -> AfterValidator:
+    """Return a check of a text's form whose refusal quotes neither the text nor the form."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(form, value):
+            raise ValueError(rule)
+        return value
+
+    return AfterValidator(check)
+
+
+def _stated(rule: str, **more: str) -> Any:
+    """Put a field's rule into the schema, where :func:`_restate` finds it."""
+    return Field(json_schema_extra={"rule": rule, **more})
+
+
+_ID_FORM = _form("A-Za-z0-9")
+_PAYMENT_METHOD_FORM = _form("A-Za-z")
+Id = Annotated[str, _of_form(_ID_FORM, ID_RULE), _stated(ID_RULE, pattern=_ID_FORM)]
+PaymentMethod = Annotated[
+    str,
+    _of_form(_PAYMENT_METHOD_FORM, PAYMENT_METHOD_RULE),
+    _stated(PAYMENT_METHOD_RULE, pattern=_PAYMENT_METHOD_FORM),
+]
 """The gateway's name of a means of payment. A card's number is none: nobody here may know it."""
-Quantity = Annotated[int, Field(ge=1, le=MAX_COPIES)]
+Quantity = Annotated[int, Field(ge=1, le=MAX_COPIES), _stated(QUANTITY_RULE)]
 
 
-def _accept_both_spellings(schema: dict[str, Any]) -> None:
-    """Let Prefect's own parameter check pass snake_case names, and show only camelCase ones.
+def _restate(schema: dict[str, Any]) -> None:
+    """State the rules so that Prefect's own check takes both spellings and quotes no value.
 
-    The check runs on this schema before pydantic sees the input. ``patternProperties`` and
-    ``if``/``then`` are used because the UI's form ignores them.
+    The check runs on this schema before pydantic sees the input, and its message quotes what a
+    ``type`` or a ``pattern`` refuses. It names a missing property without a value, so a broken
+    rule requires a property whose name is the rule. That message comes before those of the fields,
+    which are deeper. It begins with the field's name and has no apostrophe, so that the UI's form
+    shows it there. The form reads ``properties`` alone, which keep camelCase names.
     """
     properties: dict[str, Any] = schema["properties"]
-    for definition in properties.values():
-        if definition.get("default", ...) is None:
-            del definition["default"]
-    snake = {
-        name: "".join(f"_{c.lower()}" if c.isupper() else c for c in name) for name in properties
-    }
     required = schema.pop("required", [])
-    schema["patternProperties"] = {
-        f"^{snake[name]}$": {
-            "type": definition["type"] if name in required else [definition["type"], "null"],
-            "pattern": definition["pattern"],
-        }
-        for name, definition in properties.items()
-        if snake[name] != name
+    schema.pop("additionalProperties", None)
+    rules = []
+    for name, definition in properties.items():
+        is_nullable = definition.get("default", ...) is None
+        if is_nullable:
+            del definition["default"]
+            definition.update(definition.pop("anyOf")[0])
+        rule = definition.pop("rule")
+        test = {key: definition[key] for key in _TESTED if key in definition}
+        if "pattern" in definition:
+            # Python's $ alone would take a line end after it.
+            test["pattern"] = f"^{definition.pop('pattern')}$(?![\\s\\S])"
+        if is_nullable:
+            test = {"anyOf": [{"type": "null"}, test]}
+        spellings = _spellings(name)
+        rules += [_rule({"properties": {each: test}}, f"{name} {rule}") for each in spellings]
+        if len(spellings) > 1:
+            both = {"required": spellings}
+            rules.append(_rule({"not": both}, f"{name} is given twice, as {spellings[1]} too"))
+        if name in required and len(spellings) > 1:
+            rules.append(_rule({"anyOf": [{"required": [each]} for each in spellings]}, name))
+    schema["required"] = [name for name in required if len(_spellings(name)) == 1]
+    schema["propertyNames"] = {
+        "enum": list(dict.fromkeys([*properties, *map(to_snake, properties)]))
     }
-    schema["required"] = [name for name in required if snake[name] == name]
-    # The type is said again: Prefect lets null pass for a property that is not in "required".
-    schema["allOf"] = [
-        {
-            "if": {"not": {"required": [snake[name]]}},
-            "then": {
-                "required": [name],
-                "properties": {name: {"type": properties[name]["type"]}},
-            },
-        }
-        for name in required
-        if snake[name] != name
+    schema["allOf"] = rules
+
+
+_TESTED = ("type", "minimum", "maximum", "minItems", "maxItems")
+
+
+def _spellings(name: str) -> list[str]:
+    """Return a field's camelCase name, and its snake_case name where that is another."""
+    return list(dict.fromkeys([name, to_snake(name)]))
+
+
+def _rule(test: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"if": {"not": test}, "then": {"required": [text]}}
+
+
+def _given(name: str) -> dict[str, Any]:
+    """Return the test whether a field is there and not null, in either spelling."""
+    return {
+        "anyOf": [
+            {"required": [each], "properties": {each: {"not": {"type": "null"}}}}
+            for each in _spellings(name)
+        ]
+    }
+
+
+def _restate_order(schema: dict[str, Any]) -> None:
+    """State the rules between an order's fields too, as far as a schema can.
+
+    That one book is in two items with different quantities is left to pydantic.
+    """
+    _restate(schema)
+    one_title = {"anyOf": [_given("bookId"), _given("quantity")]}
+    schema["allOf"] += [
+        *(
+            _rule({"anyOf": [_given("items"), _given(name)]}, f"{name} is missing: {_EITHER}")
+            for name in ("bookId", "quantity")
+        ),
+        _rule(
+            {"not": {"allOf": [_given("items"), one_title]}},
+            "items come instead of bookId and quantity: give one of the two",
+        ),
+        _rule(
+            {"properties": {"items": {"uniqueItems": True}}},
+            "items list a book twice: add the quantities in one item",
+        ),
     ]
+
+
+_EITHER = "give bookId and quantity, or items"
 
 
 class Input(BaseModel):
@@ -74,7 +164,8 @@ class Input(BaseModel):
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
-        json_schema_extra=_accept_both_spellings,
+        hide_input_in_errors=True,
+        json_schema_extra=_restate,
     )
 
 
@@ -85,28 +176,33 @@ class OrderItem(Input):
     quantity: Quantity = Field(description="How many copies of it, a whole number from 1.")
 
 
+Items = Annotated[list[OrderItem], Field(min_length=1, max_length=MAX_TITLES), _stated(ITEMS_RULE)]
+
+
 class CheckoutOrder(Input):
     """An order: one title (`bookId` and `quantity`) or a cart of several (`items`)."""
 
+    model_config = ConfigDict(json_schema_extra=_restate_order)
+
     user_id: Id = Field(description="The customer's id.")
-    book_id: Id | SkipJsonSchema[None] = Field(
+    book_id: Id | None = Field(
         default=None, description="The book's id, for an order of one title."
     )
-    quantity: Quantity | SkipJsonSchema[None] = Field(
+    quantity: Quantity | None = Field(
         default=None, description="How many copies of it, a whole number from 1."
     )
-    items: (
-        Annotated[list[OrderItem], Field(min_length=1, max_length=100)] | SkipJsonSchema[None]
-    ) = Field(default=None, description="A cart of several titles, instead of bookId and quantity.")
-    redeem: bool = Field(
+    items: Items | None = Field(
+        default=None, description="A cart of several titles, instead of bookId and quantity."
+    )
+    redeem: Annotated[bool, _stated(REDEEM_RULE)] = Field(
         default=False, description="Pay with the customer's points as far as they go."
     )
-    order_id: Id | SkipJsonSchema[None] = Field(
+    order_id: Id | None = Field(
         default=None,
         description="Your own id of the order, the idempotency key: the same order sent twice "
         "is carried out once. Left out, the flow run's id is taken.",
     )
-    payment_method: PaymentMethod | SkipJsonSchema[None] = Field(
+    payment_method: PaymentMethod | None = Field(
         default=None,
         description="The payment method to charge. Left out, the customer's own is taken.",
     )
@@ -128,7 +224,7 @@ class CheckoutOrder(Input):
                 for name, value in (("bookId", self.book_id), ("quantity", self.quantity))
                 if value is None
             ]
-            raise ValueError(f"{' and '.join(missing)} missing: give bookId and quantity, or items")
+            raise ValueError(f"{' and '.join(missing)} missing: {_EITHER}")
         return self
 
     def lines(self) -> list[OrderItem]:
@@ -153,7 +249,7 @@ class CheckoutOrder(Input):
 class OrderMessage(BaseModel):
     """The queue's message: an order seeks a courier. It carries ids and amounts, no names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     version: Literal[1] = 1
     order_id: Id
@@ -163,6 +259,8 @@ class OrderMessage(BaseModel):
 
 class CourierAnswer(BaseModel):
     """A courier's answer to an order, from the dispatcher or from a person's form."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     outcome: Outcome = Field(description="Is there a courier who takes the order?")
     courier: str = Field(
@@ -191,6 +289,8 @@ GO_ON: BatchOutcome = "go on as decided"
 
 class BatchAnswer(BaseModel):
     """The answer to a batch that waits: go on, or decide on all of its orders that still wait."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     outcome: BatchOutcome = Field(
         description="Go on with what is decided, or decide on every order that still waits."

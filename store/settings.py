@@ -9,6 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from store.database_url import checked_database_url
+
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
 WITHOUT_HUNDREDTHS = (
@@ -34,8 +36,9 @@ class Settings(BaseSettings):
 
     database_url: str = Field(
         description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`, or "
-        "`sqlite:////absolute/path.db`. Relative SQLite paths would point into a worker's "
-        "temporary folder.",
+        "`sqlite:////absolute/path.db`. In a user or a password write `@` as `%40`, `:` as `%3A`, "
+        "`/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`. Relative SQLite paths would "
+        "point into a worker's temporary folder.",
     )
     currency: str = Field(
         default="USD",
@@ -160,6 +163,11 @@ class Settings(BaseSettings):
         pattern=URL_OR_EMPTY,
         description="Where Stripe is called, for a local stand-in; left out, Stripe itself.",
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_of_a_database(cls, database_url: str) -> str:
+        return checked_database_url(database_url)
 
     @field_validator("currency")
     @classmethod

@@ -86,7 +86,7 @@ def test_a_file_without_rejected_lines_has_no_file_of_them(bucket: Bucket) -> No
 
 
 def test_the_rejected_lines_are_never_held_as_a_whole(bucket: Bucket, calls: Calls) -> None:
-    bucket.put(lines(0))
+    bucket.put(lines(0, 1))
     load_orders.fn(bucket.source)
     (body,) = (made["Body"] for _, operation, made in calls.made if operation == "PutObject")
     assert isinstance(body, io.BufferedIOBase)

@@ -37,9 +37,10 @@ Call = Callable[..., Said]
 def checkout(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Calls ``checkout`` with its arguments, and with what is typed into it."""
 
-    def call(*arguments: str, typed: str = "") -> Said:
+    def call(*arguments: str, typed: str | bytes = "") -> Said:
         capsys.readouterr()
-        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        content = typed.encode() if isinstance(typed, str) else typed
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
         status = main(arguments)
         captured = capsys.readouterr()
         return Said(status, captured.out, captured.err)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
+from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable
+from store.messages import QUANTITY_RULE
 from tasks.batches import begin_batch
 from tests.flows.runs import Runs
-from tests.shop import end_run, place, placed, sqlite_only, status
+from tests.shop import end_run, order_row, place, placed, sqlite_only, status
 
 from .conftest import Call
 
@@ -42,14 +43,12 @@ def test_the_lines_of_a_file_are_counted_and_a_wrong_one_is_named(
     assert said.status == 1
     assert said.out.splitlines()[:2] == [
         "1 new, 0 known, 1 lines rejected",
-        "  line 3: quantity: is no whole number",
+        f"  line 3: quantity: {QUANTITY_RULE}",
     ]
     again = checkout("batch", "submit", str(source), "--json")
     assert (again.status, again.data["new"], again.data["known"]) == (1, 0, 1)
     assert again.data["rejected_lines"] == 1
-    assert again.data["rejects"] == [
-        {"line": 3, "field": "quantity", "reason": "is no whole number"}
-    ]
+    assert again.data["rejects"] == [{"line": 3, "field": "quantity", "reason": QUANTITY_RULE}]
     missing = checkout("batch", "submit", str(tmp_path / "none.csv"))
     assert (missing.status, missing.out) == (1, "")
     assert "none.csv cannot be read" in missing.err
@@ -68,6 +67,33 @@ def test_a_batch_is_carried_out_here_and_its_failures_are_listed(
     source.write_text("")
     empty = checkout("batch", "run", str(source), "--json")
     assert (empty.status, empty.data["report"]["orders"]) == (0, 0)
+
+
+@sqlite_only
+def test_a_file_with_a_line_for_each_title_is_submitted_and_carried_out_as_such(
+    runs: Runs, checkout: Call, tmp_path: Path
+) -> None:
+    source = tmp_path / "orders.csv"
+    lines = [f"o-1,{EDUARDO_SANTANA},{book},501\n" for book in (TEN_X_RULE, STRIPED_PAJAMAS)]
+    source.write_text("orderId,userId,bookId,quantity\n" + "".join(lines))
+    refused = checkout("batch", "submit", str(source))
+    assert (refused.status, refused.out) == (1, "")
+    assert "--line-items" in refused.err
+    assert checkout("batch", "submit", str(source), "--line-items").out.startswith("1 new")
+    said = checkout("batch", "run", str(source), "--line-items", "--json")
+    assert "1 orders: 1 rejected; more than 25% failed" in said.data["message"]
+    assert order_row("o-1").copies == 1_002
+
+
+@sqlite_only
+def test_a_batch_of_a_file_without_an_order_fails(
+    runs: Runs, checkout: Call, tmp_path: Path
+) -> None:
+    source = tmp_path / "orders.jsonl"
+    source.write_text("not an order\nnor this\n")
+    said = checkout("batch", "run", str(source), "--json")
+    assert (said.status, said.data["state"]) == (1, "Failed")
+    assert "has no order that can be taken" in said.data["message"]
 
 
 @pytest.mark.usefixtures("database")

@@ -22,13 +22,13 @@ from prefect.settings import (
 )
 from prefect.settings.legacy import Setting
 from prefect.testing.utilities import prefect_test_harness
-from sqlalchemy import update
+from sqlalchemy import make_url, text, update
 from sqlmodel import col
 
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS, diagnose
 from console.main import main
-from store.database import transaction
+from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
@@ -76,7 +76,7 @@ def test_with_nothing_there_each_part_is_told_of_and_none_stops_the_others(
     assert verdict["settings"] == verdict["prefect server"] == "mend"
     assert verdict["database"] == verdict["workers"] == "not checked"
     assert verdict["prefect.yaml"] == "ok"
-    assert "STORE_DATABASE_URL: Field required" in found[0]["says"]
+    assert "STORE_DATABASE_URL: is missing" in found[0]["says"]
     assert all(line["remedy"] for line in found if line["verdict"] in ("mend", "warning"))
 
 
@@ -208,6 +208,28 @@ def test_a_database_that_is_prefects_as_well_is_refused(
     assert verdicts("kind of database") == {Verdict.OK}
 
 
+def test_a_url_of_prefects_database_that_is_wrong_is_not_quoted(
+    setting: Callable[[str, object], None],
+) -> None:
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    setting("database_url", "postgresql+psycopg://db/shop")
+    wrong = "postgresql+asyncpg://prefect:a@b:hunter2@db/prefect"
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: wrong}):
+        assert "hunter2" not in str(looked("kind of database"))
+
+
+@postgresql_only
+def test_a_password_in_the_query_of_a_url_is_not_shown(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    url = make_url(settings().database_url).update_query_dict({"password": "hunter2"})
+    setting("database_url", url.render_as_string(hide_password=False))
+    [diagnosis] = looked("database")
+    assert "answers" in diagnosis.says
+    assert "hunter2" not in diagnosis.says
+
+
 def test_a_database_that_is_not_migrated_is_told(
     setting: Callable[[str, object], None], tmp_path: Any
 ) -> None:
@@ -216,6 +238,21 @@ def test_a_database_that_is_not_migrated_is_told(
     assert verdicts("database") == {Verdict.OK}
     [diagnosis] = looked("migrations")
     assert (diagnosis.verdict, "version none" in diagnosis.says) == (Verdict.MEND, True)
+
+
+def test_a_database_that_is_newer_than_the_code_is_not_to_be_migrated(
+    setting: Callable[[str, object], None], tmp_path: Any
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    setting("database_url", url)
+    migrate(url)
+    with engine(url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+    [diagnosis] = looked("migrations")
+    assert diagnosis.verdict == Verdict.MEND
+    assert "version newer, which this code does not know" in diagnosis.says
+    assert diagnosis.remedy.startswith("bring in that version of the code")
+    assert "deployments.migrate" not in diagnosis.remedy
 
 
 @sqlite_only

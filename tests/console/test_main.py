@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
+from sqlalchemy import text
 
 from console.main import commands, main
 from console.output import duration, print_json, print_table, quiet_runs, terminal
-from store.database import transaction
+from deployments.migrate import main as migrate_command
+from seed.__main__ import main as seed
+from seed.dynamodb import main as import_tables
+from store.database import engine, migrate, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
 from tests.shop import postgresql_only, sqlite_only
@@ -40,7 +44,7 @@ def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
 
 def test_a_missing_setting_is_named_as_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["redrive"]) == 1
-    assert "STORE_DATABASE_URL: Field required" in capsys.readouterr().err
+    assert "STORE_DATABASE_URL: is missing" in capsys.readouterr().err
 
 
 def test_a_database_without_tables_is_told_with_the_remedy(
@@ -63,11 +67,41 @@ def test_an_outage_of_the_database_is_told_as_what_passes(
     assert "read-only transaction\nIt passes: the server takes no writes" in said
 
 
+def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
+    tmp_path: Path,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    setting("database_url", url)
+    migrate(url)
+    with engine(url).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+        connection.execute(text("ALTER TABLE orders RENAME TO otherwise"))
+    tables = ["--book-table", "b", "--user-table", "u", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["seed"])
+    commands_: list[tuple[Callable[..., int], list[list[str]]]] = [
+        (main, [["list"]]),
+        (main, [["show", "o-1"]]),
+        (migrate_command, [[]]),
+        (seed, []),
+        (import_tables, [tables]),
+    ]
+    for command, arguments in commands_:
+        assert command(*arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "version newer, which this code does not know" in said.err
+        assert "Bring in that version of the code; nothing was changed" in said.err
+        assert said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         ("list --limit 0", "Must be >= 1"),
-        ("list -n -1", "Must be >= 1"),
+        ("list -n -1", "is no whole number"),
         ("compensations --limit 0", "Must be >= 1"),
         ("list --older-than 900000d", "Must be from 0s to 36500d"),
         ("list --younger-than=-1d", "Must be from 0s to 36500d"),
@@ -75,7 +109,8 @@ def test_an_outage_of_the_database_is_told_as_what_passes(
         ("batch run --chunk-size 0", "Must be >= 1"),
         ("batch run --chunk-size 5001", "Must be <= 5000"),
         ("batch run --concurrency 33", "Must be <= 32"),
-        ("batch run --tolerated-failures 25", "Must be <= 1"),
+        ("batch run --tolerated-failures 25", "give a number from 0 to 1"),
+        ("batch run --line-items", "Give --line-items with a file"),
         ("batch run orders.csv --failed-of x", "Give orders.csv or --failed-of, not both."),
     ],
 )
@@ -97,8 +132,39 @@ def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
     setting("database_url", url)
     assert main(["redrive"]) == 1
     said = capsys.readouterr().err
-    assert "STORE_DATABASE_URL is postgresql+psycopg://" in said
+    assert "STORE_DATABASE_URL: is no URL of a database" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ada:a@secret@db/store",
+        "postgresql+psycopg://ada:x@db:secret/store",
+        "postgres://ada:secret@db/store",
+        "'postgresql+psycopg://ada:secret@db/store'",
+    ],
+)
+def test_every_command_tells_of_a_wrong_url_without_quoting_it(
+    url: str,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setting("database_url", url)
+    monkeypatch.setattr("sys.argv", ["seed"])
+    commands_: list[tuple[Callable[..., int], list[list[str]]]] = [
+        (main, [["list"]]),
+        (migrate_command, [[]]),
+        (seed, []),
+        (import_tables, [["--book-table", "b", "--user-table", "u"]]),
+    ]
+    for command, arguments in commands_:
+        assert command(*arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("STORE_DATABASE_URL: ")
+        assert said.count("\n") == 1
+        assert "secret" not in said
 
 
 @sqlite_only

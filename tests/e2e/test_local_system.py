@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -34,7 +35,7 @@ from deployments.local import (
 )
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import ASSIGNED
-from store.models import Courier, Customer, Order, OrderStatus, SagaRecord
+from store.models import Courier, Customer, Order, OrderStatus, QueuedMessage, SagaRecord, utc_now
 from tests.books_balance import assert_books_balance
 
 from .conftest import (
@@ -57,8 +58,8 @@ CARD = "4242424242424242"
 EMAIL = "zq.person@example.com"
 PERSONAL = {NAME, CARD, EMAIL, PAYMENT_METHOD, "Eduardo Santana", "John Doe"}
 ON_SIGTERM = "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"
-MAY_HOLD = {"customers", "orders", "ledger"}
-"""Tables of the store: who the customers are, and what they pay with."""
+MAY_HOLD = {"customers", "orders", "ledger", "order_queue"}
+"""Tables of the store: who the customers are, what they pay with, and dead letters as they came."""
 FAULTS = {
     # While the points are given back, so that the compensation fails.
     "unreturned": "points < initial_points",
@@ -94,10 +95,42 @@ def places(url: str, planted: set[str] = PLANTED) -> dict[str, set[str]]:
     return {place: leaked for place, leaked in found.items() if leaked}
 
 
+def plant(system: RunningSystem, folder: Path) -> None:
+    """Put what is personal where it does not belong: in messages, files and a run's parameters."""
+    bodies = [
+        json.dumps({"order_id": NAME, "attempt": EMAIL, "copies": 1, EMAIL: CARD}),
+        f"{NAME}, {EMAIL}, {CARD}",
+    ]
+    with open_store(system.local.store_url) as session:
+        session.add_all(
+            QueuedMessage(id=str(uuid4()), body=body, visible_at=utc_now()) for body in bodies
+        )
+        session.commit()
+    files = {
+        "no-header.csv": f"{NAME},{EMAIL},{CARD}\n",
+        "lines.jsonl": f'{{"orderId": "{NAME}", "{EMAIL}": "{CARD}"}}\n{NAME} {EMAIL} {CARD}\n',
+        "cells.csv": f"orderId,userId,bookId,paymentMethod\n{NAME},{EMAIL},{NAME},{CARD}\n",
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content)
+        run = system.api.start_run("batch-checkout/nightly", {"source": str(folder / name)})
+        wait_until(
+            lambda run=run: system.api.read_run(run.id).state_type == "FAILED",  # type: ignore[misc]
+            f"end of the batch of {name}",
+        )
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        checkout(system.api, {**ONE_COPY, "paymentMethod": CARD})
+    assert "paymentMethod must be" in refused.value.response.text
+    assert found_in(refused.value.response.text) == set()
+
+
 @pytest.fixture(scope="module")
-def every_ending(local_system: RunningSystem) -> Iterator[RunningSystem]:
+def every_ending(
+    local_system: RunningSystem, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningSystem]:
     """The system after orders have come to every ending, on errors that quote a customer too."""
     local = local_system.local
+    plant(local_system, tmp_path_factory.mktemp("planted"))
     with open_store(local.store_url) as session:
         for id_, demand in FAULTS.items():
             session.add(

@@ -27,6 +27,8 @@ from tests.shop import (
     stock,
 )
 
+PERSONAL = ("Jane Doe", "jane@example.com", "4242424242424242")
+
 
 def messages_sent(*bodies: str) -> None:
     TableQueue().send(bodies)
@@ -145,3 +147,26 @@ def test_an_error_of_the_dispatcher_loses_no_message(
             listen(2)
     assert queued() == ["o-1"]
     assert status("o-1") == "waiting"
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        '{"version": 1, "order_id": "Jane Doe", "attempt": "jane@example.com", "copies": 1}',
+        '{"order_id": "a", "attempt": 1, "copies": 1, "jane@example.com": "4242424242424242"}',
+        '{"order_id": "a", "attempt": 1, "copies": 1, "Jane Doe": 1}',
+        '"Jane Doe, jane@example.com, 4242424242424242"',
+        "Jane Doe, jane@example.com, 4242424242424242",
+        '{"Jane Doe": jane@example.com}',
+    ],
+)
+def test_a_message_that_cannot_be_read_is_logged_without_its_content(
+    runs: Runs, caplog: pytest.LogCaptureFixture, unreadable: str
+) -> None:
+    messages_sent(unreadable)
+    assert listen_until_the_queue_is_empty().dead_letters == 1
+    ((_, reason),) = dead_letters()
+    assert " cannot be read: " in caplog.text
+    kept_about_it = caplog.text + str(reason)
+    assert [each for each in PERSONAL if each in kept_about_it] == []

@@ -29,7 +29,7 @@ def test_what_stands_in_the_way_is_told_without_a_traceback(
     command = __main__.main if module == "seed" else dynamodb.main
     monkeypatch.setattr("sys.argv", [module, *(TABLES if module == "seed.dynamodb" else ())])
     for url, told in (
-        ("", "STORE_DATABASE_URL is postgresql+psycopg://"),
+        ("", "STORE_DATABASE_URL: is empty; it must be postgresql+psycopg://"),
         ("sqlite:////nowhere/store.db", "The store's database cannot be used: unable to open"),
     ):
         setting("database_url", url)

@@ -2,10 +2,22 @@
 
 import ast
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from flows.pause import answers_left
+from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer, OrderItem, OrderMessage
+from store.settings import Settings
+from store.wrong_input import described, for_a_log
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 CHOSEN = {
@@ -56,3 +68,60 @@ def test_each_log_line_about_an_order_has_its_id_as_a_field() -> None:
             assert isinstance(extra, ast.Dict), ast.unparse(call)
             assert [ast.literal_eval(key) for key in extra.keys if key] == ["order_id"]
     assert about_an_order > 5
+
+
+PERSONAL = ("Jane Doe", "jane@example.com", "4242424242424242")
+PLANTED = (
+    dict.fromkeys(("outcome", "userId", "order_id", "bookId", "database_url"), PERSONAL[0]),
+    {"quantity": PERSONAL[1], "attempt": PERSONAL[1], "items": [{"quantity": PERSONAL[1]}]},
+    {"paymentMethod": PERSONAL[2], "reason": [PERSONAL[2]], "copies": PERSONAL[2]},
+    {PERSONAL[1]: PERSONAL[0]},
+    {"outcome": "courier assigned", "courier": f"{PERSONAL[1]}\0", "answered_by": "x" * 70},
+    [PERSONAL[0]],
+    PERSONAL[0],
+)
+FROM_OUTSIDE: list[type[BaseModel]] = [
+    OrderMessage,
+    CourierAnswer,
+    BatchAnswer,
+    CheckoutOrder,
+    OrderItem,
+    Settings,
+]
+
+
+@pytest.mark.parametrize("model", FROM_OUTSIDE)
+@pytest.mark.parametrize("planted", PLANTED)
+def test_what_is_said_of_wrong_input_quotes_no_value(
+    model: type[BaseModel], planted: object
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate_json(json.dumps(planted), strict=True)
+    told = [str(refused.value), for_a_log(refused.value), *described(refused.value)]
+    # Pydantic's own text names a field as it was written; it is for the one who wrote it.
+    of_values = told[1:] if isinstance(planted, dict) and PERSONAL[1] in planted else told
+    assert [each for each in PERSONAL if any(each in said for said in of_values)] == []
+
+
+def test_an_answer_that_cannot_be_read_is_logged_without_what_was_typed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = SimpleNamespace(
+        key="paused-courier-1-response",
+        value=json.dumps({"outcome": PERSONAL[0], "courier": [PERSONAL[1]], "reason": 5}),
+        created=None,
+    )
+    pages = [[given], [], []]
+    client = SimpleNamespace(filter_flow_run_input=lambda *_, **__: pages.pop(0))
+    with caplog.at_level(logging.ERROR):
+        assert answers_left(cast(Any, client), str(uuid4()), "courier", CourierAnswer) == {}
+    assert "outcome: Input should be 'courier assigned'" in caplog.text
+    assert [each for each in PERSONAL if each in caplog.text] == []
+
+
+def test_a_log_counts_the_unknown_fields_whose_names_may_be_data() -> None:
+    with pytest.raises(ValidationError) as refused:
+        OrderMessage.model_validate({"order_id": "a", "attempt": 0, "copies": 1, "jane_doe": 1})
+    assert for_a_log(refused.value) == (
+        "attempt: Input should be greater than or equal to 1; unknown fields: 1"
+    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,18 +10,14 @@ import pytest
 from sqlmodel import select
 
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import reading
+from store.database import reading, transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
-from store.models import OrderLine, OrderStatus
-from tasks.intake import (
-    FIELD_LENGTH,
-    LINE_BYTES,
-    LINES_AT_ONCE,
-    Intake,
-    claim_orders,
-    load_orders,
-    submit_orders,
-)
+from store.messages import QUANTITY_RULE
+from store.models import Batch, OrderLine, OrderStatus, utc_now
+from store.wrong_input import FIELD_LENGTH
+from tasks.batches import begin_batch
+from tasks.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
+from tasks.order_rows import LINE_BYTES
 from tasks.orders import accept_order, count_orders
 from tests.shop import (
     an_order,
@@ -164,31 +161,46 @@ def test_a_file_of_lines_good_and_bad_is_taken_as_far_as_it_goes(
         + f"o-8,{'x' * LINE_BYTES}\n"
         + line("last").rstrip(),
     )
-    assert counts(intake) == (2, 1, 9)
+    assert counts(intake) == (1, 0, 11)
     found = {reject.line: (reject.field, reject.reason) for reject in intake.rejects}
-    assert found[3] == ("quantity", "is no whole number")
+    assert found[3] == ("quantity", QUANTITY_RULE)
     assert found[5] == ("userId", "no customer has the id nobody")
-    assert found[6] == ("", "3 cells; the header has 5")
-    assert found[7][0] == "orderId"
-    assert "cannot be read" in found[9][1]
+    assert found[6] == ("", "quantity missing: give bookId and quantity, or items")
+    assert found[2][0] == found[7][0] == found[8][0] == "orderId"
+    assert "quotation mark" in found[9][1]
     assert found[10] == ("redeem", "must be true or false")
     assert found[11][0] == "quantity"
     assert found[12][0] == "orderId"
     assert found[13] == ("", f"longer than {LINE_BYTES} bytes")
     assert intake.rejects_file == f"{path}.rejects.csv"
     rejects = Path(intake.rejects_file).read_text().splitlines()
-    assert rejects[:2] == ["line,field,reason", "3,quantity,is no whole number"]
-    assert len(rejects) == 10
-    assert sorted(claim_orders("run", 10)) == ["last", "o-1"]
+    assert rejects[:2] == ["line,field,reason", f'2,orderId,"{found[2][1]}"']
+    assert len(rejects) == 12
+    assert claim_orders("run", 10) == ["last"]
 
 
 def test_the_same_file_twice_changes_nothing(database: str, tmp_path: Path) -> None:
-    text = "".join(json_line(f"o-{number}") for number in range(LINES_AT_ONCE + 5))
-    assert counts(load(tmp_path / "o.jsonl", text)) == (LINES_AT_ONCE + 5, 0, 0)
+    text = "".join(json_line(f"o-{number}") for number in range(ORDERS_AT_ONCE + 5))
+    assert counts(load(tmp_path / "o.jsonl", text)) == (ORDERS_AT_ONCE + 5, 0, 0)
     claim_orders("run", 3)
     before = shop()
-    assert counts(load(tmp_path / "o.jsonl", text)) == (0, LINES_AT_ONCE + 5, 0)
-    assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, LINES_AT_ONCE + 2)
+    assert counts(load(tmp_path / "o.jsonl", text)) == (0, ORDERS_AT_ONCE + 5, 0)
+    assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, ORDERS_AT_ONCE + 2)
+
+
+@sqlite_only
+def test_a_batch_that_reads_its_file_keeps_its_heartbeat(database: str, tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_text("not an order\n")
+    run_id = str(uuid4())
+    begin_batch(run_id, str(path))
+    long_ago = utc_now() - timedelta(hours=1)
+    with transaction() as session:
+        session.get_one(Batch, run_id).moved_at = long_ago
+    with pytest.raises(UnreadableSource):
+        load_orders.fn(str(path), run_id)
+    with reading() as session:
+        assert session.get_one(Batch, run_id).moved_at > long_ago
 
 
 @sqlite_only
@@ -214,8 +226,9 @@ def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Pat
 
 @sqlite_only
 def test_a_rejected_lines_field_is_quoted_in_short(database: str, tmp_path: Path) -> None:
-    (reject,) = load(tmp_path / "o.jsonl", json_line("o-1", **{"x" * 60_000: 1})).rejects
-    assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "Extra inputs are not permitted")
+    text = json_line("o-1", **{"x" * 60_000: 1}) + json_line("o-2")
+    (reject,) = load(tmp_path / "o.jsonl", text).rejects
+    assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "is not a known field")
 
 
 @sqlite_only
@@ -259,7 +272,6 @@ def test_only_the_folder_of_orders_is_read_where_it_is_set(
 def test_orders_that_another_run_is_claiming_are_passed_over(database: str) -> None:
     from sqlmodel import col, select
 
-    from store.database import transaction
     from store.models import Order
 
     submit_orders([an_order("locked"), an_order("free")])

@@ -1,0 +1,76 @@
+"""What people are told of input that pydantic refuses: the field and the reason, never the value.
+
+The texts go into logs, states and reports, so they hold nothing that was put in. The name of an
+unknown field was put in too. Who wrote it is told it, shortened, if it looks like a name; a log is
+not.
+"""
+
+import re
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from store.errors import first_of
+
+FIELD_LENGTH = 100
+"""Characters that are quoted of a field's name."""
+
+_A_NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{FIELD_LENGTH - 1}}}")
+_REASONS = {
+    "extra_forbidden": "is not a known field",
+    "string_pattern_mismatch": "has a wrong form",
+    "missing": "is missing",
+}
+"""By pydantic's type of error; its own text quotes a regular expression, or names no remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A wrong field, by its path, and why it is wrong; no field where it is the whole."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}" if self.field else self.reason
+
+
+def problems(error: ValidationError) -> list[Problem]:
+    """Return each problem that pydantic has found, in its order, without any value."""
+    return [
+        Problem(
+            ".".join(_named(part) for part in found["loc"]),
+            _REASONS.get(found["type"]) or found["msg"].removeprefix("Value error, "),
+        )
+        for found in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _named(part: int | str) -> str:
+    if isinstance(part, int):
+        return str(part)
+    name = part[:FIELD_LENGTH]
+    return name if _A_NAME.fullmatch(name) else "(not a name)"
+
+
+def for_a_log(error: ValidationError) -> str:
+    """Return the problems in a line; unknown fields are counted, since their names may be data."""
+    kinds = [found["type"] for found in error.errors(include_url=False, include_input=False)]
+    known = [
+        str(each)
+        for each, kind in zip(problems(error), kinds, strict=True)
+        if kind != "extra_forbidden"
+    ]
+    unknown = len(kinds) - len(known)
+    return first_of([*known, *([f"unknown fields: {unknown}"] if unknown else [])], "; ")
+
+
+def described(error: ValidationError) -> list[str]:
+    """Return a line for each problem; a setting is named by the variable that holds it."""
+    found = problems(error)
+    if error.title.endswith("Settings"):
+        found = [
+            Problem(f"STORE_{each.field.upper()}" if each.field else "", each.reason)
+            for each in found
+        ]
+    return [str(each) for each in found]
