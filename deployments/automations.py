@@ -59,7 +59,8 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
             name="store: a run without a sign of life is marked as crashed",
             description="Its process is gone; recover_orders then lets its order go on.",
             trigger=EventTrigger(
-                after={"prefect.flow-run.heartbeat"},
+                # Running as well: a process may die before its first heartbeat.
+                after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
                 # Not `prefect.flow-run.*`: the Running of a resume would end the watch for good.
                 expect={
                     "prefect.flow-run.heartbeat",
