@@ -5,7 +5,7 @@ recorded as the order's outcome. ``RefusedOrder`` is raised before anything was 
 ``RetryableError`` says that the same call may succeed later.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 NAMED_AT_MOST = 10
@@ -143,6 +143,9 @@ class PaymentGatewayUnavailable(RetryableError):
 class QueueUnavailable(RetryableError):
     """The order queue did not answer, or did not take everything; it names what it did not take."""
 
+    unsent: Collection[str] | None = None
+    """The messages that a send left out; None where it sent nothing."""
+
 
 class TopicUnavailable(RetryableError):
     """The topic did not answer, or did not take everything; it names what it did not take."""
@@ -154,6 +157,9 @@ class SourceUnavailable(RetryableError):
 
 class QueueRefused(StoreError):
     """The order queue refused a call and would refuse it again: its address, rights or content."""
+
+    unsent: Collection[str] | None = None
+    """The messages that a send left out; None where it sent nothing."""
 
 
 class TopicRefused(StoreError):
