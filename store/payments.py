@@ -28,7 +28,8 @@ class Charge:
 
     ``reference`` is the gateway's own name of the charge, where it has given one, and
     ``intended_at`` says when the charge was first meant to be made, if that was before now. A
-    gateway that forgets its keys in time needs them.
+    gateway that forgets its keys in time needs them. ``refund_number`` counts the refunds of the
+    charge that are asked for: the next one after each that was refused for good.
     """
 
     key: str
@@ -38,6 +39,12 @@ class Charge:
     payment_method: str
     reference: str | None = field(default=None, compare=False)
     intended_at: datetime | None = field(default=None, compare=False)
+    refund_number: int = field(default=1, compare=False)
+
+    @property
+    def refund_key(self) -> str:
+        """Return the idempotency key of the refund that is asked for now."""
+        return _refund_key(self.key) + (f":{self.refund_number}" if self.refund_number > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,14 @@ class Answer:
     ``void`` says that nothing was captured under the key and never will be. ``unknown`` says
     that the gateway did not answer: the call is to be repeated as it is, never to be guessed.
     ``refused`` says that the gateway does not take the call as it is, by no fault of the card;
-    the reason names the remedy. What earlier calls did is as open as before.
+    the reason names the remedy. What earlier calls did is as open as before. ``key_is_spent`` says
+    that the gateway would repeat this answer to the same key, so that the next try needs another.
     """
 
     status: Literal["captured", "declined", "refunded", "void", "unknown", "refused"]
     reference: str
     reason: str = ""
+    key_is_spent: bool = False
 
 
 class PaymentGateway(Protocol):
@@ -75,7 +84,8 @@ class PaymentGateway(Protocol):
 
         Safe when the charge was captured (``refunded``), was declined or never arrived
         (``void``), and when it was refunded already; ``unknown`` and ``refused`` as for
-        :meth:`capture`. A capture that arrives after its refund takes no money.
+        :meth:`capture`. A capture that arrives after its refund takes no money. A refund with a
+        number above 1 gives back only what no earlier one has given back.
         """
         ...
 

@@ -362,12 +362,18 @@ class Backward:
     session: Session
     todo: list[tuple[SagaOrder, StepRecord]]
     _undone: list[dict[str, Any]] = field(default_factory=list)
+    _noted: list[dict[str, Any]] = field(default_factory=list)
 
     def undone(self, record: StepRecord, result: dict[str, Any]) -> None:
         """Mark the step as undone; ``result`` says what was given back."""
         self._undone.append({**_key(record), "undo_result": result})
 
+    def note(self, record: StepRecord, result: dict[str, Any]) -> None:
+        """Replace what the record holds for the undo, which is still to be done."""
+        self._noted.append({**_key(record), "result": result})
+
     def _write(self) -> None:
+        update_rows(self.session, SagaRecord, self._noted)
         update_rows(
             self.session,
             SagaRecord,

@@ -85,7 +85,9 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     """Give back what was captured for failed orders; the undo of bill_customer.
 
     An order whose charge is in doubt is refunded as well: the gateway gives back what it took,
-    if it took anything, and takes nothing afterwards.
+    if it took anything, and takes nothing afterwards. A refund that was refused for good is asked
+    for again under the next key, which is recorded before it is used; one without an answer keeps
+    its key.
 
     Returns:
         The ids of the orders whose charge was settled now.
@@ -97,6 +99,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     with backward("bill_customer", order_ids) as owed:
         charges = [_charge(order, record) for order, record in owed.todo]
     answers = payment_gateway().refund(charges) if charges else {}
+    asked = {charge.key: charge.refund_number for charge in charges}
     settled, unanswered = [], []
     refused: dict[str, list[str]] = defaultdict(list)
     with backward("bill_customer", order_ids) as undo:
@@ -109,6 +112,8 @@ def refund_customer(order_ids: list[str]) -> list[str]:
                 continue
             if answer.status == "refused":
                 refused[answer.reason].append(order.id)
+                if answer.key_is_spent and charge.refund_number == asked[charge.key]:
+                    undo.note(record, {**record.result, "refund": charge.refund_number + 1})
                 continue
             refunded = charge.amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
@@ -134,4 +139,5 @@ def _charge(order: SagaOrder, record: StepRecord | None) -> Charge:
         payment_method=order.payment_method,
         reference=record.result.get("reference") if record else None,
         intended_at=record.at if record else None,
+        refund_number=record.result.get("refund", 1) if record else 1,
     )
