@@ -43,7 +43,7 @@ from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.intake import Intake, claim_orders, load_orders
 from tasks.inventory import check_inventory
-from tasks.orders import claim_failed_orders
+from tasks.orders import claim_failed_orders, failed_orders_without_customer
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 from tasks.retries import is_transient
@@ -81,7 +81,8 @@ def batch_checkout(
         source: A JSONL or CSV file of orders, a local path or `s3://bucket/key`. Its orders are
             submitted first; loading a file twice changes nothing.
         failed_of: The id of an earlier batch's run: only its rejected and compensated orders are
-            taken, each as a new attempt.
+            taken, each as a new attempt. One whose customer is gone stays as it is; the
+            report names it.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
         tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
@@ -135,6 +136,7 @@ def batch_checkout(
             left_to_recovery = still_open
     progress.show(at_once=True)
     report = report_on(batch, seconds, intake, progress)
+    report.without_customer = failed_orders_without_customer(failed_of) if failed_of else []
     publish(report, run_id)
     if report.failed_share > tolerated_failures:
         raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")

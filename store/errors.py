@@ -108,6 +108,10 @@ class RedeemPointsError(OrderError):
     """The customer's points cannot be redeemed (the original's RedeemPoints)."""
 
 
+class CustomerGone(OrderError):
+    """The customer was deleted after the order was accepted; nobody is charged."""
+
+
 class BillingError(OrderError):
     """The payment was declined, or its outcome stayed unknown (the original's BillCustomer)."""
 

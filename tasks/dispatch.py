@@ -45,6 +45,7 @@ from store.notifications import Notice, topic
 from store.queue import order_queue
 from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_where
 from store.settings import settings
+from tasks.inventory import too_large
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
 from tasks.unsent import keep_and_tell
 
@@ -136,7 +137,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
             if order.copies > largest:
                 answer = CourierAnswer(
                     outcome=NO_COURIER,
-                    reason=f"no courier carries {order.copies} copies at once",
+                    reason=str(too_large(order.copies)),
                     answered_by=DISPATCHER,
                 )
             else:

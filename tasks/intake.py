@@ -182,6 +182,8 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
                 [{"id": id_} for id_ in claimed],
                 status=OrderStatus.STARTED,
                 run_id=run_id,
+                # Prices are in the shop's present currency, which may be another one by now.
+                currency=settings().currency,
                 updated_at=utc_now(),
             )
         return list(claimed)

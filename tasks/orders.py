@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, update
+from sqlalchemy import ColumnElement, exists, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
@@ -89,7 +89,8 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
         found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:
             found.status, found.run_id = OrderStatus.STARTED, run_id
-            found.updated_at = utc_now()
+            # Prices are in the shop's present currency, which may be another one by now.
+            found.currency, found.updated_at = settings().currency, utc_now()
         return _as_found(found, run_id)
 
 
@@ -108,7 +109,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
     Raises:
         OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
-        UserNotFound: the customer is gone.
+        UserNotFound: the customer is gone; the order stays as it is.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -119,7 +120,8 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
-                method = order.payment_method or _customer_of(session, order).payment_method
+                customer = _customer_of(session, order)
+                method = order.payment_method or customer.payment_method
                 attempt = {
                     "id": order_id,
                     "attempt": found.attempt + 1,
@@ -133,7 +135,8 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
 def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     """Begin a new attempt of orders that failed in another run, and make them this run's own.
 
-    Each is begun once for the run that asks: an order that fails again stays failed.
+    Each is begun once for the run that asks: an order that fails again stays failed. One whose
+    customer is gone stays as it is (see :func:`failed_orders_without_customer`).
 
     Args:
         run_id: The flow run that asks.
@@ -149,13 +152,11 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
                 col(Order.id),
                 col(Order.attempt),
                 col(Order.request),
-                col(Order.payment_method),
                 col(Customer.payment_method),
             )
-            .join(Customer, col(Customer.id) == col(Order.user_id), isouter=True)
+            .join(Customer, col(Customer.id) == col(Order.user_id))
             .where(
-                col(Order.run_id) == failed_of,
-                col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+                *_failed_in(failed_of),
                 ~exists().where(
                     col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
                 ),
@@ -169,12 +170,30 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
                 "id": id_,
                 "attempt": attempt + 1,
                 # A customer may have another card by now.
-                "payment_method": request["paymentMethod"] or customers or recorded,
+                "payment_method": request["paymentMethod"] or customers,
             }
-            for id_, attempt, request, recorded, customers in failed
+            for id_, attempt, request, customers in failed
         ]
         _begin_again(session, attempts, run_id, asked_by=run_id)
         return [id_ for id_, *_ in failed]
+
+
+def failed_orders_without_customer(run_id: str) -> list[str]:
+    """Return the run's rejected and compensated orders whose customer is gone, by id."""
+    with reading() as session:
+        found = session.scalars(
+            select(Order.id)
+            .where(*_failed_in(run_id), ~exists().where(col(Customer.id) == col(Order.user_id)))
+            .order_by(col(Order.id))
+        )
+        return list(found)
+
+
+def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        col(Order.run_id) == run_id,
+        col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+    )
 
 
 def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:

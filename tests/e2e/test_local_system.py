@@ -33,7 +33,7 @@ from deployments.local import (
     inherited_environment,
 )
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
-from store.messages import ASSIGNED
+from store.messages import ASSIGNED, NO_COURIER
 from store.models import Courier, Customer, Order, OrderStatus, SagaRecord
 from tests.books_balance import assert_books_balance
 
@@ -109,11 +109,15 @@ def every_ending(local_system: RunningSystem) -> Iterator[RunningSystem]:
             session.flush()
             session.execute(text(f"ALTER TABLE customers ADD CONSTRAINT fault_{id_} {check}"))
         session.commit()
+    runs = {}
     for id_ in ENDINGS:
-        # More copies than any courier takes.
-        order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 201}
-        checkout(local_system.api, order | {"redeem": True})
-    local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
+        order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 2}
+        runs[id_] = checkout(local_system.api, order | {"redeem": True})
+    waiting = runs["unreturned"].id
+    wait_until(
+        lambda: local_system.api.read_run(waiting).state_name == "Paused", "the pause of unreturned"
+    )
+    local_system.api.resume(waiting, {"outcome": NO_COURIER, "reason": "snow"})
     for id_, ending in ENDINGS.items():
         wait_until(partial(has_ended, local.store_url, id_, ending), f"{ending} {id_}")
     yield local_system

@@ -14,6 +14,7 @@ from store.errors import (
     BookOutOfStock,
     CheckoutFailed,
     CourierWaitExpired,
+    CustomerGone,
     NoCourierAvailable,
     OrderCancelled,
     OrderError,
@@ -64,6 +65,12 @@ def customer_gone() -> None:
     carry_on(["o-1"], "redeem_points", after="calculate_total")
 
 
+def customer_deleted() -> None:
+    placed("o-1", "calculate_total", user_id=add_customer("gone", 5))
+    remove_customer("gone")
+    carry_on(["o-1"], "bill_customer", after="calculate_total")
+
+
 def card_declined() -> None:
     placed("o-1", "redeem_points", 50, redeem=True, payment_method="pm_card_chargeDeclined")
     carry_on(["o-1"], "bill_customer", after="redeem_points")
@@ -104,6 +111,7 @@ WAYS: dict[type[OrderError], tuple[Callable[[], None], str, str]] = {
     BookOutOfStock: (too_many_copies, "501 asked for, 500 in stock", "rejected"),
     BookHasNoPrice: (price_taken_away, "has no price any more", "compensated"),
     RedeemPointsError: (customer_gone, "customer gone is gone", "compensated"),
+    CustomerGone: (customer_deleted, "customer gone is gone", "compensated"),
     BillingError: (card_declined, "payment declined: the card was declined", "compensated"),
     PaymentRefused: (call_refused, "the key is wrong: set it", "compensated"),
     NoCourierAvailable: (nobody_carries_it, "snow", "compensated"),
