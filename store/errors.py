@@ -34,6 +34,10 @@ class OrderInProgress(RefusedOrder):
     """The order is still in the hands of another run, or is being compensated."""
 
 
+class UnknownTestMethod(RefusedOrder):
+    """The embedded gateway has no such test method; nothing was recorded."""
+
+
 class UnreadableSource(StoreError):
     """A file of orders cannot be read at all; nothing of it was recorded."""
 

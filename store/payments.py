@@ -5,6 +5,7 @@ and a call may time out after it took effect. Groups go in one call; each charge
 answer. The gateway of Stripe is in ``store/stripe_gateway.py``.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,6 +21,9 @@ from store.settings import settings
 
 DECLINED_METHOD = "pm_card_chargeDeclined"
 """Test payment method that every gateway declines (Stripe's name for it)."""
+
+_TEST_METHODS = "pm_ledger_"
+_TEST_METHOD = re.compile(r"pm_ledger_(fail_[0-9]{1,4}|timeout_before|timeout_after)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +100,18 @@ class Ledger:
     Payment methods make it behave badly on purpose, for demonstrations and tests:
     ``pm_card_chargeDeclined`` is declined, ``pm_ledger_fail_N`` is unavailable for the first N
     calls, ``pm_ledger_timeout_before`` and ``pm_ledger_timeout_after`` answer the first call
-    with a time-out, before or after the money was captured. All others are good.
+    with a time-out, before or after the money was captured. An unknown one that begins with
+    ``pm_ledger_`` is refused. All others are good.
     """
 
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """See :meth:`PaymentGateway.capture`."""
-        answers: dict[str, Answer] = {}
+        answers = {
+            charge.key: Answer("refused", charge.key, problem)
+            for charge in charges
+            if (problem := _no_test_method(charge.payment_method)) is not None
+        }
+        charges = [charge for charge in charges if charge.key not in answers]
         first = {
             charge.key: _entry(charge, "capture", _first_status(charge.payment_method))
             for charge in charges
@@ -150,6 +160,23 @@ class Ledger:
                     answers[charge.key] = _answer(charge.key, "void")
             insert_missing(session, LedgerEntry, refunds)
         return answers
+
+
+def wrong_method(payment_method: str) -> str | None:
+    """Return what is wrong with a payment method, and the remedy; None if nothing is known to be.
+
+    Only the embedded gateway knows its methods without being asked for a charge.
+    """
+    return _no_test_method(payment_method) if settings().payments == "ledger" else None
+
+
+def _no_test_method(payment_method: str) -> str | None:
+    if not payment_method.startswith(_TEST_METHODS) or _TEST_METHOD.fullmatch(payment_method):
+        return None
+    return (
+        f"the embedded gateway has no test method {payment_method}; give pm_ledger_fail_N, N a "
+        "whole number up to 9999, pm_ledger_timeout_before or pm_ledger_timeout_after"
+    )
 
 
 def _entries(session: Session, keys: Sequence[str]) -> dict[str, LedgerEntry]:

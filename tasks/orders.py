@@ -17,6 +17,7 @@ from store.errors import (
     OrderIdConflict,
     OrderInProgress,
     OrderNotFound,
+    UnknownTestMethod,
     UserNotFound,
     recorded_error,
 )
@@ -36,6 +37,7 @@ from store.models import (
     SagaRecord,
     utc_now,
 )
+from store.payments import wrong_method
 from store.saga import lock_orders_where
 from store.settings import settings
 
@@ -71,6 +73,7 @@ def accept_order(order: CheckoutOrder, run_id: str) -> AcceptedOrder:
 
     Raises:
         UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         OrderIdConflict: the orderId is taken by an order with other content.
     """
     order_id = order.order_id or run_id
@@ -110,6 +113,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
         OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
         UserNotFound: the customer is gone; the order stays as it is.
+        UnknownTestMethod: the embedded gateway does not have the payment method that counts now.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -120,8 +124,7 @@ def begin_attempt(order: CheckoutOrder, run_id: str, asked_by: str) -> AcceptedO
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
-                customer = _customer_of(session, order)
-                method = order.payment_method or customer.payment_method
+                method = _method_of(session, order)
                 attempt = {
                     "id": order_id,
                     "attempt": found.attempt + 1,
@@ -238,6 +241,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
     Raises:
         OrderIdConflict: the orderId is taken by an order with other content.
         UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         BookNotFound: it is new, and no book has one of its bookIds.
     """
     with reading() as session:
@@ -246,7 +250,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
             require_same(order.content(), found.request, found.id)
             session.expunge(found)
             return found
-        _customer_of(session, order)
+        _method_of(session, order)
         for line in order.lines():
             if session.get(Book, line.book_id) is None:
                 raise BookNotFound(f"bookId: no book has the id {line.book_id}")
@@ -285,7 +289,7 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
 def _new_order(
     session: Session, order: CheckoutOrder, order_id: str, run_id: str
 ) -> dict[str, Any]:
-    method = _customer_of(session, order).payment_method
+    method = _method_of(session, order)
     return new_order(order, order_id, method, OrderStatus.STARTED, run_id)
 
 
@@ -324,6 +328,25 @@ def new_order(
         "created_at": now,
         "updated_at": now,
     }
+
+
+def _method_of(session: Session, order: CheckoutOrder) -> str:
+    """Return what the order is charged to; the customer must be there, whichever it is."""
+    customers_method = _customer_of(session, order).payment_method
+    refused = refused_method(order, customers_method)
+    if refused is not None:
+        raise refused
+    return order.payment_method or customers_method
+
+
+def refused_method(order: CheckoutOrder, customers_method: str) -> UnknownTestMethod | None:
+    """Return the refusal of an order's payment method; None if it may be charged."""
+    problem = wrong_method(order.payment_method or customers_method)
+    if problem is None:
+        return None
+    if order.payment_method is None:
+        problem = f"that of customer {order.user_id}, since the order names none: {problem}"
+    return UnknownTestMethod(f"paymentMethod: {problem}")
 
 
 def _customer_of(session: Session, order: CheckoutOrder) -> Customer:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -13,17 +14,21 @@ from store.errors import (
     BookOutOfStock,
     OrderIdConflict,
     OrderInProgress,
+    PaymentRefused,
+    UnknownTestMethod,
     UserNotFound,
 )
 from store.messages import CheckoutOrder
 from store.models import Book, OrderStatus, utc_now
-from tasks.intake import claim_orders, submit_orders
+from tasks.intake import claim_orders, load_orders, submit_orders
 from tasks.orders import (
     accept_order,
     as_unfinished,
     begin_attempt,
     claim_failed_orders,
     failed_orders_without_customer,
+    find_orders,
+    known_order,
     orders_of_run,
     read_order,
 )
@@ -45,6 +50,7 @@ from tests.shop import (
     saga,
     set_capacities,
     set_order,
+    set_payment_method,
     shop,
     status,
     stock,
@@ -76,6 +82,52 @@ def test_an_unknown_user_is_refused_and_nothing_is_recorded(database: str, redee
         accept_order(an_order("o-1", user_id="nobody", redeem=redeem), RUN)
     assert shop() == before
     assert orders_of_run(RUN) == {}
+
+
+@pytest.mark.parametrize("method", ["pm_ledger_fail_x", "pm_ledger_fail_-1"])
+@pytest.mark.parametrize("whose", ["the order's", "the customer's"])
+def test_an_unknown_test_method_is_refused_as_input_in_each_way_that_an_order_comes_in(
+    database: str, method: str, whose: str, tmp_path: Path
+) -> None:
+    order = an_order("o-1", payment_method=method if whose == "the order's" else None)
+    if whose == "the customer's":
+        set_payment_method(EDUARDO_SANTANA, method)
+    before = shop()
+    what = f"^paymentMethod: .*no test method {method}; give pm_ledger_fail_N"
+    with pytest.raises(UnknownTestMethod, match=what):
+        accept_order(order, RUN)
+    with pytest.raises(UnknownTestMethod, match=what):
+        known_order(order)
+    good = an_order("o-2", payment_method="pm_card_visa")
+    (refused, taken) = submit_orders([order, good])
+    assert (type(refused), taken) == (UnknownTestMethod, True)
+    file = tmp_path / "orders.jsonl"
+    file.write_text(f"{order.model_dump_json(by_alias=True)}\n")
+    (reject,) = load_orders.fn(str(file)).rejects
+    assert (reject.line, reject.field) == (1, "paymentMethod")
+    assert f"no test method {method}" in reject.reason
+    assert shop() == before
+    assert find_orders(limit=10) == [read_order("o-2")]
+
+
+def test_a_failed_order_begins_no_attempt_with_an_unknown_test_method(database: str) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    set_payment_method(EDUARDO_SANTANA, "pm_ledger_fail_x")
+    with pytest.raises(UnknownTestMethod, match=f"that of customer {EDUARDO_SANTANA}"):
+        begin_attempt(an_order("o-1"), OTHER_RUN, ASKED)
+    assert (status("o-1"), order_row("o-1").attempt) == ("compensated", 1)
+
+
+def test_an_unknown_test_method_of_an_order_that_is_recorded_ends_it_uncharged(
+    database: str,
+) -> None:
+    placed("o-1", "calculate_total")
+    set_order("o-1", payment_method="pm_ledger_fail_x")
+    with pytest.raises(PaymentRefused, match="no test method pm_ledger_fail_x"):
+        carry_on(["o-1"], "bill_customer", after="calculate_total")
+    assert end_run("o-1") == "compensated"
+    assert kept_cents() == 0
 
 
 def test_a_run_that_starts_over_finds_its_own_order_as_it_stands(database: str) -> None:
