@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
+from store.database_errors import leave_statement_out
 from store.settings import settings
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def engine(url: str) -> Engine:
         return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
+    event.listen(sqlite, "handle_error", leave_statement_out)
 
     @event.listens_for(sqlite, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -115,6 +117,7 @@ def _leave_row_out(context: ExceptionContext) -> None:
     PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name,
     and the part of a document that it cannot take apart into rows.
     """
+    leave_statement_out(context)
     diagnosis = getattr(context.original_exception, "diag", None)
     quoting = [getattr(diagnosis, name, None) for name in ("message_detail", "context")]
     for error in (context.original_exception, context.sqlalchemy_exception):

@@ -206,6 +206,12 @@ def first_of(texts: Iterable[str], separator: str = ", ") -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
+def one_line(text: object) -> str:
+    """Return an error's text as one line, for records, states, logs and notices."""
+    return " ".join(str(text).split())
+
+
 def shortened(text: str) -> str:
-    """Return an error's text as it is kept: its beginning, if it is long."""
+    """Return an error's text as it is kept: in one line, its beginning if it is long."""
+    text = one_line(text)
     return text if len(text) <= TEXT_AT_MOST else f"{text[: TEXT_AT_MOST - 1]}…"

@@ -448,10 +448,6 @@ def held_steps(order_ids: Sequence[str]) -> set[str]:
         return {r.step for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
 
 
-def taken_by(session: Session, order: SagaOrder) -> dict[str, dict[str, Any]]:
-    """Return what an order's present attempt has taken, by step; what was given back counts too."""
-    return {
-        r.step: r.result if r.undo_result is None else r.undo_result
-        for r in _records(session, [order], COMPENSABLE)
-        if r.state != StepState.VOID
-    }
+def taken_by(session: Session, order: SagaOrder) -> list[StepRecord]:
+    """Return the records of what an order's present attempt has taken, given back or not."""
+    return [r for r in _records(session, [order], COMPENSABLE) if r.state != StepState.VOID]

@@ -114,11 +114,11 @@ def test_an_order_that_no_courier_takes_is_given_back_under_its_run(runs: Runs) 
     assert runs.answer(run, outcome=NO_COURIER, reason="snow", answered_by="Ada") == "ACCEPT"
     state = running.result()
     assert state.is_failed()
-    with pytest.raises(NoCourierAvailable, match=r"^snow\. Given back: 700\.00 USD, 50 copies,"):
+    with pytest.raises(NoCourierAvailable, match=r"^snow\. To be given back: 700\.00 USD, 50 "):
         state.result()
     assert state.message is not None
     assert state.message.endswith(
-        "NoCourierAvailable: snow. Given back: 700.00 USD, 50 copies, 300 points."
+        "NoCourierAvailable: snow. To be given back: 700.00 USD, 50 copies, 300 points."
     )
     assert "\n" not in state.message
     assert status("example") == "compensated"
@@ -147,7 +147,7 @@ def test_only_what_was_done_is_undone(runs: Runs) -> None:
     state = runs.check_out(
         an_order("o-1", 50, redeem=True, payment_method="pm_card_chargeDeclined")
     ).result()
-    with pytest.raises(BillingError, match=r"declined\. Given back: 50 copies, 300 points\.$"):
+    with pytest.raises(BillingError, match=r"declined\. To be given back: 50 copies, 300 points"):
         state.result()
     (undoing,) = runs.compensations("o-1")
     assert runs.tasks_of(undoing, at_least=2) == ["restore_quantity", "restore_points"]
@@ -199,7 +199,7 @@ def test_a_charge_that_stays_unknown_ends_the_order_after_four_tries(
     )
     state = runs.check_out(an_order("o-1", payment_method="pm_ledger_fail_9")).result()
     with pytest.raises(
-        BillingError, match=r"Given back: 20\.00 USD, if it was captured, 1 copies\.$"
+        BillingError, match=r"To be given back: 20\.00 USD, if it was captured, 1 copies\.$"
     ):
         state.result()
     assert (status("o-1"), ledger()) == ("compensated", [("o-1:1", "void", 20_00)])
@@ -211,7 +211,7 @@ def test_a_wait_that_nobody_answers_expires(
 ) -> None:
     setting("courier_timeout_seconds", 2)
     state = runs.check_out(EXAMPLE).result()
-    with pytest.raises(CourierWaitExpired, match=r"no courier answered until .* UTC\. Given back"):
+    with pytest.raises(CourierWaitExpired, match=r"no courier answered until .* UTC\. To be "):
         state.result()
     assert (status("example"), books()) == ("compensated", AS_BEFORE)
     (undoing,) = runs.compensations("example")

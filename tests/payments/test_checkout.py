@@ -230,9 +230,9 @@ def test_checkouts_in_prefect_are_charged_declined_and_refunded(
         runs.paused("refunded"), outcome=NO_COURIER, reason="snow", answered_by="Ada", courier=""
     )
     assert running["charged"].result().result().billed_cents == 700_00
-    with pytest.raises(BillingError, match=r"declined\. Given back: 1 copies\.$"):
+    with pytest.raises(BillingError, match=r"declined\. To be given back: 1 copies\.$"):
         running["declined"].result().result()
-    with pytest.raises(NoCourierAvailable, match=r"snow\. Given back: 40\.00 USD, 2 copies\.$"):
+    with pytest.raises(NoCourierAvailable, match=r"snow\. To be given back: 40\.00 USD, 2 copies"):
         running["refunded"].result().result()
     assert {id_: status(id_) for id_ in orders} == {
         "charged": "dispatched",
