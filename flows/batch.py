@@ -26,7 +26,7 @@ from flows.continuation import continue_crashed_run
 from flows.order_events import tell
 from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
+from store.errors import BatchFailed, CheckoutFailed, OrderError, TopicRefused, UnreadableSource
 from store.models import OrderStatus
 from store.saga import abandon
 from store.settings import settings
@@ -300,7 +300,8 @@ def _hand_over(order_ids: list[str]) -> None:
     except OrderError:
         return  # none of the group is dispatched; each has its own error in its record
     except Exception as error:
-        if len(order_ids) > 1 and not is_transient(error):
+        # The topic says by itself which notices it refuses; the others' orders are dispatched.
+        if len(order_ids) > 1 and not (is_transient(error) or isinstance(error, TopicRefused)):
             middle = len(order_ids) // 2
             _hand_over(order_ids[:middle])
             _hand_over(order_ids[middle:])

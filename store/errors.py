@@ -158,6 +158,9 @@ class QueueUnavailable(RetryableError):
 class TopicUnavailable(RetryableError):
     """The topic did not answer, or did not take everything; it names what it did not take."""
 
+    unpublished: Collection[str] | None = None
+    """The keys of the notices that were left out; None where none was published."""
+
 
 class SourceUnavailable(RetryableError):
     """The place of a file of orders did not answer."""
@@ -172,6 +175,9 @@ class QueueRefused(StoreError):
 
 class TopicRefused(StoreError):
     """The topic refused a call and would refuse it again: its address, rights or content."""
+
+    unpublished: Collection[str] | None = None
+    """The keys of the notices that were left out; None where none was published."""
 
 
 class KeyReused(StoreError):

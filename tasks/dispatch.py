@@ -26,6 +26,8 @@ from store.errors import (
     QueueRefused,
     QueueUnavailable,
     RetryableError,
+    TopicRefused,
+    TopicUnavailable,
 )
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
 from store.models import (
@@ -445,17 +447,17 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
 
     Raises:
         OrderError: none goes on; what has ended the first one before a courier had accepted.
-        TopicUnavailable: not every notice is out; the task is tried again.
-        TopicRefused: not every notice is out; recovery tries it again when that is mended.
+        TopicUnavailable: not every notice is out; the task is tried again for the rest.
+        TopicRefused: not every notice is out, and the other orders are dispatched; recovery tries
+            the rest again.
     """
     with forward("dispatch_order", order_ids) as intents:
         going = [o for o in intents.todo if o.status == OrderStatus.DISPATCHING]
         notices = _notices(intents.session, going)
         for order in going:
             intents.intend(order, {"courier": order.courier_id})
-    if notices:
-        topic().publish(notices)
-    announced = {order.id for order in going}
+    silent, failure = _publish(notices)
+    announced = {order.id for order in going} - silent
     with forward("dispatch_order", order_ids) as step:
         handed_over: dict[str, int] = {}
         for order in step.todo:
@@ -466,7 +468,20 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
         _lock_couriers(step.session)
         freed = {id_: -copies for id_, copies in handed_over.items()}
         increase(step.session, Courier, "assigned_copies", freed)
+    if failure is not None:
+        raise failure
     return step.going_on()
+
+
+def _publish(notices: Sequence[Notice]) -> tuple[set[str], TopicUnavailable | TopicRefused | None]:
+    """Publish notices; return the orders of those that were not taken, and why."""
+    try:
+        if notices:
+            topic().publish(notices)
+    except (TopicUnavailable, TopicRefused) as failure:
+        left_out = failure.unpublished
+        return {n.order_id for n in notices if left_out is None or n.key in left_out}, failure
+    return set(), None
 
 
 def _waits(order: SagaOrder, attempt: int) -> bool:

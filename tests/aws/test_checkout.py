@@ -5,13 +5,22 @@ from collections.abc import Callable
 
 import pytest
 
-from store.errors import NoCourierAvailable, QueueUnavailable, TopicUnavailable
+from store.errors import NoCourierAvailable, QueueUnavailable, TopicRefused, TopicUnavailable
 from store.messages import OrderMessage
 from store.queue import MAX_RECEIVES, order_queue
 from store.saga import abandon
 from store.settings import settings
 from tasks import dispatch
-from tests.aws.cloud import Cloud, Faults, after_it_was_done, sns_error, sqs_error
+from tasks.dispatch import dispatch_order
+from tests.aws.cloud import (
+    Answer,
+    Cloud,
+    Faults,
+    after_it_was_done,
+    sns_batch,
+    sns_error,
+    sqs_error,
+)
 from tests.aws.dispatcher import Dispatcher
 from tests.shop import (
     STEPS,
@@ -292,6 +301,30 @@ def test_a_parcel_goes_on_when_sns_is_back(cloud: Cloud, chosen: Chosen, faults:
     assert notices(cloud, chosen) == []
     carry_on(["order-1"], after="find_couriers")
     assert status("order-1") == "dispatched"
+    assert notices(cloud, chosen) == ["order-1:1:dispatched"]
+
+
+@pytest.mark.usefixtures("no_delays")
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (sns_batch([0, 2], {1: ("InvalidParameter", True)}), TopicRefused),
+        (sns_batch([0, 2], {1: ("InternalError", False)}), TopicUnavailable),
+    ],
+)
+def test_the_parcels_whose_notice_the_topic_took_are_handed_over_once(
+    cloud: Cloud, chosen: Chosen, faults: Faults, answer: Answer, error: type[Exception]
+) -> None:
+    ids = [place(f"order-{number}") for number in range(3)]
+    carry_on(ids, "find_couriers")
+    again = sns_batch([], {1: ("InternalError", False)})
+    faults.answer("PublishBatch", answer, *[again] * (0 if error is TopicRefused else 3))
+    with pytest.raises(error, match=r"1 of 3 .* Not taken: order-1:1:dispatched"):
+        dispatch_order.fn(ids)
+    assert [status(id_) for id_ in ids] == ["dispatched", "dispatching", "dispatched"]
+    assert assigned_copies() == {"city-vans": 1}
+    assert sorted(dispatch_order.fn(ids)) == ids
+    # The answers were the test's, so what a subscriber got was published by the last call alone.
     assert notices(cloud, chosen) == ["order-1:1:dispatched"]
 
 

@@ -25,7 +25,13 @@ from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.errors import BatchFailed, BatchNotFound, TopicUnavailable, UnreadableSource
+from store.errors import (
+    BatchFailed,
+    BatchNotFound,
+    TopicRefused,
+    TopicUnavailable,
+    UnreadableSource,
+)
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
 from store.notifications import Notice, TableTopic
@@ -440,7 +446,10 @@ def test_a_file_that_nobody_has_read_is_asked_for(batches: Batches, tmp_path: Pa
 
 
 @sqlite_only
-@pytest.mark.parametrize("refusal", [TopicUnavailable("away"), PermissionError("not allowed")])
+@pytest.mark.parametrize(
+    "refusal",
+    [TopicUnavailable("away"), TopicRefused("no rights"), PermissionError("not allowed")],
+)
 def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
     batches: Batches, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
