@@ -1,6 +1,6 @@
 """A checkout's run from its input to each of its endings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event
 from uuid import UUID
 
@@ -20,9 +20,12 @@ from store.errors import (
     NoCourierAvailable,
     OrderIdConflict,
     OrderInProgress,
+    QueueRefused,
+    QueueUnavailable,
     UserNotFound,
 )
 from store.messages import ASSIGNED, NO_COURIER, Receipt
+from store.queue import TableQueue
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
@@ -33,6 +36,7 @@ from tests.shop import (
     assign,
     decisions,
     ledger,
+    notices,
     order_row,
     place,
     points,
@@ -106,6 +110,29 @@ def test_points_are_not_touched_by_an_order_that_does_not_redeem(runs: Runs) -> 
     assert running.result().is_completed()
     assert books() == (450, 300)
     assert runs.tasks_of(run, at_least=5) == [s for s in SIX_STEPS if s != "redeem_points"]
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("refusal", "calls"), [(QueueRefused("ExpiredToken"), 1), (QueueUnavailable("away"), 4)]
+)
+def test_a_run_whose_message_the_queue_does_not_take_waits_and_can_be_answered(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, refusal: Exception, calls: int
+) -> None:
+    sent = []
+
+    def refuse(_: TableQueue, bodies: Sequence[str]) -> None:
+        sent.append(bodies)
+        raise refusal
+
+    monkeypatch.setattr(TableQueue, "send", refuse)
+    monkeypatch.setattr(prepare_order, "retry_delay_seconds", [0.0, 0.0, 0.0])
+    running = runs.check_out(an_order("o-1", 2))
+    runs.assign("o-1")
+    assert running.result().is_completed()
+    assert len(sent) == calls
+    assert (status("o-1"), saga("o-1")["prepare_order"]) == ("dispatched", "intended")
+    assert any(":queue-refuses:" in key for key in notices())
 
 
 def test_an_order_that_no_courier_takes_is_given_back_under_its_run(runs: Runs) -> None:
