@@ -109,15 +109,19 @@ def every_ending(local_system: RunningSystem) -> Iterator[RunningSystem]:
             session.flush()
             session.execute(text(f"ALTER TABLE customers ADD CONSTRAINT fault_{id_} {check}"))
         session.commit()
-    runs = {}
-    for id_ in ENDINGS:
-        order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 2}
-        runs[id_] = checkout(local_system.api, order | {"redeem": True})
-    waiting = runs["unreturned"].id
-    wait_until(
-        lambda: local_system.api.read_run(waiting).state_name == "Paused", "the pause of unreturned"
-    )
-    local_system.api.resume(waiting, {"outcome": NO_COURIER, "reason": "snow"})
+    api, runs = local_system.api, {}
+    # A dispatcher may listen still.
+    with every_courier_busy(local.store_url):
+        for id_ in ENDINGS:
+            order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 2}
+            runs[id_] = checkout(api, order | {"redeem": True})
+        waiting = runs["unreturned"].id
+        wait_until(lambda: api.read_run(waiting).state_name == "Paused", "pause of unreturned")
+        api.resume(waiting, {"outcome": NO_COURIER, "reason": "snow"})
+        wait_until(
+            lambda: status_of(local.store_url, "unreturned") != OrderStatus.WAITING,
+            "record of the answer",
+        )
     for id_, ending in ENDINGS.items():
         wait_until(partial(has_ended, local.store_url, id_, ending), f"{ending} {id_}")
     yield local_system
