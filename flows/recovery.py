@@ -25,7 +25,14 @@ from flows.continuation import continue_run
 from flows.dispatch import wake_batch
 from flows.order_events import form_url, tell
 from flows.work_pool import SERVER_AWAY, pool_is_closed
-from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
+from store.errors import (
+    CheckoutFailed,
+    CompensationFailed,
+    OrderCancelled,
+    OrderError,
+    QueueRefused,
+    TopicRefused,
+)
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
@@ -47,7 +54,7 @@ PAGE = 200
 HOOK_TIME = timedelta(seconds=5)
 """How long the hooks of an ended run have for their own work before recovery steps in."""
 
-IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed)
+IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed, QueueRefused, TopicRefused)
 """What leaves nothing to narrow down: any order would meet it, or each was dealt with by itself."""
 
 

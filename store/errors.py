@@ -5,7 +5,7 @@ recorded as the order's outcome. ``RefusedOrder`` is raised before anything was 
 ``RetryableError`` says that the same call may succeed later.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
 NAMED_AT_MOST = 10
@@ -122,6 +122,9 @@ class BillingError(OrderError):
 
 class PaymentRefused(OrderError):
     """The gateway refused the call itself, not the card: its key, an id or the amount is wrong."""
+
+    reasons: Mapping[str, str] | None = None
+    """Why each order's refund was refused, where those of a group were."""
 
 
 class NoCourierAvailable(OrderError):

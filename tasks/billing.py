@@ -139,7 +139,9 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         raise PaymentGatewayUnavailable(f"no answer for the refund of {first_of(unanswered)}")
     if refused:
         reasons = (f"refund of {first_of(ids)}: {why}" for why, ids in refused.items())
-        raise PaymentRefused(first_of(reasons, "; "))
+        refusal = PaymentRefused(first_of(reasons, "; "))
+        refusal.reasons = {id_: why for why, ids in refused.items() for id_ in ids}
+        raise refusal
     return settled
 
 
