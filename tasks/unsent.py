@@ -23,7 +23,7 @@ logger = logging.getLogger("store.dispatch")
 
 
 class Unsent(NamedTuple):
-    """How many orders wait although the queue did not take their message, and its last reason."""
+    """How many orders wait although the queue did not take their message, and one of the reasons."""
 
     orders: int
     reason: str | None
