@@ -23,7 +23,7 @@ logger = logging.getLogger("store.dispatch")
 
 
 class Unsent(NamedTuple):
-    """How many orders wait although the queue did not take their message, and one of the reasons."""
+    """How many orders wait although the queue did not take their message, and a reason."""
 
     orders: int
     reason: str | None
