@@ -10,6 +10,7 @@ from console.output import AsJson, print_json, terminal
 from console.prefect_checks import PREFECT_CHECKS
 from console.run_checks import RUN_CHECKS
 from console.store_checks import STORE_CHECKS
+from store.errors import one_line
 
 CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *RUN_CHECKS)
 STYLES = {
@@ -67,6 +68,6 @@ def _looked(check: Check) -> Iterator[Diagnosis]:
     except Exception as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         yield mend(
-            f"{type(error).__name__}: {reason}",
+            one_line(f"{type(error).__name__}: {reason}"),
             "see that it runs, and that the settings name it; then ask again",
         )

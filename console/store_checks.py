@@ -24,6 +24,7 @@ from store.settings import Settings, settings
 from store.wrong_input import described
 from tasks.audit import forgotten_orders
 from tasks.figures import sums_of_failed_undos
+from tasks.unsent import unsent_messages
 
 LEAST_VISIBILITY_SECONDS = 30
 """A dispatcher looks after its messages every few seconds; a busy machine may hold it up."""
@@ -226,6 +227,19 @@ def _compensations() -> Iterator[Diagnosis]:
         yield ok("everything that failed was given back")
 
 
+def _unsent_messages() -> Iterator[Diagnosis]:
+    with reading() as session:
+        unsent = unsent_messages(session)
+    if unsent.orders:
+        yield mend(
+            f"{unsent.orders} orders wait although the queue did not take their message: "
+            f"{unsent.reason}",
+            "docs/aws.md says what to do about each refusal; recovery sends them again",
+        )
+    else:
+        yield ok("the queue has taken every message")
+
+
 def _queue() -> Iterator[Diagnosis]:
     chosen = settings()
     depth = order_queue().depth()
@@ -337,6 +351,7 @@ STORE_CHECKS = (
     Check("migrations", _migrations, needs=("database",)),
     Check("orders", _orders, needs=("migrations",)),
     Check("compensations", _compensations, needs=("migrations",)),
+    Check("unsent messages", _unsent_messages, needs=("migrations",)),
     Check("queue", _queue, needs=("migrations",)),
     Check("topic", _topic, needs=("settings",)),
     Check("payments", _payments, needs=("settings",)),

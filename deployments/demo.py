@@ -40,8 +40,8 @@ from deployments.local import (
 )
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
-from store.messages import money
-from store.models import ENDED, Order, OrderStatus, SagaRecord
+from store.messages import NO_COURIER, money
+from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
 from store.payments import DECLINED_METHOD
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
@@ -73,8 +73,8 @@ CASES = (
         None,
     ),
     Case(
-        "more copies than a courier takes",
-        {"orderId": "no-courier", "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 300},
+        "an order that no courier takes",
+        {"orderId": "no-courier", "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 100},
         OrderStatus.COMPENSATED,
         "NoCourierAvailable",
     ),
@@ -99,6 +99,13 @@ CASES = (
     ),
 )
 
+NO_COURIER_TAKES_IT = {
+    "outcome": NO_COURIER,
+    "reason": "all couriers are snowed in",
+    "answered_by": "the demo",
+}
+"""A person's answer to the order that has to find no courier."""
+
 # What the first case takes, and nothing else: 50 copies, 300 points, 700.00.
 _COPIES_SOLD = {"The 10X Rule": 50}
 _POINTS_SPENT = {"Eduardo Santana": 300}
@@ -122,6 +129,11 @@ class Ending:
     def asks_for_courier(self) -> bool:
         """Whether the order comes as far as the wait for a courier."""
         return self.case.error in (None, "NoCourierAvailable")
+
+    @property
+    def waits(self) -> bool:
+        """Whether the order has no answer yet."""
+        return self.order is None or self.order.status in BEFORE_PIVOT
 
     @property
     def is_as_expected(self) -> bool:
@@ -190,7 +202,7 @@ def _wait_for_endings(
         LocalSystemError: a part of the system has ended by itself.
     """
     shown: dict[str, str] = {}
-    dispatching = False
+    is_refused = is_dispatching = False
     deadline = time.monotonic() + _ENDING_SECONDS
     silent_since = time.monotonic()
     while True:
@@ -211,8 +223,15 @@ def _wait_for_endings(
                 silent_since = time.monotonic()
         # Only now, so that the pauses can be seen: a courier is found within a second.
         asking = [ending for ending in endings if ending.asks_for_courier]
-        if not dispatching and all(ending.run.state_name == "Paused" for ending in asking):
-            dispatching = True
+        if not is_refused and all(ending.run.state_name == "Paused" for ending in asking):
+            for refused in (ending for ending in asking if ending.case.error is not None):
+                if api.resume(refused.run.id, NO_COURIER_TAKES_IT) == "ACCEPT":
+                    is_refused = True
+                    progress(f"Answered: {refused.case.title}, as a person does in the UI's form")
+        # And only after the answer is recorded: the dispatcher would find a courier.
+        has_answer = all(not ending.waits for ending in asking if ending.case.error is not None)
+        if is_refused and has_answer and not is_dispatching:
+            is_dispatching = True
             api.start_run(DISPATCH_DEPLOYMENT, {})
             progress("Started: dispatch_orders, which finds couriers and resumes the runs")
         if all(ending.is_reached for ending in endings) or time.monotonic() > deadline:

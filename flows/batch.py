@@ -28,7 +28,7 @@ from flows.continuation import continue_crashed_run
 from flows.order_events import tell
 from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
+from store.errors import BatchFailed, CheckoutFailed, OrderError, TopicRefused, UnreadableSource
 from store.models import OrderStatus
 from store.saga import abandon
 from store.settings import settings
@@ -45,7 +45,7 @@ from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.intake import Intake, claim_orders, load_orders
 from tasks.inventory import check_inventory
-from tasks.orders import claim_failed_orders
+from tasks.orders import claim_failed_orders, failed_orders_without_customer
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 from tasks.retries import is_transient
@@ -83,7 +83,8 @@ def batch_checkout(
         source: A JSONL or CSV file of orders, a local path or `s3://bucket/key`. Its orders are
             submitted first; loading a file twice changes nothing.
         failed_of: The id of an earlier batch's run: only its rejected and compensated orders are
-            taken, each as a new attempt.
+            taken, each as a new attempt. One whose customer is gone stays as it is; the
+            report names it.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
         tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
@@ -140,6 +141,7 @@ def batch_checkout(
             left_to_recovery = still_open
     progress.show(at_once=True)
     report = report_on(batch, seconds, intake, progress)
+    report.without_customer = failed_orders_without_customer(failed_of) if failed_of else []
     publish(report, run_id)
     if report.failed_share > tolerated_failures:
         raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")
@@ -302,7 +304,8 @@ def _hand_over(order_ids: list[str]) -> None:
     except OrderError:
         return  # none of the group is dispatched; each has its own error in its record
     except Exception as error:
-        if len(order_ids) > 1 and not is_transient(error):
+        # The topic says by itself which notices it refuses; the others' orders are dispatched.
+        if len(order_ids) > 1 and not (is_transient(error) or isinstance(error, TopicRefused)):
             middle = len(order_ids) // 2
             _hand_over(order_ids[:middle])
             _hand_over(order_ids[middle:])

@@ -31,6 +31,8 @@ logger = logging.getLogger("store.batch")
 FAILED_SHOWN = 500
 """Failed orders in the table at the run; `checkout batch failed` gives all of them."""
 MESSAGE_SHOWN = 200
+GONE = 100
+"""Orders without a customer that the report names; its message counts all of them."""
 SHOWN_EVERY_SECONDS = 1.0
 LOOKING_SHARE = 20
 BAR_CELLS = 40
@@ -109,6 +111,7 @@ class BatchReport(BaseModel):
     known: int = 0
     rejected_lines: int = 0
     rejects_file: str | None = None
+    without_customer: list[str] = []
     rejects: list[tuple[int, str, str]] = []
 
     @property
@@ -125,7 +128,9 @@ class BatchReport(BaseModel):
         """Return the counts in one line."""
         endings = ", ".join(f"{count} {status}" for status, count in self.by_status.items())
         lines = f"; {self.rejected_lines} lines rejected" if self.rejected_lines else ""
-        return f"{self.orders} orders{f': {endings}' if endings else ''}{lines}"
+        gone = len(self.without_customer)
+        left = f"; {gone} not taken again, their customers are gone" if gone else ""
+        return f"{self.orders} orders{f': {endings}' if endings else ''}{lines}{left}"
 
 
 def report_on(
@@ -224,6 +229,7 @@ def markdown(report: BatchReport, run_id: str) -> str:
                 [f"{step:<16} {spent:10.2f}" for step, spent in report.step_seconds.items()],
             ),
             *_intake(report),
+            *_section("Not taken again: their customers are gone", report.without_customer[:GONE]),
             *(
                 [f"All failed orders as CSV: `checkout batch failed {run_id}`"]
                 if report.by_error

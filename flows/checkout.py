@@ -73,7 +73,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
 
     Raises:
         RefusedOrder: the order was not accepted; nothing changed.
-        OrderError: the order cannot be carried out; the message says what is given back.
+        OrderError: the order cannot be carried out; the message says what is to be given back.
     """
     run_id = str(runtime.flow_run.id)
     try:

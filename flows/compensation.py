@@ -23,6 +23,7 @@ from store.errors import (
     CompensationFailed,
     OrderCancelled,
     OrderError,
+    PaymentRefused,
     RefusedOrder,
     RunTakenAway,
 )
@@ -97,6 +98,13 @@ def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]
     try:
         undo(as_one(order_ids))
     except Exception as error:
+        if isinstance(error, PaymentRefused) and error.reasons:
+            # The others are settled; asked for again, a refund would be refused under its next key.
+            logger.error("undo %s failed: %s", undo.name, error, extra={"order_ids": order_ids})
+            for order_id, why in error.reasons.items():
+                text = f"PaymentRefused: refund of {order_id}: {why}"
+                record_undo_failure(of_step, [order_id], text)
+            return
         if len(order_ids) > 1 and not is_transient(error):
             middle = len(order_ids) // 2
             _undo(undo, of_step, order_ids[:middle])

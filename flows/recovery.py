@@ -29,7 +29,14 @@ from flows.lost_runs import HOOK_TIME, lost_runs, start_again
 from flows.order_events import form_url, tell
 from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
 from flows.work_pool import SERVER_AWAY, pool_is_closed
-from store.errors import CheckoutFailed, CompensationFailed, OrderCancelled, OrderError
+from store.errors import (
+    CheckoutFailed,
+    CompensationFailed,
+    OrderCancelled,
+    OrderError,
+    QueueRefused,
+    TopicRefused,
+)
 from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
@@ -49,7 +56,7 @@ logger = logging.getLogger("store.recovery")
 CANCELLING_TIME = timedelta(seconds=45)
 """How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
 
-IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed)
+IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed, QueueRefused, TopicRefused)
 """What leaves nothing to narrow down: any order would meet it, or each was dealt with by itself."""
 
 

@@ -37,6 +37,7 @@ from store.database import migrate, reading, transaction
 from store.errors import SourceUnavailable, UnreadableSource
 from store.messages import PaymentMethod
 from store.models import Book, Customer, Order
+from store.payments import wrong_method
 from store.settings import settings
 
 PAGE_ITEMS = 1_000
@@ -271,6 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     output = terminal()
+    problem = wrong_method(options.payment_method)
+    if problem is not None:
+        return complain(f"--payment-method: {problem}. Nothing was changed.")
     url = settings().database_url
     migrate(url)
     sources = [

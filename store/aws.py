@@ -1,7 +1,9 @@
 """Calls to AWS: one client a service and process, batches of ten, and whose fault a failure is.
 
 Only what the settings choose imports this module, since it imports boto3. Credentials and region
-come from boto3's own chain; nothing here knows or logs them.
+come from boto3's own chain; nothing here logs them. boto3 renews the credentials of roles, and
+keeps those of a file as it first read them: a client whose credentials AWS rejects looks for
+others by itself, so that a process that lives for hours outlives a rotation.
 """
 
 import json
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import boto3
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -78,6 +81,23 @@ _PASSING_CODES = frozenset(
     }
 )
 """What passes by itself, although some of it comes with a status that says it was our fault."""
+REJECTED_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "InvalidToken",
+        "RequestExpired",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "UnrecognizedClientException",
+    }
+)
+"""What AWS answers where the credentials are expired, rotated or unknown: the codes of SQS, SNS,
+STS, DynamoDB and S3 (each service's "Common errors", and S3's "Error responses")."""
+_SAME_ROTATION_SECONDS = 30.0
 _NAMED = 10
 
 _creating = threading.Lock()
@@ -124,10 +144,56 @@ def _client(service: str, endpoint_url: str | None) -> Any:
         client = _clients.get((service, endpoint_url))
         if client is None:
             # boto3.client() would use a session that all threads of the process share.
-            create: Callable[..., Any] = boto3.session.Session().client
+            session = boto3.session.Session()
+            create: Callable[..., Any] = session.client
             client = create(service, endpoint_url=endpoint_url or None, config=_CONFIG)
-            _clients[service, endpoint_url] = client
+            used = session.get_credentials()
+            # A client without credentials would never get any.
+            if used is not None:
+                client.meta.events.register("needs-retry", _Renewal(used).renew)
+                _clients[service, endpoint_url] = client
         return client
+
+
+class _Renewal:
+    """Renews the credentials of a client, where they are rejected and there are others by now."""
+
+    def __init__(self, used: Credentials) -> None:
+        self._used = used
+        self._renewing = threading.Lock()
+        self._renewed_at: float | None = None
+
+    def renew(
+        self, response: tuple[object, Mapping[str, Any]] | None, attempts: int, **_: object
+    ) -> float | None:
+        """Return after how many seconds botocore makes the call again; None leaves it to others.
+
+        It is botocore's handler of the event ``needs-retry``, which signs the call anew.
+        """
+        code = response[1].get("Error", {}).get("Code") if response is not None else None
+        # The others renew themselves.
+        if code not in REJECTED_CREDENTIALS or type(self._used) is not Credentials:
+            return None
+        with self._renewing:
+            present = boto3.session.Session().get_credentials()
+            if present is None:
+                return None
+            if _secrets(present) != _secrets(self._used):
+                self._used.access_key = present.access_key
+                self._used.secret_key = present.secret_key
+                self._used.token = present.token
+                self._renewed_at = time.monotonic()
+                return 0.0
+            # Another thread has renewed them while this call was on its way.
+            is_renewed = (
+                self._renewed_at is not None
+                and time.monotonic() - self._renewed_at < _SAME_ROTATION_SECONDS
+            )
+            return 0.0 if is_renewed and attempts == 1 else None
+
+
+def _secrets(credentials: Credentials) -> tuple[str, str, str | None]:
+    return credentials.access_key, credentials.secret_key, credentials.token
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
 from store.blockers import end_frozen_sessions
+from store.database_errors import leave_statement_out
 from store.errors import DatabaseTooNew
 from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
 from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
@@ -86,6 +87,7 @@ def engine(url: str) -> Engine:
         return postgresql
 
     sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
+    event.listen(sqlite, "handle_error", leave_statement_out)
 
     @event.listens_for(sqlite, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -118,6 +120,7 @@ def _leave_row_out(context: ExceptionContext) -> None:
     PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name,
     and the part of a document that it cannot take apart into rows.
     """
+    leave_statement_out(context)
     diagnosis = getattr(context.original_exception, "diag", None)
     quoting = [getattr(diagnosis, name, None) for name in ("message_detail", "context")]
     for error in (context.original_exception, context.sqlalchemy_exception):

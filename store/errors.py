@@ -5,7 +5,7 @@ recorded as the order's outcome. ``RefusedOrder`` is raised before anything was 
 ``RetryableError`` says that the same call may succeed later.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
 NAMED_AT_MOST = 10
@@ -32,6 +32,10 @@ class OrderIdConflict(RefusedOrder):
 
 class OrderInProgress(RefusedOrder):
     """The order is still in the hands of another run, or is being compensated."""
+
+
+class UnknownTestMethod(RefusedOrder):
+    """The embedded gateway has no such test method; nothing was recorded."""
 
 
 class UnreadableSource(StoreError):
@@ -112,12 +116,19 @@ class RedeemPointsError(OrderError):
     """The customer's points cannot be redeemed (the original's RedeemPoints)."""
 
 
+class CustomerGone(OrderError):
+    """The customer was deleted after the order was accepted; nobody is charged."""
+
+
 class BillingError(OrderError):
     """The payment was declined, or its outcome stayed unknown (the original's BillCustomer)."""
 
 
 class PaymentRefused(OrderError):
     """The gateway refused the call itself, not the card: its key, an id or the amount is wrong."""
+
+    reasons: Mapping[str, str] | None = None
+    """Why each order's refund was refused, where those of a group were."""
 
 
 class NoCourierAvailable(OrderError):
@@ -147,9 +158,15 @@ class PaymentGatewayUnavailable(RetryableError):
 class QueueUnavailable(RetryableError):
     """The order queue did not answer, or did not take everything; it names what it did not take."""
 
+    unsent: Collection[str] | None = None
+    """The messages that a send left out; None where it sent nothing."""
+
 
 class TopicUnavailable(RetryableError):
     """The topic did not answer, or did not take everything; it names what it did not take."""
+
+    unpublished: Collection[str] | None = None
+    """The keys of the notices that were left out; None where none was published."""
 
 
 class SourceUnavailable(RetryableError):
@@ -163,9 +180,15 @@ class ClusterUnavailable(RetryableError):
 class QueueRefused(StoreError):
     """The order queue refused a call and would refuse it again: its address, rights or content."""
 
+    unsent: Collection[str] | None = None
+    """The messages that a send left out; None where it sent nothing."""
+
 
 class TopicRefused(StoreError):
     """The topic refused a call and would refuse it again: its address, rights or content."""
+
+    unpublished: Collection[str] | None = None
+    """The keys of the notices that were left out; None where none was published."""
 
 
 class KeyReused(StoreError):
@@ -200,6 +223,12 @@ def first_of(texts: Iterable[str], separator: str = ", ") -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
+def one_line(text: object) -> str:
+    """Return an error's text as one line, for records, states, logs and notices."""
+    return " ".join(str(text).split())
+
+
 def shortened(text: str) -> str:
-    """Return an error's text as it is kept: its beginning, if it is long."""
+    """Return an error's text as it is kept: in one line, its beginning if it is long."""
+    text = one_line(text)
     return text if len(text) <= TEXT_AT_MOST else f"{text[: TEXT_AT_MOST - 1]}…"

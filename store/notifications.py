@@ -31,6 +31,8 @@ class Topic(Protocol):
     def publish(self, notices: Sequence[Notice]) -> None:
         """Publish each notice at least once, or raise if any was not taken.
 
+        The error's ``unpublished`` holds the keys of those that were not taken.
+
         Raises:
             TopicUnavailable: the topic is out of reach or overloaded; publishing again is safe.
             TopicRefused: the topic would refuse it again: its address, rights or content is wrong.

@@ -5,6 +5,7 @@ and a call may time out after it took effect. Groups go in one call; each charge
 answer. The gateway of Stripe is in ``store/stripe_gateway.py``.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,6 +22,9 @@ from store.settings import settings
 DECLINED_METHOD = "pm_card_chargeDeclined"
 """Test payment method that every gateway declines (Stripe's name for it)."""
 
+_TEST_METHODS = "pm_ledger_"
+_TEST_METHOD = re.compile(r"pm_ledger_(fail_[0-9]{1,4}|timeout_before|timeout_after)")
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:
@@ -28,7 +32,8 @@ class Charge:
 
     ``reference`` is the gateway's own name of the charge, where it has given one, and
     ``intended_at`` says when the charge was first meant to be made, if that was before now. A
-    gateway that forgets its keys in time needs them.
+    gateway that forgets its keys in time needs them. ``refund_number`` counts the refunds of the
+    charge that are asked for: the next one after each that was refused for good.
     """
 
     key: str
@@ -38,6 +43,12 @@ class Charge:
     payment_method: str
     reference: str | None = field(default=None, compare=False)
     intended_at: datetime | None = field(default=None, compare=False)
+    refund_number: int = field(default=1, compare=False)
+
+    @property
+    def refund_key(self) -> str:
+        """Return the idempotency key of the refund that is asked for now."""
+        return _refund_key(self.key) + (f":{self.refund_number}" if self.refund_number > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +58,14 @@ class Answer:
     ``void`` says that nothing was captured under the key and never will be. ``unknown`` says
     that the gateway did not answer: the call is to be repeated as it is, never to be guessed.
     ``refused`` says that the gateway does not take the call as it is, by no fault of the card;
-    the reason names the remedy. What earlier calls did is as open as before.
+    the reason names the remedy. What earlier calls did is as open as before. ``key_is_spent`` says
+    that the gateway would repeat this answer to the same key, so that the next try needs another.
     """
 
     status: Literal["captured", "declined", "refunded", "void", "unknown", "refused"]
     reference: str
     reason: str = ""
+    key_is_spent: bool = False
 
 
 class PaymentGateway(Protocol):
@@ -75,7 +88,8 @@ class PaymentGateway(Protocol):
 
         Safe when the charge was captured (``refunded``), was declined or never arrived
         (``void``), and when it was refunded already; ``unknown`` and ``refused`` as for
-        :meth:`capture`. A capture that arrives after its refund takes no money.
+        :meth:`capture`. A capture that arrives after its refund takes no money. A refund with a
+        number above 1 gives back only what no earlier one has given back.
         """
         ...
 
@@ -86,12 +100,18 @@ class Ledger:
     Payment methods make it behave badly on purpose, for demonstrations and tests:
     ``pm_card_chargeDeclined`` is declined, ``pm_ledger_fail_N`` is unavailable for the first N
     calls, ``pm_ledger_timeout_before`` and ``pm_ledger_timeout_after`` answer the first call
-    with a time-out, before or after the money was captured. All others are good.
+    with a time-out, before or after the money was captured. An unknown one that begins with
+    ``pm_ledger_`` is refused. All others are good.
     """
 
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """See :meth:`PaymentGateway.capture`."""
-        answers: dict[str, Answer] = {}
+        answers = {
+            charge.key: Answer("refused", charge.key, problem)
+            for charge in charges
+            if (problem := _no_test_method(charge.payment_method)) is not None
+        }
+        charges = [charge for charge in charges if charge.key not in answers]
         first = {
             charge.key: _entry(charge, "capture", _first_status(charge.payment_method))
             for charge in charges
@@ -140,6 +160,23 @@ class Ledger:
                     answers[charge.key] = _answer(charge.key, "void")
             insert_missing(session, LedgerEntry, refunds)
         return answers
+
+
+def wrong_method(payment_method: str) -> str | None:
+    """Return what is wrong with a payment method, and the remedy; None if nothing is known to be.
+
+    Only the embedded gateway knows its methods without being asked for a charge.
+    """
+    return _no_test_method(payment_method) if settings().payments == "ledger" else None
+
+
+def _no_test_method(payment_method: str) -> str | None:
+    if not payment_method.startswith(_TEST_METHODS) or _TEST_METHOD.fullmatch(payment_method):
+        return None
+    return (
+        f"the embedded gateway has no test method {payment_method}; give pm_ledger_fail_N, N a "
+        "whole number up to 9999, pm_ledger_timeout_before or pm_ledger_timeout_after"
+    )
 
 
 def _entries(session: Session, keys: Sequence[str]) -> dict[str, LedgerEntry]:

@@ -57,7 +57,10 @@ class OrderQueue(Protocol):
     """
 
     def send(self, bodies: Sequence[str]) -> None:
-        """Send each body as a message, or raise if any was not taken."""
+        """Send each body as a message, or raise if any was not taken.
+
+        The error's ``unsent`` holds the bodies that were not taken.
+        """
         ...
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:

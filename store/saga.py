@@ -362,12 +362,18 @@ class Backward:
     session: Session
     todo: list[tuple[SagaOrder, StepRecord]]
     _undone: list[dict[str, Any]] = field(default_factory=list)
+    _noted: list[dict[str, Any]] = field(default_factory=list)
 
     def undone(self, record: StepRecord, result: dict[str, Any]) -> None:
         """Mark the step as undone; ``result`` says what was given back."""
         self._undone.append({**_key(record), "undo_result": result})
 
+    def note(self, record: StepRecord, result: dict[str, Any]) -> None:
+        """Replace what the record holds for the undo, which is still to be done."""
+        self._noted.append({**_key(record), "result": result})
+
     def _write(self) -> None:
+        update_rows(self.session, SagaRecord, self._noted)
         update_rows(
             self.session,
             SagaRecord,
@@ -442,10 +448,6 @@ def held_steps(order_ids: Sequence[str]) -> set[str]:
         return {r.step for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
 
 
-def taken_by(session: Session, order: SagaOrder) -> dict[str, dict[str, Any]]:
-    """Return what an order's present attempt has taken, by step; what was given back counts too."""
-    return {
-        r.step: r.result if r.undo_result is None else r.undo_result
-        for r in _records(session, [order], COMPENSABLE)
-        if r.state != StepState.VOID
-    }
+def taken_by(session: Session, order: SagaOrder) -> list[StepRecord]:
+    """Return the records of what an order's present attempt has taken, given back or not."""
+    return [r for r in _records(session, [order], COMPENSABLE) if r.state != StepState.VOID]

@@ -55,12 +55,14 @@ class SnsTopic:
                     TopicArn=self.topic_arn, PublishBatchRequestEntries=batch
                 ),
             )
-        aws.raise_if_any(
-            not_published,
-            f"notices were not published to {self.topic_arn}",
-            {str(id_): notice.key for id_, notice in enumerate(notices)},
-            ERRORS,
-        )
+        keys = {str(id_): notice.key for id_, notice in enumerate(notices)}
+        try:
+            aws.raise_if_any(
+                not_published, f"notices were not published to {self.topic_arn}", keys, ERRORS
+            )
+        except (TopicUnavailable, TopicRefused) as error:
+            error.unpublished = {keys[failure.id] for failure in not_published}
+            raise
 
     def _entry(self, id_: int, notice: Notice) -> "PublishBatchRequestEntryTypeDef":
         attributes = {"key": notice.key}

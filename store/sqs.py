@@ -84,12 +84,16 @@ class SqsQueue:
                 entries,
                 lambda batch: client.send_message_batch(QueueUrl=self.queue_url, Entries=batch),
             )
-        aws.raise_if_any(
-            not_sent,
-            f"messages were not sent to {self.queue_url}",
-            {entry["Id"]: entry["MessageBody"][:_NAME_LENGTH] for entry in entries},
-            ERRORS,
-        )
+        try:
+            aws.raise_if_any(
+                not_sent,
+                f"messages were not sent to {self.queue_url}",
+                {entry["Id"]: entry["MessageBody"][:_NAME_LENGTH] for entry in entries},
+                ERRORS,
+            )
+        except (QueueUnavailable, QueueRefused) as error:
+            error.unsent = {bodies[int(failure.id)] for failure in not_sent}
+            raise
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
         """See :meth:`OrderQueue.receive`. The wait is rounded up to whole seconds.

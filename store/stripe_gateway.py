@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -49,6 +49,53 @@ CHARGE = "store_charge"
 """The metadata's name for the charge's key."""
 HOLDS_NOTHING = ("canceled", "requires_payment_method")
 """Statuses of a PaymentIntent that has captured nothing, and cannot without a new card."""
+GAVE_NOTHING_BACK = ("failed", "canceled")
+"""Statuses of a Refund that has ended, and the money is still with the shop."""
+
+CORRECT_ORDER = "correct the order's payment method, amount or currency"
+BY_ANOTHER_WAY = (
+    "settle it (`checkout compensations settle`), so that it is not tried again, and give the "
+    "money back by another way"
+)
+TOP_UP = "top up the balance of the Stripe account; the refund is tried again by itself"
+LOOK_AT_REFUND = f"see it in Stripe's dashboard; {BY_ANOTHER_WAY}"
+ANSWER_DISPUTE = (
+    "the customer's bank takes the money back: look at the dispute in Stripe's dashboard; where "
+    "the customer has the money, settle it (`checkout compensations settle`)"
+)
+OTHER_ACCOUNT = (
+    "set STORE_STRIPE_SECRET_KEY to a key of the account, and of the mode, test or live, that has "
+    "made the charge"
+)
+REFUND_REMEDIES = {
+    "balance_insufficient": TOP_UP,
+    "insufficient_funds": TOP_UP,
+    "charge_disputed": ANSWER_DISPUTE,
+    "refund_disputed_payment": ANSWER_DISPUTE,
+    "charge_for_pending_refund_disputed": ANSWER_DISPUTE,
+    "charge_not_refundable": BY_ANOTHER_WAY,
+    "lost_or_stolen_card": BY_ANOTHER_WAY,
+    "expired_or_canceled_card": BY_ANOTHER_WAY,
+    "declined": BY_ANOTHER_WAY,
+    "merchant_request": "somebody canceled the refund in Stripe; it is tried again by itself",
+    "resource_missing": OTHER_ACCOUNT,
+    "livemode_mismatch": OTHER_ACCOUNT,
+    "testmode_charges_only": "activate the Stripe account for live charges",
+}
+"""What a person does about a refund that Stripe refuses, by the error's code or, for a refund that
+failed later, its failure_reason (https://docs.stripe.com/error-codes, and the Refund object)."""
+CHARGE_REMEDIES = {
+    "amount_too_small": CORRECT_ORDER,
+    "amount_too_large": CORRECT_ORDER,
+    "resource_missing": "the Stripe account has no such payment method: " + CORRECT_ORDER,
+    "payment_method_unexpected_state": "take a payment method that can be charged",
+    "livemode_mismatch": (
+        "the payment method is of the other mode, test or live: take one of the mode that "
+        "STORE_STRIPE_SECRET_KEY is of"
+    ),
+    "testmode_charges_only": "activate the Stripe account for live charges",
+}
+"""What a person does about a charge that Stripe refuses, by the error's code."""
 
 
 class _Unanswered(Exception):
@@ -147,22 +194,33 @@ class StripeGateway:
                 f"{intent_id} was charged by another gateway than Stripe; set STORE_PAYMENTS to "
                 "that gateway until it is refunded",
             )
+        # Another key would be another refund, so what the earlier ones did is looked at first.
+        if charge.refund_number > 1 and (earlier := self._refund_of(intent_id)):
+            return Answer("refunded", earlier.id)
         try:
             refund = self._stripe.refunds.create(
                 {"payment_intent": intent_id, "metadata": {CHARGE: charge.key}},
-                {"idempotency_key": f"{charge.key}:refund"},
+                {"idempotency_key": charge.refund_key},
             )
-        except stripe.InvalidRequestError as error:
-            # The key of the first refund is forgotten; the whole amount is given back only once.
+        except (stripe.InvalidRequestError, stripe.CardError) as error:
             if error.code != "charge_already_refunded":
-                raise
-            refund = self._stripe.refunds.list({"payment_intent": intent_id, "limit": 1}).data[0]
-        if refund.status in ("failed", "canceled"):
-            return _refused(
-                charge,
-                f"the refund {refund.id} has {refund.status}; give the money back by another way",
-            )
+                return _refund_refused(charge, error)
+            # The key of the first refund is forgotten; the whole amount is given back only once.
+            given = self._refund_of(intent_id)
+            if given is None:
+                raise _Unanswered(f"Stripe shows no refund of {intent_id} yet") from error
+            return Answer("refunded", given.id)
+        if refund.status in GAVE_NOTHING_BACK:
+            return _refund_failed(charge, refund)
         return Answer("refunded", refund.id)
+
+    def _refund_of(self, intent_id: str) -> stripe.Refund | None:
+        """Return the refund that has given the charge back, or is about to; none if there is none.
+
+        One that failed, as at a bank that has closed the account, leaves the money with the shop.
+        """
+        found = self._stripe.refunds.list({"payment_intent": intent_id, "limit": 100}).data
+        return next((refund for refund in found if refund.status not in GAVE_NOTHING_BACK), None)
 
     def _card(self, charge: Charge) -> stripe.PaymentMethod:
         """Return what Stripe knows of the charge's payment method."""
@@ -310,13 +368,30 @@ def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
                 "may write PaymentIntents and Refunds and read PaymentMethods"
             )
         case stripe.InvalidRequestError() | stripe.CardError():
-            reason = (
-                f"Stripe does not take the call ({error.code or error.http_status}): "
-                f"{error.user_message}; correct the order's payment method, amount or currency"
-            )
+            remedy = CHARGE_REMEDIES.get(error.code or "", CORRECT_ORDER)
+            reason = f"{_not_taken(error)}; {remedy}"
         case _:
             return _unknown(charge, f"{type(error).__name__}: {error.user_message}")
     return _refused(charge, reason)
+
+
+def _refund_refused(charge: Charge, error: stripe.StripeError) -> Answer:
+    """Return the refusal of a refund, which Stripe repeats to the key for a day."""
+    remedy = REFUND_REMEDIES.get(error.code or "", LOOK_AT_REFUND)
+    return replace(_refused(charge, f"{_not_taken(error)}; {remedy}"), key_is_spent=True)
+
+
+def _refund_failed(charge: Charge, refund: stripe.Refund) -> Answer:
+    """Return the refusal of a refund that Stripe had taken and that came to nothing."""
+    why = refund.failure_reason or "no reason is given"
+    remedy = REFUND_REMEDIES.get(why, BY_ANOTHER_WAY)
+    reason = f"the refund {refund.id} has {refund.status} ({why}); {remedy}"
+    return replace(_refused(charge, reason), key_is_spent=True)
+
+
+def _not_taken(error: stripe.StripeError) -> str:
+    code = error.code or error.http_status
+    return f"Stripe does not take the call ({code}): {error.user_message}"
 
 
 def _key_refused(error: stripe.StripeError) -> str:

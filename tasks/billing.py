@@ -5,11 +5,21 @@ idempotency key of its own for each attempt of the order.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlmodel import Session, col, select
 
-from store.errors import BillingError, PaymentGatewayUnavailable, PaymentRefused, first_of
+from store.bulk import among, read_rows
+from store.errors import (
+    BillingError,
+    CustomerGone,
+    PaymentGatewayUnavailable,
+    PaymentRefused,
+    first_of,
+)
+from store.models import Customer
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, StepRecord, backward, forward
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
@@ -27,22 +37,29 @@ def bill_customer(order_ids: list[str]) -> list[str]:
 
     Undone by :func:`refund_customer`. A gateway that does not answer is asked again with the same
     key; what stays unknown after the last try, or is refused, fails the order, and its refund
-    settles it.
+    settles it. A customer who is gone is not charged.
 
     Returns:
         The ids of the orders that go on.
 
     Raises:
+        CustomerGone: no order goes on; the first one's customer was deleted.
         BillingError: no order goes on; the first one's charge was declined or stayed unknown.
         PaymentRefused: no order goes on; the gateway does not take the call for the first one.
         PaymentGatewayUnavailable: some charges have no answer yet; the task is tried again.
         KeyReused: a key was used for another charge; the intents stay for the refund.
     """
     with forward("bill_customer", order_ids) as intents:
-        charges = {o.id: _charge(o, intents.intents.get(o.id)) for o in intents.todo if o.due_cents}
-        for order in intents.todo:
-            if order.id in charges:
-                intents.intend(order, {"amount_cents": order.due_cents})
+        to_bill = [order for order in intents.todo if order.due_cents]
+        customers = _present_customers(intents.session, to_bill)
+        charges = {}
+        for order in to_bill:
+            intent = intents.intents.get(order.id)
+            if intent is None and order.user_id not in customers:
+                intents.fail(order, CustomerGone(f"customer {order.user_id} is gone"))
+                continue
+            charges[order.id] = _charge(order, intent)
+            intents.intend(order, {"amount_cents": order.due_cents})
     answers = payment_gateway().capture(list(charges.values())) if charges else {}
     unanswered = []
     with forward("bill_customer", order_ids) as step:
@@ -85,7 +102,9 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     """Give back what was captured for failed orders; the undo of bill_customer.
 
     An order whose charge is in doubt is refunded as well: the gateway gives back what it took,
-    if it took anything, and takes nothing afterwards.
+    if it took anything, and takes nothing afterwards. A refund that was refused for good is asked
+    for again under the next key, which is recorded before it is used; one without an answer keeps
+    its key.
 
     Returns:
         The ids of the orders whose charge was settled now.
@@ -97,6 +116,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     with backward("bill_customer", order_ids) as owed:
         charges = [_charge(order, record) for order, record in owed.todo]
     answers = payment_gateway().refund(charges) if charges else {}
+    asked = {charge.key: charge.refund_number for charge in charges}
     settled, unanswered = [], []
     refused: dict[str, list[str]] = defaultdict(list)
     with backward("bill_customer", order_ids) as undo:
@@ -109,6 +129,8 @@ def refund_customer(order_ids: list[str]) -> list[str]:
                 continue
             if answer.status == "refused":
                 refused[answer.reason].append(order.id)
+                if answer.key_is_spent and charge.refund_number == asked[charge.key]:
+                    undo.note(record, {**record.result, "refund": charge.refund_number + 1})
                 continue
             refunded = charge.amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
@@ -117,8 +139,16 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         raise PaymentGatewayUnavailable(f"no answer for the refund of {first_of(unanswered)}")
     if refused:
         reasons = (f"refund of {first_of(ids)}: {why}" for why, ids in refused.items())
-        raise PaymentRefused(first_of(reasons, "; "))
+        refusal = PaymentRefused(first_of(reasons, "; "))
+        refusal.reasons = {id_: why for why, ids in refused.items() for id_ in ids}
+        raise refusal
     return settled
+
+
+def _present_customers(session: Session, orders: Sequence[SagaOrder]) -> set[str]:
+    ids = {order.user_id for order in orders}
+    found = read_rows(session, select(Customer.id).where(among(session, col(Customer.id), ids)))
+    return {id_ for (id_,) in found}
 
 
 def _charge(order: SagaOrder, record: StepRecord | None) -> Charge:
@@ -134,4 +164,5 @@ def _charge(order: SagaOrder, record: StepRecord | None) -> Charge:
         payment_method=order.payment_method,
         reference=record.result.get("reference") if record else None,
         intended_at=record.at if record else None,
+        refund_number=record.result.get("refund", 1) if record else 1,
     )

@@ -19,7 +19,16 @@ from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, insert_rows, read_rows, update_rows
 from store.database import reading, transaction
-from store.errors import CourierWaitExpired, InvalidDecision, NoCourierAvailable
+from store.errors import (
+    CourierWaitExpired,
+    InvalidDecision,
+    NoCourierAvailable,
+    QueueRefused,
+    QueueUnavailable,
+    RetryableError,
+    TopicRefused,
+    TopicUnavailable,
+)
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage, money
 from store.models import (
     ENDED,
@@ -39,7 +48,9 @@ from store.queue import order_queue
 from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_where
 from store.sessions import WHOLE_RUN
 from store.settings import settings
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.inventory import too_large
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
+from tasks.unsent import keep_and_tell
 
 logger = logging.getLogger("store.dispatch")
 
@@ -61,26 +72,37 @@ def prepare_order(order_ids: list[str]) -> list[str]:
 
     The wait's end is fixed here, so that a run which starts again does not wait longer.
 
+    A message that the queue refuses, or has not taken at the last try, ends no order: the order
+    waits, its intent stays, and recovery sends it again.
+
     Returns:
         The ids of the orders that go on.
 
     Raises:
         OrderError: no order goes on; what has ended the first one meanwhile.
         QueueUnavailable: not every message is out; the task is tried again.
-        QueueRefused: not every message is out, and trying again would not help.
     """
     with forward("prepare_order", order_ids) as intents:
         wait_until = utc_now() + timedelta(seconds=settings().courier_timeout_seconds)
         for order in intents.todo:
             # An answer may come as soon as the message is out, so the order waits before that.
             intents.intend(order, {}, status=OrderStatus.WAITING, wait_until=wait_until)
-    order_queue().send([_body(order) for order in intents.todo])
-    sent = {(order.id, order.attempt) for order in intents.todo}
+    unsent, failure = _send(intents.todo)
+    is_over = not isinstance(failure, RetryableError) or is_last_try()
+    asked = {(order.id, order.attempt) for order in intents.todo}
     with forward("prepare_order", order_ids) as step:
         for order in step.todo:
             # One that has come this far since, or begun another attempt, has its message to come.
-            if (order.id, order.attempt) in sent:
+            if (order.id, order.attempt) not in asked:
+                continue
+            if order.id not in unsent:
                 step.done(order, {"sent_at": utc_now().isoformat()})
+            elif is_over:
+                step.skip(order)
+    if failure is not None:
+        if not is_over:
+            raise failure
+        keep_and_tell([order for order in intents.todo if order.id in unsent], failure)
     return step.going_on()
 
 
@@ -118,7 +140,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
             if order.copies > largest:
                 answer = CourierAnswer(
                     outcome=NO_COURIER,
-                    reason=f"no courier carries {order.copies} copies at once",
+                    reason=str(too_large(order.copies)),
                     answered_by=DISPATCHER,
                 )
             else:
@@ -327,7 +349,8 @@ def send_again(order_ids: Sequence[str]) -> None:
             for order in lock_orders(session, order_ids).values()
             if order.status == OrderStatus.WAITING
         ]
-    order_queue().send([_body(order) for order in waiting])
+    unsent, failure = _send(waiting)
+    now = utc_now()
     with transaction() as session:
         # A step writes its records with its orders locked.
         lock_orders(session, [order.id for order in waiting])
@@ -337,10 +360,26 @@ def send_again(order_ids: Sequence[str]) -> None:
             [
                 {"order_id": order.id, "attempt": order.attempt, "step": "prepare_order"}
                 for order in waiting
+                if order.id not in unsent
             ],
             state=StepState.DONE,
-            at=utc_now(),
+            at=now,
+            result={"sent_at": now.isoformat()},
         )
+    if failure is not None:
+        keep_and_tell([order for order in waiting if order.id in unsent], failure)
+        raise failure
+
+
+def _send(orders: Sequence[SagaOrder]) -> tuple[set[str], QueueUnavailable | QueueRefused | None]:
+    """Send the orders' messages; return the ids of those that were not taken, and why."""
+    bodies = {_body(order): order.id for order in orders}
+    try:
+        order_queue().send(list(bodies))
+    except (QueueUnavailable, QueueRefused) as failure:
+        left_out = bodies if failure.unsent is None else failure.unsent
+        return {bodies[body] for body in left_out}, failure
+    return set(), None
 
 
 def _body(order: SagaOrder) -> str:
@@ -409,17 +448,17 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
 
     Raises:
         OrderError: none goes on; what has ended the first one before a courier had accepted.
-        TopicUnavailable: not every notice is out; the task is tried again.
-        TopicRefused: not every notice is out; recovery tries it again when that is mended.
+        TopicUnavailable: not every notice is out; the task is tried again for the rest.
+        TopicRefused: not every notice is out, and the other orders are dispatched; recovery tries
+            the rest again.
     """
     with forward("dispatch_order", order_ids) as intents:
         going = [o for o in intents.todo if o.status == OrderStatus.DISPATCHING]
         notices = _notices(intents.session, going)
         for order in going:
             intents.intend(order, {"courier": order.courier_id})
-    if notices:
-        topic().publish(notices)
-    announced = {order.id for order in going}
+    silent, failure = _publish(notices)
+    announced = {order.id for order in going} - silent
     with forward("dispatch_order", order_ids) as step:
         handed_over: dict[str, int] = {}
         for order in step.todo:
@@ -430,7 +469,20 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
         _lock_couriers(step.session)
         freed = {id_: -copies for id_, copies in handed_over.items()}
         increase(step.session, Courier, "assigned_copies", freed)
+    if failure is not None:
+        raise failure
     return step.going_on()
+
+
+def _publish(notices: Sequence[Notice]) -> tuple[set[str], TopicUnavailable | TopicRefused | None]:
+    """Publish notices; return the orders of those that were not taken, and why."""
+    try:
+        if notices:
+            topic().publish(notices)
+    except (TopicUnavailable, TopicRefused) as failure:
+        left_out = failure.unpublished
+        return {n.order_id for n in notices if left_out is None or n.key in left_out}, failure
+    return set(), None
 
 
 def _waits(order: SagaOrder, attempt: int) -> bool:

@@ -24,9 +24,10 @@ from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import CheckoutOrder
 from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
+from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.order_files import Reject, read_orders
-from tasks.orders import new_order, require_same
+from tasks.orders import new_order, refused_method, require_same
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
 from tasks.sources import opened, put_beside
 
@@ -66,7 +67,8 @@ def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
         methods = _payment_methods(session, {order.user_id for order in orders})
         sound: dict[str, CheckoutOrder] = {}
         for order in orders:
-            if order.order_id and order.user_id in methods:
+            method = methods.get(order.user_id)
+            if order.order_id and method is not None and refused_method(order, method) is None:
                 sound.setdefault(order.order_id, order)
         rows = [
             new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED)
@@ -97,6 +99,9 @@ def _answer(
         )
     if order.user_id not in methods:
         return UserNotFound(f"userId: no customer has the id {order.user_id}")
+    refused = refused_method(order, methods[order.user_id])
+    if refused is not None:
+        return refused
     try:
         require_same(order.content(), known[order.order_id], order.order_id)
     except OrderIdConflict as conflict:
@@ -152,6 +157,8 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
                 [{"id": id_} for id_ in claimed],
                 status=OrderStatus.STARTED,
                 run_id=run_id,
+                # Prices are in the shop's present currency, which may be another one by now.
+                currency=settings().currency,
                 updated_at=utc_now(),
             )
         return list(claimed)

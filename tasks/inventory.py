@@ -5,11 +5,18 @@ from typing import NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, read_rows
-from store.errors import BookHasNoPrice, BookNotFound, BookOutOfStock, OrderError
-from store.models import Book, OrderLine
+from store.errors import (
+    BookHasNoPrice,
+    BookNotFound,
+    BookOutOfStock,
+    NoCourierAvailable,
+    OrderError,
+)
+from store.models import Book, Courier, OrderLine
 from store.saga import backward, forward
 from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
 
@@ -24,13 +31,15 @@ from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transi
 def check_inventory(order_ids: list[str]) -> list[str]:
     """Reserve the copies of each order: all of its lines, or none.
 
-    Undone by :func:`restore_quantity`. Orders are served in the order in which they are given.
+    Undone by :func:`restore_quantity`. Orders are served in the order in which they are given. One
+    that has more copies than any courier takes at once, free or not, is ended before it is charged.
 
     Returns:
         The ids of the orders that go on.
 
     Raises:
-        BookNotFound, BookHasNoPrice, BookOutOfStock: no order goes on; the first one's reason.
+        BookNotFound, BookHasNoPrice, BookOutOfStock, NoCourierAvailable: no order goes on; the
+            first one's reason.
     """
     with forward("check_inventory", order_ids) as step:
         lines = _lines_by_order(step.session, [order.id for order in step.todo])
@@ -38,8 +47,11 @@ def check_inventory(order_ids: list[str]) -> list[str]:
             step.session, {book_id for of_order in lines.values() for book_id, _ in of_order}
         )
         left = {id_: book.quantity for id_, book in books.items()}
+        largest = step.session.scalar(select(func.max(Courier.capacity_copies))) or 0
         for order in step.todo:
             problem = _why_not(lines[order.id], books, left)
+            if problem is None and order.copies > largest:
+                problem = too_large(order.copies)
             if problem is not None:
                 step.fail(order, problem)
                 continue
@@ -74,6 +86,11 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
         _lock_books(undo.session, returned)
         increase(undo.session, Book, "quantity", returned)
         return [order.id for order, _ in undo.todo]
+
+
+def too_large(copies: int) -> NoCourierAvailable:
+    """Return the error of an order with more copies than any courier takes at once."""
+    return NoCourierAvailable(f"no courier carries {copies} copies at once")
 
 
 def settle_copies(session: Session, copies: Mapping[str, int], *, put_back: bool) -> None:

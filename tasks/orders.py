@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, update
+from sqlalchemy import ColumnElement, exists, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
@@ -17,6 +17,7 @@ from store.errors import (
     OrderIdConflict,
     OrderInProgress,
     OrderNotFound,
+    UnknownTestMethod,
     UserNotFound,
     recorded_error,
 )
@@ -36,6 +37,7 @@ from store.models import (
     SagaRecord,
     utc_now,
 )
+from store.payments import wrong_method
 from store.saga import lock_orders_where
 from store.sessions import WHOLE_RUN
 from store.settings import settings
@@ -73,6 +75,7 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
 
     Raises:
         UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         OrderIdConflict: the orderId is taken by an order with other content.
     """
     order_id = order.order_id or run_id
@@ -91,7 +94,8 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         found = _same_order(session, order, order_id)
         if found.status == OrderStatus.SUBMITTED:
             found.status, found.run_id, found.wait = OrderStatus.STARTED, run_id, wait
-            found.updated_at = utc_now()
+            # Prices are in the shop's present currency, which may be another one by now.
+            found.currency, found.updated_at = settings().currency, utc_now()
         return _as_found(found, run_id)
 
 
@@ -113,7 +117,8 @@ def begin_attempt(
     Raises:
         OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
-        UserNotFound: the customer is gone.
+        UserNotFound: the customer is gone; the order stays as it is.
+        UnknownTestMethod: the embedded gateway does not have the payment method that counts now.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -124,7 +129,7 @@ def begin_attempt(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
-                method = order.payment_method or _customer_of(session, order).payment_method
+                method = _method_of(session, order)
                 attempt = {
                     "id": order_id,
                     "attempt": found.attempt + 1,
@@ -139,7 +144,8 @@ def begin_attempt(
 def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     """Begin a new attempt of orders that failed in another run, and make them this run's own.
 
-    Each is begun once for the run that asks: an order that fails again stays failed.
+    Each is begun once for the run that asks: an order that fails again stays failed. One whose
+    customer is gone stays as it is (see :func:`failed_orders_without_customer`).
 
     Args:
         run_id: The flow run that asks.
@@ -155,13 +161,11 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
                 col(Order.id),
                 col(Order.attempt),
                 col(Order.request),
-                col(Order.payment_method),
                 col(Customer.payment_method),
             )
-            .join(Customer, col(Customer.id) == col(Order.user_id), isouter=True)
+            .join(Customer, col(Customer.id) == col(Order.user_id))
             .where(
-                col(Order.run_id) == failed_of,
-                col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+                *_failed_in(failed_of),
                 ~exists().where(
                     col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
                 ),
@@ -175,12 +179,30 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
                 "id": id_,
                 "attempt": attempt + 1,
                 # A customer may have another card by now.
-                "payment_method": request["paymentMethod"] or customers or recorded,
+                "payment_method": request["paymentMethod"] or customers,
             }
-            for id_, attempt, request, recorded, customers in failed
+            for id_, attempt, request, customers in failed
         ]
         _begin_again(session, attempts, run_id, asked_by=run_id)
         return [id_ for id_, *_ in failed]
+
+
+def failed_orders_without_customer(run_id: str) -> list[str]:
+    """Return the run's rejected and compensated orders whose customer is gone, by id."""
+    with reading() as session:
+        found = session.scalars(
+            select(Order.id)
+            .where(*_failed_in(run_id), ~exists().where(col(Customer.id) == col(Order.user_id)))
+            .order_by(col(Order.id))
+        )
+        return list(found)
+
+
+def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        col(Order.run_id) == run_id,
+        col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+    )
 
 
 def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
@@ -225,6 +247,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
     Raises:
         OrderIdConflict: the orderId is taken by an order with other content.
         UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         BookNotFound: it is new, and no book has one of its bookIds.
     """
     with reading() as session:
@@ -233,7 +256,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
             require_same(order.content(), found.request, found.id)
             session.expunge(found)
             return found
-        _customer_of(session, order)
+        _method_of(session, order)
         for line in order.lines():
             if session.get(Book, line.book_id) is None:
                 raise BookNotFound(f"bookId: no book has the id {line.book_id}")
@@ -272,7 +295,7 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
 def _new_order(
     session: Session, order: CheckoutOrder, order_id: str, run_id: str
 ) -> dict[str, Any]:
-    method = _customer_of(session, order).payment_method
+    method = _method_of(session, order)
     return new_order(order, order_id, method, OrderStatus.STARTED, run_id)
 
 
@@ -311,6 +334,25 @@ def new_order(
         "created_at": now,
         "updated_at": now,
     }
+
+
+def _method_of(session: Session, order: CheckoutOrder) -> str:
+    """Return what the order is charged to; the customer must be there, whichever it is."""
+    customers_method = _customer_of(session, order).payment_method
+    refused = refused_method(order, customers_method)
+    if refused is not None:
+        raise refused
+    return order.payment_method or customers_method
+
+
+def refused_method(order: CheckoutOrder, customers_method: str) -> UnknownTestMethod | None:
+    """Return the refusal of an order's payment method; None if it may be charged."""
+    problem = wrong_method(order.payment_method or customers_method)
+    if problem is None:
+        return None
+    if order.payment_method is None:
+        problem = f"that of customer {order.user_id}, since the order names none: {problem}"
+    return UnknownTestMethod(f"paymentMethod: {problem}")
 
 
 def _customer_of(session: Session, order: CheckoutOrder) -> Customer:

@@ -4,14 +4,15 @@ Nothing in here names a customer: notices, artifacts and logs outlive the order 
 many.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from sqlmodel import Session, col, select
 
 from store.bulk import update_rows
 from store.database import reading, transaction
-from store.errors import OrderError, OrderInProgress
+from store.errors import OrderError, OrderInProgress, one_line
 from store.messages import Receipt, ReceiptLine, money
 from store.models import (
     Book,
@@ -149,7 +150,7 @@ def describe(order: Order, refused: str) -> str:
 
 
 def explain(order_id: str, error: OrderError) -> OrderError:
-    """Return ``error`` with one more sentence: what its compensation gives back.
+    """Return ``error`` with what its compensation has given back, and what it has still to.
 
     Args:
         order_id: The order; it must be recorded.
@@ -158,17 +159,29 @@ def explain(order_id: str, error: OrderError) -> OrderError:
     with transaction() as session:
         order = lock_orders(session, [order_id])[order_id]
         taken = taken_by(session, order)
-    parts = []
-    if cents := taken.get("bill_customer", {}).get("amount_cents"):
-        in_doubt = taken["bill_customer"].keys().isdisjoint(["reference", "settled_by"])
-        amount = money(cents, order.currency)
-        parts.append(f"{amount}, if it was captured" if in_doubt else amount)
+    undone = {r.step: r.undo_result for r in taken if r.undo_result is not None}
+    held = {r.step: r.result for r in taken if r.undo_result is None}
+    parts = [
+        *([f"Given back: {given}."] if (given := _amounts(undone, order.currency)) else []),
+        *([f"To be given back: {left}."] if (left := _amounts(held, order.currency)) else []),
+    ]
+    why = one_line(error).rstrip(".")
+    return type(error)(" ".join([f"{why}.", *(parts or ["Nothing was taken."])]))
+
+
+def _amounts(taken: Mapping[str, Mapping[str, Any]], currency: str) -> str:
+    """Return money, copies and points by step as people read them; empty if there are none."""
+    amounts = []
+    charge = taken.get("bill_customer", {})
+    if cents := charge.get("amount_cents"):
+        in_doubt = charge.keys().isdisjoint(["reference", "settled_by"])
+        amount = money(cents, currency)
+        amounts.append(f"{amount}, if it was captured" if in_doubt else amount)
     if copies := taken.get("check_inventory", {}).get("copies"):
-        parts.append(f"{sum(copies.values())} copies")
+        amounts.append(f"{sum(copies.values())} copies")
     if points := taken.get("redeem_points", {}).get("points"):
-        parts.append(f"{points} points")
-    given_back = f"Given back: {', '.join(parts)}." if parts else "Nothing was taken."
-    return type(error)(f"{str(error).rstrip('.')}. {given_back}")
+        amounts.append(f"{points} points")
+    return ", ".join(amounts)
 
 
 def receipt(order_id: str) -> Receipt:

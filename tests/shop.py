@@ -217,6 +217,11 @@ def remove_customer(user_id: str) -> None:
         session.delete(session.get_one(Customer, user_id))
 
 
+def set_payment_method(user_id: str, method: str) -> None:
+    with transaction() as session:
+        session.get_one(Customer, user_id).payment_method = method
+
+
 def set_price(book_id: str, price_cents: int | None) -> None:
     with transaction() as session:
         session.execute(update(Book).where(col(Book.id) == book_id).values(price_cents=price_cents))

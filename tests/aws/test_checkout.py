@@ -5,12 +5,22 @@ from collections.abc import Callable
 
 import pytest
 
-from store.errors import NoCourierAvailable, QueueUnavailable, TopicUnavailable
+from store.errors import NoCourierAvailable, QueueUnavailable, TopicRefused, TopicUnavailable
 from store.messages import OrderMessage
 from store.queue import MAX_RECEIVES, order_queue
 from store.saga import abandon
 from store.settings import settings
-from tests.aws.cloud import Cloud, Faults, after_it_was_done, sns_error, sqs_error
+from tasks import dispatch
+from tasks.dispatch import dispatch_order
+from tests.aws.cloud import (
+    Answer,
+    Cloud,
+    Faults,
+    after_it_was_done,
+    sns_batch,
+    sns_error,
+    sqs_error,
+)
 from tests.aws.dispatcher import Dispatcher
 from tests.shop import (
     STEPS,
@@ -254,9 +264,12 @@ def test_a_dead_letter_whose_cause_is_mended_is_redriven(cloud: Cloud, chosen: C
 
 
 @pytest.mark.usefixtures("no_delays")
-def test_an_order_asks_again_when_sqs_is_back(cloud: Cloud, chosen: Chosen, faults: Faults) -> None:
+def test_an_order_asks_again_when_sqs_is_back(
+    cloud: Cloud, chosen: Chosen, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place("order-1")
     faults.answer("SendMessageBatch", *[sqs_error(503, "ServiceUnavailable")] * 3)
+    monkeypatch.setattr(dispatch, "is_last_try", lambda: False)
     with pytest.raises(QueueUnavailable, match="order-1"):
         carry_on(["order-1"], "prepare_order")
     assert saga("order-1")["prepare_order"] == "intended"
@@ -268,8 +281,9 @@ def test_an_order_asks_again_when_sqs_is_back(cloud: Cloud, chosen: Chosen, faul
 
 @pytest.mark.usefixtures("no_delays")
 def test_only_the_orders_that_sqs_did_not_take_are_missing(
-    cloud: Cloud, chosen: Chosen, faults: Faults
+    cloud: Cloud, chosen: Chosen, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatch, "is_last_try", lambda: False)
     ids = [place(f"order-{number:02}") for number in range(15)]
     faults.answer("SendMessageBatch", lambda _: None, then=sqs_error(503, "ServiceUnavailable"))
     with pytest.raises(QueueUnavailable, match=r"5 of 15 .*order-10"):
@@ -287,6 +301,30 @@ def test_a_parcel_goes_on_when_sns_is_back(cloud: Cloud, chosen: Chosen, faults:
     assert notices(cloud, chosen) == []
     carry_on(["order-1"], after="find_couriers")
     assert status("order-1") == "dispatched"
+    assert notices(cloud, chosen) == ["order-1:1:dispatched"]
+
+
+@pytest.mark.usefixtures("no_delays")
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (sns_batch([0, 2], {1: ("InvalidParameter", True)}), TopicRefused),
+        (sns_batch([0, 2], {1: ("InternalError", False)}), TopicUnavailable),
+    ],
+)
+def test_the_parcels_whose_notice_the_topic_took_are_handed_over_once(
+    cloud: Cloud, chosen: Chosen, faults: Faults, answer: Answer, error: type[Exception]
+) -> None:
+    ids = [place(f"order-{number}") for number in range(3)]
+    carry_on(ids, "find_couriers")
+    again = sns_batch([], {1: ("InternalError", False)})
+    faults.answer("PublishBatch", answer, *[again] * (0 if error is TopicRefused else 3))
+    with pytest.raises(error, match=r"1 of 3 .* Not taken: order-1:1:dispatched"):
+        dispatch_order.fn(ids)
+    assert [status(id_) for id_ in ids] == ["dispatched", "dispatching", "dispatched"]
+    assert assigned_copies() == {"city-vans": 1}
+    assert sorted(dispatch_order.fn(ids)) == ids
+    # The answers were the test's, so what a subscriber got was published by the last call alone.
     assert notices(cloud, chosen) == ["order-1:1:dispatched"]
 
 

@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSPreparedRequest
 from sqlmodel import func, select
 
 from seed import dynamodb
-from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE, empty
+from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE, empty, put_couriers
 from store.database import reading
 from store.models import Book, Customer
 from tests.aws.cloud import Faults, dynamodb_error, forget_clients
@@ -200,6 +200,7 @@ def test_from_the_first_order_on_live_stock_and_points_are_left_as_they_are(
     old_shop.put("book", a_book(), a_book("untouched"))
     old_shop.put("user", a_user())
     old_shop.import_()
+    put_couriers({"van": 100})
     placed("o-1", "redeem_points", 10, redeem=True)
     old_shop.put("book", a_book(), a_book("untouched", price=1), a_book("new"))
     old_shop.put("user", a_user(), a_user("new", points=7))

@@ -85,7 +85,7 @@ def test_one_timeline_holds_what_the_store_and_prefect_know_of_all_attempts(
     places = [told.index(what) for what in in_order]
     assert places == sorted(places)
     (failure,) = [event for event in timeline if event["what"].endswith(f"{short}: Failed")]
-    assert "NoCourierAvailable: snow. Given back: 700.00 USD" in failure["detail"]
+    assert "NoCourierAvailable: snow. To be given back: 700.00 USD" in failure["detail"]
 
     table = checkout("show", order_id).out
     for words in (

@@ -58,7 +58,8 @@ def test_every_flow_that_is_deployed_is_watched_and_what_pauses_is_recovered() -
 def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_as_dead() -> None:
     silent, _ = automations.automations(UUID(int=0), SILENCE_SECONDS)
     assert isinstance(silent.trigger, EventTrigger)
-    assert silent.trigger.after == {"prefect.flow-run.heartbeat"}
+    # A run that dies before its first heartbeat counts as well.
+    assert silent.trigger.after == {"prefect.flow-run.Running", "prefect.flow-run.heartbeat"}
     states = ("Suspended", "Resuming", "Completed", "Failed", "Crashed", "Cancelled")
     assert silent.trigger.expect == {
         "prefect.flow-run.heartbeat",

@@ -25,8 +25,8 @@ BEFORE = Holdings(
 AFTER = Holdings(
     stock={"The 10X Rule": 450, "The Boy in the Striped Pajamas": 400},
     points={"Eduardo Santana": 0, "John Doe": 100},
-    captured_cents=23_200_00,
-    refunded_cents=22_500_00,
+    captured_cents=8_200_00,
+    refunded_cents=7_500_00,
 )
 
 
@@ -71,7 +71,7 @@ def test_books_that_balance_are_as_expected() -> None:
 @pytest.mark.parametrize(
     ("after", "expected"),
     [
-        (replace(AFTER, refunded_cents=0), "captured minus refunded: 23200.00, not 700.00"),
+        (replace(AFTER, refunded_cents=0), "captured minus refunded: 8200.00, not 700.00"),
         (
             replace(AFTER, points={"Eduardo Santana": 0, "John Doe": 0}),
             "points of John Doe: 0, not 100",
@@ -94,10 +94,11 @@ def test_an_ending_is_as_expected_only_with_its_status_and_its_error() -> None:
     assert not replace(ending(0, OrderStatus.DISPATCHED, None), order=None).is_as_expected
 
 
-def test_no_courier_takes_the_order_that_must_find_none_and_the_stock_has_it() -> None:
+def test_the_order_that_must_find_no_courier_could_have_one_and_is_charged_first() -> None:
     order = CASES[1].order
-    (stock,) = [book["quantity"] for book in BOOKS if book["id"] == order["bookId"]]
-    assert max(int(str(each["capacity_copies"])) for each in COURIERS) < order["quantity"] <= stock
+    (book,) = [book for book in BOOKS if book["id"] == order["bookId"]]
+    assert order["quantity"] <= max(int(str(each["capacity_copies"])) for each in COURIERS)
+    assert order["quantity"] * int(str(book["price_cents"])) == AFTER.refunded_cents
 
 
 @pytest.mark.parametrize(("wrong", "status"), [([], 0), (["an order: not ended"], 1)])

@@ -34,7 +34,7 @@ from deployments.local import (
     inherited_environment,
 )
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
-from store.messages import ASSIGNED
+from store.messages import ASSIGNED, NO_COURIER
 from store.models import Courier, Customer, Order, OrderStatus, QueuedMessage, SagaRecord, utc_now
 from tests.books_balance import assert_books_balance
 
@@ -142,11 +142,19 @@ def every_ending(
             session.flush()
             session.execute(text(f"ALTER TABLE customers ADD CONSTRAINT fault_{id_} {check}"))
         session.commit()
-    for id_ in ENDINGS:
-        # More copies than any courier takes.
-        order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 201}
-        checkout(local_system.api, order | {"redeem": True})
-    local_system.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 60})
+    api, runs = local_system.api, {}
+    # A dispatcher may listen still.
+    with every_courier_busy(local.store_url):
+        for id_ in ENDINGS:
+            order = {"orderId": id_, "userId": id_, "bookId": TEN_X_RULE, "quantity": 2}
+            runs[id_] = checkout(api, order | {"redeem": True})
+        waiting = runs["unreturned"].id
+        wait_until(lambda: api.read_run(waiting).state_name == "Paused", "pause of unreturned")
+        api.resume(waiting, {"outcome": NO_COURIER, "reason": "snow"})
+        wait_until(
+            lambda: status_of(local.store_url, "unreturned") != OrderStatus.WAITING,
+            "record of the answer",
+        )
     for id_, ending in ENDINGS.items():
         wait_until(partial(has_ended, local.store_url, id_, ending), f"{ending} {id_}")
     yield local_system

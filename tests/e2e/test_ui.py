@@ -202,7 +202,7 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
     ui.see_state("Failed")
     see(
         ui.open_tab("Details"),
-        "NoCourierAvailable: the couriers are on strike. Given back: 150.00 USD, 2 copies.",
+        "NoCourierAvailable: the couriers are on strike. To be given back: 150.00 USD, 2 copies.",
     )
     timeline = ui.open_timeline()
     see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")

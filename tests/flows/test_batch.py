@@ -25,7 +25,13 @@ from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.errors import BatchFailed, BatchNotFound, TopicUnavailable, UnreadableSource
+from store.errors import (
+    BatchFailed,
+    BatchNotFound,
+    TopicRefused,
+    TopicUnavailable,
+    UnreadableSource,
+)
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
 from store.notifications import Notice, TableTopic
@@ -36,6 +42,7 @@ from tasks.orders import count_orders
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (
+    add_customer,
     an_order,
     assign,
     assigned_copies,
@@ -45,6 +52,7 @@ from tests.shop import (
     order_row,
     placed,
     queued,
+    remove_customer,
     set_capacities,
     sqlite_only,
     status,
@@ -167,7 +175,7 @@ def test_a_file_of_orders_ends_with_each_order_on_its_own(batches: Batches, tmp_
     state = batches.dispatched(running)
 
     assert state.is_completed(), state.message
-    assert state.message == ("10 orders: 7 dispatched, 2 compensated, 1 rejected; 1 lines rejected")
+    assert state.message == "10 orders: 7 dispatched, 2 rejected, 1 compensated; 1 lines rejected"
     assert {status(f"o-{number}") for number in range(7)} == {"dispatched"}
     assert {id_: order_row(id_).error for id_ in ("too-many", "declined", "too-large")} == {
         "too-many": "BookOutOfStock",
@@ -177,12 +185,12 @@ def test_a_file_of_orders_ends_with_each_order_on_its_own(batches: Batches, tmp_
     assert (stock(), kept_cents(), queued(), assigned_copies()) == (493, 7 * 20_00, [], {})
     report = state.result()
     assert (report.new, report.rejected_lines) == (10, 1)
-    assert (report.captured_cents, report.refunded_cents) == (208 * 20_00, 201 * 20_00)
+    assert (report.captured_cents, report.refunded_cents) == (7 * 20_00, 0)
     assert report.slowest_step
     artifacts = batches.artifacts(run_id_of(state))
     assert set(artifacts) >= {"batch-progress", "batch-report", "batch-failed-orders"}
     assert artifacts["batch-progress"] == 100
-    assert "4160.00 USD" in artifacts["batch-report"]
+    assert "140.00 USD" in artifacts["batch-report"]
     assert "| 11 | quantity |" in artifacts["batch-report"]
     assert len(json.loads(artifacts["batch-failed-orders"])) == 3
     assert [each.order_id for each in failed_orders(run_id_of(state))] == [
@@ -293,6 +301,22 @@ def test_a_person_answers_for_all_orders_that_still_wait(batches: Batches) -> No
     later = batches.dispatched(batches.start(failed_of=run_id_of(state)))
     assert later.message == "4 orders: 4 dispatched"
     assert (order_row("o-000").attempt, status("other-000")) == (2, "submitted")
+
+
+@sqlite_only
+def test_failed_orders_whose_customer_is_gone_are_named_and_not_taken_again(
+    batches: Batches,
+) -> None:
+    submit(2, "stays", payment_method="pm_card_chargeDeclined")
+    user_id = add_customer("leaves")
+    submit(2, "goes", payment_method="pm_card_chargeDeclined", user_id=user_id)
+    first = batches.start(tolerated_failures=1.0).result()
+    remove_customer(user_id)
+    state = batches.start(failed_of=run_id_of(first), tolerated_failures=1.0).result()
+    assert state.message == "2 orders: 2 compensated; 2 not taken again, their customers are gone"
+    assert state.result().without_customer == ["goes-000", "goes-001"]
+    assert "goes-001" in batches.artifacts(run_id_of(state))["batch-report"]
+    assert [order_row(id_).attempt for id_ in ("goes-000", "stays-000")] == [1, 2]
 
 
 @sqlite_only
@@ -426,7 +450,10 @@ def test_a_file_that_nobody_has_read_is_asked_for(batches: Batches, tmp_path: Pa
 
 
 @sqlite_only
-@pytest.mark.parametrize("refusal", [TopicUnavailable("away"), PermissionError("not allowed")])
+@pytest.mark.parametrize(
+    "refusal",
+    [TopicUnavailable("away"), TopicRefused("no rights"), PermissionError("not allowed")],
+)
 def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
     batches: Batches, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:

@@ -50,7 +50,7 @@ def test_two_processes_of_a_cluster_carry_the_chunks(
         batches = Batches(runs)
         state = batches.dispatched(batches.start(chunk_size=2, concurrency=2))
         carried = client.run(has_carried_a_chunk)
-    assert state.message == "8 orders: 7 dispatched, 1 compensated"
+    assert state.message == "8 orders: 7 dispatched, 1 rejected"
     assert order_row("too-large-000").error == "NoCourierAvailable"
     assert (stock(), kept_cents(), queued(), assigned_copies()) == (493, 7 * 20_00, [], {})
     assert list(carried.values()) == [True, True]

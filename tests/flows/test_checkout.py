@@ -1,6 +1,6 @@
 """A checkout's run from its input to each of its endings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event
 from uuid import UUID
 
@@ -21,10 +21,12 @@ from store.errors import (
     NoCourierAvailable,
     OrderIdConflict,
     OrderInProgress,
+    QueueRefused,
     QueueUnavailable,
     UserNotFound,
 )
 from store.messages import ASSIGNED, NO_COURIER, Receipt
+from store.queue import TableQueue
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
@@ -36,6 +38,7 @@ from tests.shop import (
     assign,
     decisions,
     ledger,
+    notices,
     order_row,
     place,
     points,
@@ -111,17 +114,40 @@ def test_points_are_not_touched_by_an_order_that_does_not_redeem(runs: Runs) -> 
     assert runs.tasks_of(run, at_least=5) == [s for s in SIX_STEPS if s != "redeem_points"]
 
 
+@sqlite_only
+@pytest.mark.parametrize(
+    ("refusal", "calls"), [(QueueRefused("ExpiredToken"), 1), (QueueUnavailable("away"), 4)]
+)
+def test_a_run_whose_message_the_queue_does_not_take_waits_and_can_be_answered(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, refusal: Exception, calls: int
+) -> None:
+    sent = []
+
+    def refuse(_: TableQueue, bodies: Sequence[str]) -> None:
+        sent.append(bodies)
+        raise refusal
+
+    monkeypatch.setattr(TableQueue, "send", refuse)
+    monkeypatch.setattr(prepare_order, "retry_delay_seconds", [0.0, 0.0, 0.0])
+    running = runs.check_out(an_order("o-1", 2))
+    runs.assign("o-1")
+    assert running.result().is_completed()
+    assert len(sent) == calls
+    assert (status("o-1"), saga("o-1")["prepare_order"]) == ("dispatched", "intended")
+    assert any(":queue-refuses:" in key for key in notices())
+
+
 def test_an_order_that_no_courier_takes_is_given_back_under_its_run(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
     assert runs.answer(run, outcome=NO_COURIER, reason="snow", answered_by="Ada") == "ACCEPT"
     state = running.result()
     assert state.is_failed()
-    with pytest.raises(NoCourierAvailable, match=r"^snow\. Given back: 700\.00 USD, 50 copies,"):
+    with pytest.raises(NoCourierAvailable, match=r"^snow\. To be given back: 700\.00 USD, 50 "):
         state.result()
     assert state.message is not None
     assert state.message.endswith(
-        "NoCourierAvailable: snow. Given back: 700.00 USD, 50 copies, 300 points."
+        "NoCourierAvailable: snow. To be given back: 700.00 USD, 50 copies, 300 points."
     )
     assert "\n" not in state.message
     assert status("example") == "compensated"
@@ -150,7 +176,7 @@ def test_only_what_was_done_is_undone(runs: Runs) -> None:
     state = runs.check_out(
         an_order("o-1", 50, redeem=True, payment_method="pm_card_chargeDeclined")
     ).result()
-    with pytest.raises(BillingError, match=r"declined\. Given back: 50 copies, 300 points\.$"):
+    with pytest.raises(BillingError, match=r"declined\. To be given back: 50 copies, 300 points"):
         state.result()
     (undoing,) = runs.compensations("o-1")
     assert runs.tasks_of(undoing, at_least=2) == ["restore_quantity", "restore_points"]
@@ -202,7 +228,7 @@ def test_a_charge_that_stays_unknown_ends_the_order_after_four_tries(
     )
     state = runs.check_out(an_order("o-1", payment_method="pm_ledger_fail_9")).result()
     with pytest.raises(
-        BillingError, match=r"Given back: 20\.00 USD, if it was captured, 1 copies\.$"
+        BillingError, match=r"To be given back: 20\.00 USD, if it was captured, 1 copies\.$"
     ):
         state.result()
     assert (status("o-1"), ledger()) == ("compensated", [("o-1:1", "void", 20_00)])
@@ -214,7 +240,7 @@ def test_a_wait_that_nobody_answers_expires(
 ) -> None:
     setting("courier_timeout_seconds", 2)
     state = runs.check_out(EXAMPLE).result()
-    with pytest.raises(CourierWaitExpired, match=r"no courier answered until .* UTC\. Given back"):
+    with pytest.raises(CourierWaitExpired, match=r"no courier answered until .* UTC\. To be "):
         state.result()
     assert (status("example"), books()) == ("compensated", AS_BEFORE)
     (undoing,) = runs.compensations("example")

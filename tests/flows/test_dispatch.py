@@ -72,11 +72,12 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
 
 @sqlite_only
 def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
-    too_large = runs.check_out(an_order("too-large", 201))
+    too_large = runs.check_out(an_order("too-large", 121))
     twice = runs.check_out(an_order("twice", 3))
     answered = runs.check_out(an_order("answered", 3))
     for order_id in ("too-large", "twice", "answered"):
         runs.paused(order_id)
+    set_capacities(swift_bikes=60, night_rail=120)
     # A person's answer that reached the database, while its resume was lost.
     assign("answered", "swift-bikes")
     placed("ended", "prepare_order")

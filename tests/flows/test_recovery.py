@@ -8,23 +8,34 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Cancelling, Crashed, Failed, Running
+from prefect.states import Cancelled, Cancelling, Crashed, Failed, Paused, Running
 
 from flows import recovery
 from flows.batch import batch_checkout
 from flows.dispatch import dispatch_orders
 from flows.recovery import close_runs, recover_orders
-from store.errors import CheckoutFailed
+from store.database import transaction
+from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
-from store.models import utc_now
+from store.models import SagaRecord, utc_now
 from store.payments import Answer, Charge, Ledger
+from store.queue import TableQueue
 from store.saga import abandon
 from store.settings import settings
 from tasks.batches import begin_batch
 from tasks.dispatch import expire_waits
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import assign, decisions, placed, saga_records, set_order, sqlite_only, status
+from tests.shop import (
+    assign,
+    decisions,
+    notices,
+    placed,
+    saga_records,
+    set_order,
+    sqlite_only,
+    status,
+)
 
 
 @flow
@@ -228,3 +239,29 @@ def test_an_undo_that_fails_is_tried_once_in_a_round(
         "compensated",
     ]
     assert saga_records("o-2")["bill_customer"].undo_tries == 1
+
+
+@sqlite_only
+def test_messages_that_the_queue_refuses_are_sent_once_in_a_round(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"o-{number}" for number in range(4)]
+    for order_id in ids:
+        run = runs.client.create_flow_run(a_checkout, state=Paused(timeout_seconds=3600))
+        placed(order_id, "prepare_order", run_id=str(run.id))
+        with transaction() as session:
+            session.get_one(SagaRecord, (order_id, 1, "prepare_order")).at -= timedelta(hours=1)
+    calls = []
+
+    def refuse(_: TableQueue, bodies: Sequence[str]) -> None:
+        calls.append(len(bodies))
+        raise QueueRefused("ExpiredToken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableQueue, "send", refuse)
+        for _ in range(2):
+            assert recover_orders().failed == {"send again": "QueueRefused: ExpiredToken"}
+    assert calls == [4, 4]
+    assert {status(id_) for id_ in ids} == {"waiting"}
+    assert len(notices()) == 1
+    assert recover_orders().moves == {"send again": ids}

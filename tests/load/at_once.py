@@ -176,7 +176,7 @@ def _expected(number: int, order_id: str) -> Expected:
             return Expected(order, OrderStatus.COMPENSATED, "BillingError")
         case 8:
             order["quantity"] = MORE_THAN_A_COURIER_TAKES
-            return Expected(order, OrderStatus.COMPENSATED, "NoCourierAvailable")
+            return Expected(order, OrderStatus.REJECTED, "NoCourierAvailable")
         case 9:
             order |= {"bookId": TEN_X_RULE, "quantity": MORE_THAN_THERE_ARE}
             return Expected(order, OrderStatus.REJECTED, "BookOutOfStock")

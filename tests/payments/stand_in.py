@@ -151,6 +151,8 @@ class StripeStandIn:
         """The cents that each key has given back, however often it did."""
         given: Counter[str] = Counter()
         for refund in self.all(resources.Refund):
+            if refund.status == "failed":
+                continue
             given[refund.metadata[CHARGE]] += refund.amount
         return given
 
@@ -252,7 +254,7 @@ def _teach_localstripe() -> None:
 
     def refund_once(_: type[Any], /, payment_intent: str, **data: Any) -> Any:
         refunds = [r for r in list(resources.store.values()) if isinstance(r, refund)]
-        if any(r.payment_intent == payment_intent for r in refunds):
+        if any(r.payment_intent == payment_intent and r.status != "failed" for r in refunds):
             raise UserError(400, "It was refunded.", {"code": "charge_already_refunded"})
         return create_refund(payment_intent=payment_intent, **data)
 

@@ -1,12 +1,21 @@
 """Checkouts that are paid by Stripe: the steps, and the flow in Prefect."""
 
+from dataclasses import replace
+
 import pytest
 
 from store.database import transaction
-from store.errors import BillingError, NoCourierAvailable, PaymentRefused
+from store.errors import (
+    BillingError,
+    CompensationFailed,
+    NoCourierAvailable,
+    PaymentGatewayUnavailable,
+    PaymentRefused,
+)
 from store.messages import NO_COURIER
 from store.models import SagaRecord
 from store.payments import DECLINED_METHOD
+from store.saga import Backward
 from store.stripe_gateway import CHARGE, MADE_WITHIN
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
@@ -14,8 +23,10 @@ from tests.flows.runs import Runs
 from tests.payments.stand_in import CREATE, REFUND, Fault, StripeStandIn
 from tests.shop import (
     an_order,
+    at_once,
     carry_on,
     end_run,
+    give_back,
     order_row,
     place,
     placed,
@@ -112,6 +123,116 @@ def test_a_refund_that_stripe_refuses_is_left_to_a_person_and_the_others_are_set
     assert paid_by_stripe.refunded() == {"o-1:1": 20_00, "o-2:1": 20_00}
 
 
+def refund_keys(paid_by_stripe: StripeStandIn) -> list[str]:
+    return [call.headers["Idempotency-Key"] for call in paid_by_stripe.made(REFUND)]
+
+
+def to_be_refunded(*order_ids: str) -> list[str]:
+    for order_id in order_ids:
+        placed(order_id, "bill_customer", 2)
+        set_order(order_id, status="compensating", error="CheckoutFailed")
+    return list(order_ids)
+
+
+def no_balance(order_id: str) -> Fault:
+    """Stripe's refusal while the account's balance is too small, which it repeats for a day."""
+    about = {f"metadata[{CHARGE}]": f"{order_id}:1"}
+    return Fault(REFUND, about=about, status=400, code="balance_insufficient", is_repeated=True)
+
+
+def test_a_refund_for_which_the_balance_was_too_small_is_made_after_a_top_up(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    group = to_be_refunded("o-1", "o-2")
+    paid_by_stripe.faults.append(no_balance("o-1"))
+    with pytest.raises(PaymentRefused, match=r"refund of o-1: .*top up the balance"):
+        refund_customer.fn(group)
+    assert [saga(id_)["bill_customer"] for id_ in group] == ["done", "undone"]
+    assert saga_records("o-1")["bill_customer"].result["refund"] == 2
+    assert refund_customer.fn(group) == ["o-1"]
+    assert sorted(refund_keys(paid_by_stripe)) == ["o-1:1:refund", "o-1:1:refund:2", "o-2:1:refund"]
+    assert {end_run(id_) for id_ in group} == {"compensated"}
+    assert paid_by_stripe.refunded() == {"o-1:1": 40_00, "o-2:1": 40_00}
+
+
+def test_each_refusal_of_a_refund_takes_the_next_key_and_no_answer_keeps_it(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    to_be_refunded("o-1")
+    refusal, silence = no_balance("o-1"), Fault(REFUND, status=503)
+    for fault in (refusal, silence, replace(refusal), replace(silence)):
+        paid_by_stripe.faults.append(fault)
+        with pytest.raises((PaymentRefused, PaymentGatewayUnavailable)):
+            refund_customer.fn(["o-1"])
+    assert end_run("o-1") == "compensated"
+    assert refund_keys(paid_by_stripe) == [
+        "o-1:1:refund",
+        "o-1:1:refund:2",
+        "o-1:1:refund:2",
+        "o-1:1:refund:3",
+        "o-1:1:refund:3",
+    ]
+    assert paid_by_stripe.refunded() == {"o-1:1": 40_00}
+
+
+def test_a_group_of_refused_refunds_is_asked_for_once_a_round_and_each_keeps_its_reason(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    group = to_be_refunded("o-1", "o-2", "o-3", "o-4")
+    paid_by_stripe.faults += [no_balance("o-1"), replace(no_balance("o-3"), code="charge_disputed")]
+    with pytest.raises(CompensationFailed, match="o-1, o-3"):
+        give_back(*group)
+    assert len(refund_keys(paid_by_stripe)) == 4
+    undos = {id_: saga_records(id_)["bill_customer"] for id_ in group}
+    assert [undos[id_].undo_tries for id_ in group] == [1, 0, 1, 0]
+    for order_id, code in (("o-1", "balance_insufficient"), ("o-3", "charge_disputed")):
+        beginning = f"PaymentRefused: refund of {order_id}: Stripe does not take the call ({code})"
+        assert (undos[order_id].undo_error or "").startswith(beginning)
+    give_back(*group)
+    assert {status(id_) for id_ in group} == {"compensated"}
+
+
+def test_a_process_that_dies_before_the_next_key_is_recorded_does_not_use_it(
+    database: str, paid_by_stripe: StripeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_be_refunded("o-1")
+    paid_by_stripe.faults.append(no_balance("o-1"))
+    with monkeypatch.context() as dying:
+        dying.setattr(Backward, "note", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            refund_customer.fn(["o-1"])
+    with pytest.raises(PaymentRefused):
+        refund_customer.fn(["o-1"])
+    assert end_run("o-1") == "compensated"
+    keys = ["o-1:1:refund", "o-1:1:refund", "o-1:1:refund:2"]
+    assert refund_keys(paid_by_stripe) == keys
+
+
+def test_a_refund_under_the_next_key_whose_answer_is_lost_is_made_once(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    to_be_refunded("o-1")
+    paid_by_stripe.faults += [no_balance("o-1"), Fault(REFUND, is_done=True)]
+    with pytest.raises(PaymentRefused):
+        refund_customer.fn(["o-1"])
+    with pytest.raises(PaymentGatewayUnavailable):
+        refund_customer.fn(["o-1"])
+    paid_by_stripe.keys.clear()
+    assert end_run("o-1") == "compensated"
+    assert paid_by_stripe.refunded() == {"o-1:1": 40_00}
+
+
+def test_processes_that_refund_at_once_after_a_refusal_give_back_once(
+    database: str, paid_by_stripe: StripeStandIn
+) -> None:
+    to_be_refunded("o-1")
+    paid_by_stripe.faults.append(no_balance("o-1"))
+    at_once([lambda: refund_customer.fn(["o-1"])] * 4)
+    assert end_run("o-1") == "compensated"
+    assert set(refund_keys(paid_by_stripe)) <= {"o-1:1:refund", "o-1:1:refund:2"}
+    assert paid_by_stripe.refunded() == {"o-1:1": 40_00}
+
+
 @sqlite_only
 def test_checkouts_in_prefect_are_charged_declined_and_refunded(
     runs: Runs,
@@ -128,9 +249,9 @@ def test_checkouts_in_prefect_are_charged_declined_and_refunded(
         runs.paused("refunded"), outcome=NO_COURIER, reason="snow", answered_by="Ada", courier=""
     )
     assert running["charged"].result().result().billed_cents == 700_00
-    with pytest.raises(BillingError, match=r"declined\. Given back: 1 copies\.$"):
+    with pytest.raises(BillingError, match=r"declined\. To be given back: 1 copies\.$"):
         running["declined"].result().result()
-    with pytest.raises(NoCourierAvailable, match=r"snow\. Given back: 40\.00 USD, 2 copies\.$"):
+    with pytest.raises(NoCourierAvailable, match=r"snow\. To be given back: 40\.00 USD, 2 copies"):
         running["refunded"].result().result()
     assert {id_: status(id_) for id_ in orders} == {
         "charged": "dispatched",

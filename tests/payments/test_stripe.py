@@ -1,11 +1,13 @@
 """How Stripe is asked, what its answers mean, and how a charge in doubt is settled."""
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from localstripe import resources
@@ -14,16 +16,24 @@ from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
 from store import stripe_gateway as stripe_gateway_module
 from store.database import snapshot
-from store.errors import KeyReused, PaymentGatewayUnavailable
+from store.errors import TEXT_AT_MOST, KeyReused, PaymentGatewayUnavailable
 from store.models import utc_now
 from store.payments import Answer, Charge, payment_gateway
-from store.stripe_gateway import CHARGE, MADE_WITHIN, PARALLEL_CALLS, StripeGateway
+from store.stripe_gateway import (
+    CHARGE,
+    CHARGE_REMEDIES,
+    MADE_WITHIN,
+    PARALLEL_CALLS,
+    REFUND_REMEDIES,
+    StripeGateway,
+)
 from tasks.audit import audit, is_compared_with_gateway
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn
 from tests.shop import at_once, end_run, placed, set_order, sqlite_only
 
+DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 PAYS = {"confirm": "true"}
 """What tells a charge from the call that only takes its key."""
 EARLIER = utc_now() - MADE_WITHIN - timedelta(minutes=1)
@@ -353,16 +363,90 @@ def test_a_refund_months_later_is_given_once_and_has_its_old_name(
     assert stand_in.made(SEARCH) == []
 
 
-def test_a_refund_that_failed_at_the_bank_is_left_to_a_person(
-    stripe_gateway: StripeGateway, stand_in: StripeStandIn
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("expired_or_canceled_card", "give the money back by another way"),
+        ("insufficient_funds", "top up the balance"),
+        (None, "give the money back by another way"),
+    ],
+)
+def test_a_refund_that_failed_at_the_bank_is_made_again_under_the_next_key(
+    stripe_gateway: StripeGateway,
+    stand_in: StripeStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str | None,
+    remedy: str,
 ) -> None:
     known = replace(a_charge(), reference=captured(stripe_gateway).reference)
-    refunded(stripe_gateway, known)
-    stand_in.all(resources.Refund)[0].status = "failed"
-    stand_in.keys.clear()
-    answer = refunded(stripe_gateway, known)
+    create = resources.Refund._api_create
+
+    def failing(**data: object) -> resources.Refund:
+        refund = create(**data)
+        refund.status, refund.failure_reason = "failed", reason
+        return refund
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resources.Refund, "_api_create", failing)
+        answer = refunded(stripe_gateway, known)
+    assert (answer.status, answer.key_is_spent) == ("refused", True)
+    assert f"has failed ({reason or 'no reason is given'}); " in answer.reason
+    assert remedy in answer.reason
+    assert refunded(stripe_gateway, known).status == "refused"
+    assert refunded(stripe_gateway, replace(known, refund_number=2)).status == "refunded"
+    assert stand_in.refunded() == {"k": 5_00}
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [*REFUND_REMEDIES.items(), ("unheard_of", "see it in Stripe's dashboard")]
+)
+def test_a_refund_that_is_refused_is_made_under_the_next_key_and_says_what_to_do(
+    stripe_gateway: StripeGateway, stand_in: StripeStandIn, code: str, remedy: str
+) -> None:
+    captured(stripe_gateway)
+    stand_in.faults.append(Fault(REFUND, status=400, code=code, is_repeated=True))
+    for _ in range(2):
+        answer = refunded(stripe_gateway)
+        assert (answer.status, answer.key_is_spent) == ("refused", True)
+        assert f"Stripe does not take the call ({code})" in answer.reason
+        assert remedy in answer.reason
+        assert len(answer.reason) < TEXT_AT_MOST
+    assert refunded(stripe_gateway, replace(a_charge(), refund_number=2)).status == "refunded"
+    assert [call.headers["Idempotency-Key"] for call in stand_in.made(REFUND)] == [
+        "k:refund",
+        "k:refund",
+        "k:refund:2",
+    ]
+    assert stand_in.refunded() == {"k": 5_00}
+
+
+@pytest.mark.parametrize("status", ["pending", "succeeded", "requires_action"])
+def test_a_refund_that_is_there_already_counts_whatever_the_next_key_is(
+    stripe_gateway: StripeGateway, stand_in: StripeStandIn, status: str
+) -> None:
+    captured(stripe_gateway)
+    first = refunded(stripe_gateway)
+    stand_in.all(resources.Refund)[0].status = status
+    assert refunded(stripe_gateway, replace(a_charge(), refund_number=3)) == first
+    assert len(stand_in.made(REFUND)) == 1
+
+
+@pytest.mark.parametrize("code", CHARGE_REMEDIES)
+def test_a_charge_that_is_refused_says_what_to_do(
+    stripe_gateway: StripeGateway, stand_in: StripeStandIn, code: str
+) -> None:
+    stand_in.faults.append(Fault(CREATE, status=400, code=code))
+    answer = captured(stripe_gateway)
     assert answer.status == "refused"
-    assert "has failed; give the money back by another way" in answer.reason
+    assert answer.reason.endswith(CHARGE_REMEDIES[code])
+
+
+def test_the_document_has_each_refusal_and_its_remedy() -> None:
+    document = " ".join((DOCUMENTS / "payments.md").read_text().split())
+    rows = re.findall(r"\| (`[^|]*`) \| [^|]* \| ([^|]*) \|", document)
+    said = {code: remedy for codes, remedy in rows for code in re.findall(r"`(\w+)`", codes)}
+    for remedies in (REFUND_REMEDIES, CHARGE_REMEDIES):
+        assert [code for code in remedies if code not in said] == []
 
 
 @pytest.mark.parametrize(
@@ -378,7 +462,8 @@ def test_a_refund_without_an_answer_is_asked_for_again(
 ) -> None:
     captured(stripe_gateway)
     stand_in.faults.append(Fault(REFUND, status=status, code=code, is_done=status is None))
-    assert refunded(stripe_gateway).status == expected
+    answer = refunded(stripe_gateway)
+    assert (answer.status, answer.key_is_spent) == (expected, expected == "refused")
     assert refunded(stripe_gateway).status == "refunded"
     assert stand_in.refunded() == {"k": 5_00}
 

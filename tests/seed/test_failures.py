@@ -47,6 +47,17 @@ def test_what_is_no_id_of_a_payment_method_is_refused(
     assert "--payment-method" in capsys.readouterr().err
 
 
+def test_an_unknown_test_method_is_refused_before_anything_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TABLES, "--folder", str(folder / "import"), "--payment-method", "pm_ledger_fail_x"]
+    assert dynamodb.main(command) == 1
+    said = capsys.readouterr().err
+    assert "--payment-method: the embedded gateway has no test method pm_ledger_fail_x" in said
+    assert "Nothing was changed." in said
+    assert not (folder / "import").exists()
+
+
 def test_a_table_that_does_not_answer_is_no_loss(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -149,3 +150,25 @@ def test_an_error_of_the_database_does_not_quote_the_row(database: str) -> None:
     assert "customers_points_not_negative" in said
     assert "John" not in said
     assert "77" not in said
+
+
+def test_an_error_of_the_database_is_one_line_without_the_statement(database: str) -> None:
+    with pytest.raises(IntegrityError) as refused, transaction() as session:
+        session.execute(update(Customer).where(col(Customer.id) == JOHN_DOE).values(points=-77))
+    said = str(refused.value)
+    assert "customers_points_not_negative" in said
+    assert len(said.splitlines()) == 1
+    assert not any(word in said for word in ("UPDATE", "SQL", "http"))
+    (note,) = refused.value.__notes__
+    assert note.startswith("[SQL: UPDATE customers")
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://nobody@/store?host=", "sqlite:///"])
+def test_the_error_of_a_database_that_is_away_is_one_line(url: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(OperationalError) as away,
+        engine(f"{url}{tmp_path}/nowhere/store.db").connect(),
+    ):
+        pass
+    assert len(str(away.value).splitlines()) == 1
+    assert "http" not in str(away.value)

@@ -1,9 +1,11 @@
 """What is the ledger's own; what every gateway promises is in tests/payments."""
 
+from collections.abc import Callable
+
 import pytest
 
 from store.errors import KeyReused
-from store.payments import Charge, Ledger, payment_gateway
+from store.payments import Charge, Ledger, payment_gateway, wrong_method
 from tests.shop import at_once, kept_cents, ledger
 
 
@@ -72,3 +74,32 @@ def test_large_groups_in_opposite_order_do_not_deadlock(database: str) -> None:
     )
     assert [answer for answer in answers if isinstance(answer, Exception)] == []
     assert kept_cents() == 0
+
+
+UNKNOWN = ["pm_ledger_fail_x", "pm_ledger_fail_-1", "pm_ledger_fail_", "pm_ledger_fail_12345"]
+UNKNOWN += ["pm_ledger_timeout", "pm_ledger_", "pm_ledger_fail_1.5", "pm_ledger_fail_1\n"]
+
+
+@pytest.mark.parametrize("method", UNKNOWN)
+def test_an_unknown_test_method_is_refused_and_takes_nothing(database: str, method: str) -> None:
+    answers = Ledger().capture([charge("bad", method=method), charge("good")])
+    assert (answers["bad"].status, answers["good"].status) == ("refused", "captured")
+    assert answers["bad"].reason.startswith(f"the embedded gateway has no test method {method}")
+    assert refunded(charge("bad", method=method)) == ["void"]
+    assert kept_cents() == 5_00
+
+
+@pytest.mark.parametrize(
+    "method", ["pm_ledger_fail_0", "pm_ledger_fail_9999", "pm_card_visa", "pm_ledgers"]
+)
+def test_a_known_method_is_not_wrong(database: str, method: str) -> None:
+    assert wrong_method(method) is None
+
+
+def test_the_test_methods_of_the_embedded_gateway_mean_nothing_to_another(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    assert wrong_method("pm_ledger_fail_x") is not None
+    setting("stripe_secret_key", "sk_test_x")
+    setting("payments", "stripe")
+    assert wrong_method("pm_ledger_fail_x") is None

@@ -7,6 +7,7 @@ import pytest
 from store.errors import (
     BillingError,
     CheckoutFailed,
+    CustomerGone,
     KeyReused,
     PaymentGatewayUnavailable,
     PaymentRefused,
@@ -16,7 +17,10 @@ from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
+from tasks.intake import claim_orders, submit_orders
 from tests.shop import (
+    add_customer,
+    an_order,
     carry_on,
     end_run,
     give_back,
@@ -25,6 +29,7 @@ from tests.shop import (
     order_row,
     place,
     placed,
+    remove_customer,
     saga,
     saga_records,
     set_order,
@@ -289,3 +294,40 @@ def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
     assert (saga("o-1")["bill_customer"], kept_cents()) == ("done", 20_00)
     assert give_back("o-1") == {"o-1": "compensated"}
     assert kept_cents() == 0
+
+
+def test_a_customer_who_is_gone_is_not_charged_and_the_others_are(database: str) -> None:
+    place("o-1", payment_method="pm_card_visa", user_id=add_customer("gone"))
+    place("o-2")
+    carry_on(["o-1", "o-2"], "calculate_total")
+    remove_customer("gone")
+    assert bill_customer.fn(["o-1", "o-2"]) == ["o-2"]
+    assert (order_row("o-1").error, order_row("o-1").message) == (
+        "CustomerGone",
+        "customer gone is gone",
+    )
+    with pytest.raises(CustomerGone):
+        bill_customer.fn(["o-1"])
+    assert end_run("o-1") == "compensated"
+    assert ledger("o-1") == []
+
+
+@pytest.mark.usefixtures("more_tries")
+def test_a_charge_in_doubt_is_asked_about_although_its_customer_is_gone(database: str) -> None:
+    add_customer("gone")
+    placed("o-1", "calculate_total", user_id="gone", payment_method="pm_ledger_timeout_after")
+    with pytest.raises(PaymentGatewayUnavailable):
+        bill_customer.fn(["o-1"])
+    remove_customer("gone")
+    assert bill_customer.fn(["o-1"]) == ["o-1"]
+    assert kept_cents() == 20_00
+
+
+def test_a_submitted_order_whose_customer_is_gone_is_not_charged(database: str) -> None:
+    submit_orders([an_order("o-1", user_id=add_customer("gone"))])
+    remove_customer("gone")
+    assert claim_orders("run", 10) == ["o-1"]
+    with pytest.raises(CustomerGone):
+        carry_on(["o-1"], "bill_customer")
+    assert end_run("o-1") == "compensated"
+    assert ledger() == []

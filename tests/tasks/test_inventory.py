@@ -3,7 +3,7 @@
 import pytest
 
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
-from store.errors import BookHasNoPrice, BookNotFound, BookOutOfStock
+from store.errors import BookHasNoPrice, BookNotFound, BookOutOfStock, NoCourierAvailable
 from tasks.inventory import check_inventory, restore_quantity
 from tests.shop import (
     add_book,
@@ -15,6 +15,7 @@ from tests.shop import (
     queued,
     saga,
     saga_records,
+    set_capacities,
     set_order,
     set_price,
     shop,
@@ -144,3 +145,34 @@ def test_a_price_taken_away_after_the_reservation_does_not_hinder_giving_back(
     set_price(TEN_X_RULE, None)
     assert end_run("o-1") == "compensated"
     assert stock() == 500
+
+
+@pytest.mark.parametrize(
+    ("capacities", "quantity"), [({"small": 10, "large": 120}, 121), ({}, 1)], ids=["some", "none"]
+)
+def test_an_order_that_no_courier_can_carry_is_ended_before_it_is_charged(
+    database: str, capacities: dict[str, int], quantity: int
+) -> None:
+    set_capacities(**capacities)
+    place("too-large", quantity, redeem=True)
+    before = shop()
+    with pytest.raises(NoCourierAvailable, match=f"^no courier carries {quantity} copies at once$"):
+        check_inventory.fn(["too-large"])
+    assert (status("too-large"), order_row("too-large").error) == ("rejected", "NoCourierAvailable")
+    assert shop() == before
+    assert (saga("too-large"), ledger()) == ({}, [])
+
+
+def test_whole_capacities_count_and_not_what_is_free_of_them(database: str) -> None:
+    set_capacities(only=10)
+    placed("busy", "find_couriers", 8)
+    place("fits", 10)
+    place("cart", items={TEN_X_RULE: 6, STRIPED_PAJAMAS: 5})
+    assert check_inventory.fn(["cart", "fits"]) == ["fits"]
+    assert order_row("cart").message == "no courier carries 11 copies at once"
+
+
+def test_an_order_that_is_too_large_and_out_of_stock_is_out_of_stock(database: str) -> None:
+    place("o-1", 501)
+    with pytest.raises(BookOutOfStock):
+        check_inventory.fn(["o-1"])

@@ -5,15 +5,20 @@ from datetime import timedelta
 from unittest.mock import patch
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 
 from seed.catalogue import TEN_X_RULE
+from store.database import transaction
 from store.errors import (
     BillingError,
     BookHasNoPrice,
     BookNotFound,
     BookOutOfStock,
     CheckoutFailed,
+    CompensationFailed,
     CourierWaitExpired,
+    CustomerGone,
     NoCourierAvailable,
     OrderCancelled,
     OrderError,
@@ -22,7 +27,7 @@ from store.errors import (
     recorded_error,
 )
 from store.messages import NO_COURIER, CourierAnswer
-from store.models import utc_now
+from store.models import Customer, utc_now
 from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks.dispatch import expire_waits, record_answer
@@ -31,11 +36,13 @@ from tests.shop import (
     add_customer,
     carry_on,
     end_run,
+    give_back,
     kept_cents,
     place,
     placed,
     points,
     remove_customer,
+    saga_records,
     set_order,
     set_price,
     stock,
@@ -62,6 +69,12 @@ def customer_gone() -> None:
     placed("o-1", "calculate_total", user_id=add_customer("gone", 5), redeem=True)
     remove_customer("gone")
     carry_on(["o-1"], "redeem_points", after="calculate_total")
+
+
+def customer_deleted() -> None:
+    placed("o-1", "calculate_total", user_id=add_customer("gone", 5))
+    remove_customer("gone")
+    carry_on(["o-1"], "bill_customer", after="calculate_total")
 
 
 def card_declined() -> None:
@@ -104,6 +117,7 @@ WAYS: dict[type[OrderError], tuple[Callable[[], None], str, str]] = {
     BookOutOfStock: (too_many_copies, "501 asked for, 500 in stock", "rejected"),
     BookHasNoPrice: (price_taken_away, "has no price any more", "compensated"),
     RedeemPointsError: (customer_gone, "customer gone is gone", "compensated"),
+    CustomerGone: (customer_deleted, "customer gone is gone", "compensated"),
     BillingError: (card_declined, "payment declined: the card was declined", "compensated"),
     PaymentRefused: (call_refused, "the key is wrong: set it", "compensated"),
     NoCourierAvailable: (nobody_carries_it, "snow", "compensated"),
@@ -137,3 +151,27 @@ def test_every_error_of_an_order_stands_in_the_table() -> None:
 
 def test_a_recorded_error_that_nobody_knows_any_more_is_a_failed_checkout() -> None:
     assert type(recorded_error("ErrorOfAnOldVersion", "it was so")) is CheckoutFailed
+
+
+def test_a_technical_failure_is_kept_in_one_line_without_a_statement(database: str) -> None:
+    placed("o-1", "bill_customer")
+    with pytest.raises(IntegrityError) as defect, transaction() as session:
+        session.execute(update(Customer).values(points=-1))
+    abandon(["o-1"], CheckoutFailed(f"IntegrityError: {defect.value}"))
+    message = read_order("o-1").message or ""
+    assert "customers_points_not_negative" in message
+    assert (len(message.splitlines()), "UPDATE" in message) == (1, False)
+    with (
+        patch.object(Ledger, "refund", side_effect=ValueError("of two\nlines")),
+        pytest.raises(CompensationFailed),
+    ):
+        give_back("o-1")
+    assert saga_records("o-1")["bill_customer"].undo_error == "ValueError: of two lines"
+    give_back("o-1")
+
+
+def test_a_text_of_several_lines_is_kept_in_one(database: str) -> None:
+    placed("o-1", "bill_customer")
+    abandon(["o-1"], CheckoutFailed("ValueError: one\n  two\r\nthree"))
+    assert read_order("o-1").message == "ValueError: one two three"
+    give_back("o-1")

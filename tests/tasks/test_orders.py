@@ -3,28 +3,37 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
+from store.database import transaction
 from store.errors import (
+    BookNotFound,
     BookOutOfStock,
     OrderIdConflict,
     OrderInProgress,
+    PaymentRefused,
+    UnknownTestMethod,
     UserNotFound,
 )
 from store.messages import CheckoutOrder
-from store.models import OrderStatus, utc_now
-from tasks.intake import claim_orders, submit_orders
+from store.models import Book, OrderStatus, utc_now
+from tasks.intake import claim_orders, load_orders, submit_orders
 from tasks.orders import (
     accept_order,
     as_unfinished,
     begin_attempt,
     claim_failed_orders,
+    failed_orders_without_customer,
+    find_orders,
+    known_order,
     orders_of_run,
     read_order,
 )
 from tests.shop import (
+    add_book,
     add_customer,
     an_order,
     at_once,
@@ -39,7 +48,9 @@ from tests.shop import (
     points,
     remove_customer,
     saga,
+    set_capacities,
     set_order,
+    set_payment_method,
     shop,
     status,
     stock,
@@ -71,6 +82,52 @@ def test_an_unknown_user_is_refused_and_nothing_is_recorded(database: str, redee
         accept_order(an_order("o-1", user_id="nobody", redeem=redeem), RUN)
     assert shop() == before
     assert orders_of_run(RUN) == {}
+
+
+@pytest.mark.parametrize("method", ["pm_ledger_fail_x", "pm_ledger_fail_-1"])
+@pytest.mark.parametrize("whose", ["the order's", "the customer's"])
+def test_an_unknown_test_method_is_refused_as_input_in_each_way_that_an_order_comes_in(
+    database: str, method: str, whose: str, tmp_path: Path
+) -> None:
+    order = an_order("o-1", payment_method=method if whose == "the order's" else None)
+    if whose == "the customer's":
+        set_payment_method(EDUARDO_SANTANA, method)
+    before = shop()
+    what = f"^paymentMethod: .*no test method {method}; give pm_ledger_fail_N"
+    with pytest.raises(UnknownTestMethod, match=what):
+        accept_order(order, RUN)
+    with pytest.raises(UnknownTestMethod, match=what):
+        known_order(order)
+    good = an_order("o-2", payment_method="pm_card_visa")
+    (refused, taken) = submit_orders([order, good])
+    assert (type(refused), taken) == (UnknownTestMethod, True)
+    file = tmp_path / "orders.jsonl"
+    file.write_text(f"{order.model_dump_json(by_alias=True)}\n")
+    (reject,) = load_orders.fn(str(file)).rejects
+    assert (reject.line, reject.field) == (1, "paymentMethod")
+    assert f"no test method {method}" in reject.reason
+    assert shop() == before
+    assert find_orders(limit=10) == [read_order("o-2")]
+
+
+def test_a_failed_order_begins_no_attempt_with_an_unknown_test_method(database: str) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    set_payment_method(EDUARDO_SANTANA, "pm_ledger_fail_x")
+    with pytest.raises(UnknownTestMethod, match=f"that of customer {EDUARDO_SANTANA}"):
+        begin_attempt(an_order("o-1"), OTHER_RUN, ASKED)
+    assert (status("o-1"), order_row("o-1").attempt) == ("compensated", 1)
+
+
+def test_an_unknown_test_method_of_an_order_that_is_recorded_ends_it_uncharged(
+    database: str,
+) -> None:
+    placed("o-1", "calculate_total")
+    set_order("o-1", payment_method="pm_ledger_fail_x")
+    with pytest.raises(PaymentRefused, match="no test method pm_ledger_fail_x"):
+        carry_on(["o-1"], "bill_customer", after="calculate_total")
+    assert end_run("o-1") == "compensated"
+    assert kept_cents() == 0
 
 
 def test_a_run_that_starts_over_finds_its_own_order_as_it_stands(database: str) -> None:
@@ -181,9 +238,9 @@ def test_a_rejected_order_begins_a_new_attempt_when_copies_have_come(database: s
     with pytest.raises(BookOutOfStock):
         carry_on(["o-1"], "check_inventory")
     assert status("o-1") == "rejected"
-    placed("o-2", "check_inventory", 400)
+    placed("o-2", "check_inventory", 100)
     assert begin_attempt(an_order("o-1", 501), OTHER_RUN, ASKED).owned
-    with pytest.raises(BookOutOfStock, match="501 asked for, 100 in stock"):
+    with pytest.raises(BookOutOfStock, match="501 asked for, 400 in stock"):
         carry_on(["o-1"], "check_inventory")
     assert order_row("o-1").attempt == 2
     assert ledger() == []
@@ -276,6 +333,74 @@ def test_a_failed_order_is_begun_again_in_the_shops_present_currency(
     end_run("o-1")
     setting("currency", "EUR")
     assert claim_failed_orders("second", "first", 10) == ["o-1"]
+    assert order_row("o-1").currency == "EUR"
+
+
+@pytest.mark.parametrize("method", [None, "pm_card_visa"], ids=["their own", "the order's"])
+def test_a_failed_order_whose_customer_is_gone_begins_no_attempt_and_stays_as_it_is(
+    database: str, method: str | None
+) -> None:
+    order = an_order("o-1", user_id=add_customer("leaves"), payment_method=method)
+    submit_orders([order, an_order("o-2")])
+    ids = claim_orders("first", 10)
+    carry_on(ids, "bill_customer")
+    for id_ in ids:
+        end_run(id_)
+    remove_customer("leaves")
+    before = order_row("o-1")
+    with pytest.raises(UserNotFound, match=r"^userId: no customer has the id leaves$"):
+        begin_attempt(order, RUN, ASKED)
+    assert claim_failed_orders("second", "first", 10) == ["o-2"]
+    assert claim_failed_orders("second", "first", 10) == []
+    assert failed_orders_without_customer("first") == ["o-1"]
+    assert order_row("o-1") == before
+    add_customer("leaves")
+    assert claim_failed_orders("second", "first", 10) == ["o-1"]
+    assert failed_orders_without_customer("first") == []
+
+
+def test_a_failed_order_whose_book_is_gone_is_rejected_before_anything_is_taken(
+    database: str,
+) -> None:
+    add_book("withdrawn", 5)
+    placed("o-1", "bill_customer", book_id="withdrawn")
+    end_run("o-1")
+    with transaction() as session:
+        session.delete(session.get_one(Book, "withdrawn"))
+    before = shop()
+    assert begin_attempt(an_order("o-1", book_id="withdrawn"), OTHER_RUN, ASKED).owned
+    with pytest.raises(BookNotFound, match="no book has the id withdrawn"):
+        carry_on(["o-1"], "bill_customer")
+    assert status("o-1") == "rejected"
+    assert shop() == before
+
+
+def test_a_failed_order_whose_courier_is_gone_goes_with_another(database: str) -> None:
+    placed("o-1", "prepare_order")
+    end_run("o-1")
+    set_capacities(newcomer=10)
+    place("o-1")
+    carry_on(["o-1"])
+    assert (status("o-1"), order_row("o-1").courier_id) == ("dispatched", "newcomer")
+
+
+def test_an_order_whose_courier_is_gone_before_it_hands_over_is_dispatched(database: str) -> None:
+    placed("o-1", "find_couriers")
+    set_capacities(newcomer=10)
+    carry_on(["o-1"], after="find_couriers")
+    assert (status("o-1"), order_row("o-1").courier_id) == ("dispatched", "city-vans")
+
+
+@pytest.mark.parametrize("way", ["batch", "run"])
+def test_a_submitted_order_is_begun_in_the_shops_present_currency(
+    database: str, setting: Callable[[str, object], None], way: str
+) -> None:
+    submit_orders([an_order("o-1")])
+    setting("currency", "EUR")
+    if way == "batch":
+        assert claim_orders("first", 1) == ["o-1"]
+    else:
+        assert accept_order(an_order("o-1"), RUN).owned
     assert order_row("o-1").currency == "EUR"
 
 

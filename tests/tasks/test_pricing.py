@@ -23,8 +23,8 @@ def test_a_price_that_changes_later_does_not_count(database: str) -> None:
 
 def test_a_total_beyond_32_bits_is_exact(database: str) -> None:
     set_price(TEN_X_RULE, 999_999_999_99)
-    placed("o-1", "calculate_total", 500)
-    assert order_row("o-1").total_cents == 500 * 999_999_999_99
+    placed("o-1", "calculate_total", 200)
+    assert order_row("o-1").total_cents == 200 * 999_999_999_99
 
 
 def test_an_order_whose_price_is_gone_is_given_back_and_the_others_go_on(database: str) -> None:

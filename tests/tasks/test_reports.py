@@ -12,6 +12,7 @@ from tasks.batches import begin_batch
 from tasks.reports import announce_failed_compensation, explain, receipt, remind, timeline
 from tasks.story import story
 from tests.shop import (
+    add_customer,
     assign,
     carry_on,
     end_run,
@@ -21,6 +22,7 @@ from tests.shop import (
     order_row,
     place,
     placed,
+    remove_customer,
     set_order,
     sqlite_only,
 )
@@ -123,12 +125,12 @@ def test_a_failed_order_has_its_reason_instead_of_a_receipt(database: str) -> No
     ("up_to", "given_back"),
     [
         (None, "Nothing was taken."),
-        ("check_inventory", "Given back: 50 copies."),
-        ("redeem_points", "Given back: 50 copies, 300 points."),
-        ("prepare_order", "Given back: 700.00 USD, 50 copies, 300 points."),
+        ("check_inventory", "To be given back: 50 copies."),
+        ("redeem_points", "To be given back: 50 copies, 300 points."),
+        ("prepare_order", "To be given back: 700.00 USD, 50 copies, 300 points."),
     ],
 )
-def test_an_error_says_what_is_given_back(
+def test_an_error_says_what_is_to_be_given_back_before_it_is(
     database: str, up_to: str | None, given_back: str
 ) -> None:
     place("o-1", 50, redeem=True)
@@ -146,3 +148,32 @@ def test_an_order_that_another_hand_has_compensated_is_not_said_to_have_taken_no
     end_run("o-1", CheckoutFailed("its run was lost"))
     error = explain("o-1", CheckoutFailed("its run was lost"))
     assert str(error) == "its run was lost. Given back: 700.00 USD, 50 copies, 300 points."
+
+
+@pytest.mark.parametrize(
+    ("undo", "said"),
+    [
+        ("bill_customer", "Given back: 50 copies, 300 points. To be given back: 700.00 USD."),
+        ("check_inventory", "Given back: 700.00 USD, 300 points. To be given back: 50 copies."),
+    ],
+)
+def test_what_could_not_be_given_back_is_not_said_to_be(
+    database: str, undo: str, said: str
+) -> None:
+    failed("o-1", undo)
+    assert str(explain("o-1", CheckoutFailed("its run was lost"))) == f"its run was lost. {said}"
+    give_back("o-1")
+
+
+def test_points_of_a_customer_who_is_gone_are_not_said_to_be_given_back(database: str) -> None:
+    placed("o-1", "prepare_order", 5, user_id=add_customer("leaves", 50), redeem=True)
+    remove_customer("leaves")
+    end_run("o-1")
+    error = explain("o-1", CheckoutFailed("its run was lost"))
+    assert str(error) == "its run was lost. Given back: 50.00 USD, 5 copies."
+
+
+def test_an_error_of_several_lines_is_told_in_one(database: str) -> None:
+    placed("o-1", "check_inventory")
+    error = explain("o-1", CheckoutFailed("ValueError: one\n  two\n\nthree"))
+    assert str(error) == "ValueError: one two three. To be given back: 1 copies."

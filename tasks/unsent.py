@@ -1,0 +1,140 @@
+"""Messages that the order queue did not take: kept with their orders, told to the shop once.
+
+The orders wait all the same. Recovery sends their messages again; only their own time-out ends
+them.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, func
+from sqlalchemy import select as select_columns
+from sqlmodel import Session, col, select
+
+from store.bulk import update_rows
+from store.database import transaction
+from store.errors import QueueRefused, QueueUnavailable, TopicRefused, TopicUnavailable, shortened
+from store.models import Courier, Order, OrderStatus, SagaRecord, utc_now
+from store.notifications import Notice, topic
+from store.saga import SagaOrder, lock_orders
+
+logger = logging.getLogger("store.dispatch")
+
+
+class Unsent(NamedTuple):
+    """How many orders wait although the queue did not take their message, and a reason."""
+
+    orders: int
+    reason: str | None
+
+
+def keep_and_tell(orders: Sequence[SagaOrder], failure: QueueRefused | QueueUnavailable) -> None:
+    """Record why the orders' messages are not out, and publish one notice for an outage.
+
+    An outage lasts while an order waits of which the shop was told. A notice that the topic does
+    not take is logged, and published after the next message that the queue refuses.
+
+    Args:
+        orders: The orders; one that does not wait any more is passed over.
+        failure: What the queue said.
+    """
+    reason = shortened(str(failure))
+    logger.error(
+        "the queue did not take %d messages: %s",
+        len(orders),
+        reason,
+        extra={"order_ids": [order.id for order in orders]},
+    )
+    attempts = {order.id: order.attempt for order in orders}
+    with transaction() as session:
+        waiting = [
+            order
+            for order in lock_orders(session, list(attempts)).values()
+            if order.status == OrderStatus.WAITING and order.attempt == attempts[order.id]
+        ]
+        # Two groups that are refused at the same time: one after the other, so that one tells.
+        session.exec(select(Courier.id).order_by(Courier.id).with_for_update()).all()
+        told = _told(session)
+        tellers = waiting[:1] if not told else []
+        _record(session, [order for order in waiting if order.id not in told], reason)
+        _record(session, tellers, reason, is_told=True)
+    for teller in tellers:
+        try:
+            topic().publish([_notice(teller, len(waiting), reason)])
+        except (TopicUnavailable, TopicRefused) as silence:
+            logger.error("the shop could not be told of it: %s", silence)
+            with transaction() as session:
+                lock_orders(session, [teller.id])
+                _record(session, [teller], reason)
+
+
+def unsent_messages(session: Session) -> Unsent:
+    """Return how many orders wait although the queue did not take their message, and why."""
+    reason = col(SagaRecord.result)["not_sent"].as_string()
+    count, last = session.execute(
+        select_columns(func.count(), func.max(reason))
+        .select_from(SagaRecord)
+        .join(Order, _is_present())
+        .where(*_WAITING, reason.is_not(None))
+    ).one()
+    return Unsent(count, last)
+
+
+_WAITING = (
+    col(SagaRecord.step) == "prepare_order",
+    col(Order.status) == OrderStatus.WAITING,
+)
+
+
+def _is_present() -> ColumnElement[bool]:
+    is_its, is_of_its_attempt = (
+        col(SagaRecord.order_id) == col(Order.id),
+        col(SagaRecord.attempt) == col(Order.attempt),
+    )
+    return is_its & is_of_its_attempt
+
+
+def _told(session: Session) -> set[str]:
+    """Return the ids of the waiting orders with which the shop was told of the outage."""
+    return set(
+        session.scalars(
+            select_columns(col(SagaRecord.order_id))
+            .join(Order, _is_present())
+            .where(*_WAITING, col(SagaRecord.result)["told"].as_string().is_not(None))
+        )
+    )
+
+
+def _record(
+    session: Session, orders: Sequence[SagaOrder], reason: str, *, is_told: bool = False
+) -> None:
+    update_rows(
+        session,
+        SagaRecord,
+        [
+            {"order_id": order.id, "attempt": order.attempt, "step": "prepare_order"}
+            for order in orders
+        ],
+        result={"not_sent": reason, **({"told": "the shop"} if is_told else {})},
+    )
+
+
+def _notice(order: SagaOrder, count: int, reason: str) -> Notice:
+    return Notice(
+        # Another outage may begin with the same order.
+        key=f"{order.id}:{order.attempt}:queue-refuses:{utc_now():%Y%m%dT%H%M%S}",
+        order_id="",
+        subject="The order queue does not take messages",
+        body="\n".join(
+            [
+                f"The queue did not take the messages of {count} orders, order {order.id} first:",
+                reason,
+                "",
+                "The orders wait, as do those that come after them. recover_orders sends their "
+                "messages again; an order is refunded only when its own wait ends.",
+                "See docs/aws.md for what to do about each refusal, and `checkout doctor`.",
+            ]
+        ),
+        data={"event": "queue-refuses", "orderId": order.id, "count": count},
+    )
