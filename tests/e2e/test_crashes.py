@@ -40,13 +40,17 @@ PAUSED = [
     "its-worker-dies-and-it-is-answered",
     "its-worker-dies-and-it-is-forgotten",
     "its-worker-dies-and-its-time-is-over",
+    "its-worker-dies-and-it-is-cancelled",
 ]
+UNBEGUN = "its-worker-dies-before-it-begins"
 SUSPENDED = ["it-is-suspended", "it-is-suspended-and-cancelled", "it-is-suspended-and-misanswered"]
 COMPENSATED = {
     "it-is-cancelled",
     "its-worker-dies-and-its-time-is-over",
+    "its-worker-dies-and-it-is-cancelled",
     "it-is-suspended-and-cancelled",
 }
+ORDERS = [*PAUSED, *SUSPENDED, UNBEGUN]
 
 
 @dataclass
@@ -64,7 +68,9 @@ class Shop:
             return order
 
     def has_status(self, order_id: str, status: str) -> bool:
-        return self.order(order_id).status == status
+        with open_store(self.local.store_url) as session:
+            order = session.get(Order, order_id)
+            return order is not None and order.status == status
 
     def state(self, order_id: str) -> str:
         return self.api.read_run(self.runs[order_id].id).state_name
@@ -121,6 +127,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     settings = LocalSystem.settings
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORE_STALLED_SECONDS", "45")
+        environment.setenv("STORE_UNBEGUN_SECONDS", "30")
         # So that the server is away for longer than Prefect's client tries by itself.
         environment.setattr(
             LocalSystem,
@@ -143,22 +150,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def _start_all(shop: Shop) -> None:
     for order_id in [*PAUSED, *SUSPENDED]:
-        order = {
-            "orderId": order_id,
-            "userId": JOHN_DOE,
-            "bookId": STRIPED_PAJAMAS,
-            "quantity": COPIES,
-        }
-        wait = "suspend" if order_id in SUSPENDED else "pause"
-        shop.runs[order_id] = shop.api.start_run(
-            CHECKOUT_DEPLOYMENT, {"order": order, "wait": wait}
-        )
+        _start(shop, order_id)
     for order_id in PAUSED:
         wait_until(partial(shop.waits, order_id), f"pause of {order_id}")
     for order_id in SUSPENDED:
         wait_until(partial(shop.waits, order_id, "Suspended"), f"suspension of {order_id}")
     # Those that are paused keep their process, but no connection that the database must count.
     wait_until(lambda: shop.connections() == 0, "end of the waiting orders' connections")
+
+
+def _start(shop: Shop, order_id: str) -> None:
+    order = {
+        "orderId": order_id,
+        "userId": JOHN_DOE,
+        "bookId": STRIPED_PAJAMAS,
+        "quantity": COPIES,
+    }
+    wait = "suspend" if order_id in SUSPENDED else "pause"
+    shop.runs[order_id] = shop.api.start_run(CHECKOUT_DEPLOYMENT, {"order": order, "wait": wait})
 
 
 def _stop_single_runs(shop: Shop) -> None:
@@ -264,6 +273,11 @@ def _kill_the_workers(shop: Shop) -> None:
             process.kill()
     answered = "its-worker-dies-and-it-is-answered"
     assert shop.answer(answered, outcome="courier assigned", courier="night-rail") == "ACCEPT"
+    cancelled = shop.runs["its-worker-dies-and-it-is-cancelled"]
+    shop.api.set_state(cancelled.id, "CANCELLING", "Cancelling", "")
+    # A worker takes a run, and dies before it has started its process.
+    _start(shop, UNBEGUN)
+    shop.api.set_state(shop.runs[UNBEGUN].id, "PENDING", "Pending", "")
     with open_store(shop.local.store_url) as session:
         late = session.get_one(Order, "its-worker-dies-and-its-time-is-over")
         late.wait_until = utc_now() - timedelta(minutes=5)
@@ -276,7 +290,7 @@ def _find_couriers_for_the_rest(shop: Shop) -> None:
     late = "its-worker-dies-and-its-time-is-over"
     wait_until(partial(shop.has_status, late, "compensated"), "end of the wait that is over")
     shop.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
-    for order_id in [*PAUSED, *SUSPENDED]:
+    for order_id in ORDERS:
         expected = "compensated" if order_id in COMPENSATED else "dispatched"
         wait_until(
             partial(shop.has_status, order_id, expected),
@@ -284,7 +298,7 @@ def _find_couriers_for_the_rest(shop: Shop) -> None:
         )
 
 
-@pytest.mark.parametrize("order_id", [*PAUSED, *SUSPENDED])
+@pytest.mark.parametrize("order_id", ORDERS)
 def test_each_order_ends_as_it_must_and_is_charged_for_just_that(shop: Shop, order_id: str) -> None:
     order = shop.order(order_id)
     assert order.status == ("compensated" if order_id in COMPENSATED else "dispatched")
@@ -300,7 +314,7 @@ def test_each_order_ends_as_it_must_and_is_charged_for_just_that(shop: Shop, ord
 def test_each_step_of_an_attempt_was_recorded_once(shop: Shop) -> None:
     with open_store(shop.local.store_url) as session:
         records = session.exec(select(SagaRecord)).all()
-    for order_id in [*PAUSED, *SUSPENDED]:
+    for order_id in ORDERS:
         attempt = shop.order(order_id).attempt
         steps = {r.step: r.state for r in records if (r.order_id, r.attempt) == (order_id, attempt)}
         taken = "undone" if order_id in COMPENSATED else "done"
@@ -314,6 +328,12 @@ def test_a_crash_is_counted_as_a_continuation_and_a_restart_of_the_server_is_non
     assert shop.order("its-process-is-killed").continuations >= 1
     assert shop.order("its-process-is-terminated").continuations >= 1
     assert shop.order("it-is-suspended").continuations == 0
+
+
+def test_a_cancellation_with_every_process_dead_is_the_runs_end(shop: Shop) -> None:
+    cancelled = "its-worker-dies-and-it-is-cancelled"
+    assert shop.order(cancelled).error == "OrderCancelled"
+    wait_until(lambda: shop.state(cancelled) == "Cancelled", "end of the cancelled run")
 
 
 def test_a_run_that_ended_badly_starts_recovery_through_the_automation(shop: Shop) -> None:

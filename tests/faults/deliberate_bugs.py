@@ -390,10 +390,10 @@ def a_compensation_ends_although_an_undo_failed() -> Patches:
 def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
     right = flows.recovery.next_move
 
-    def wrong(order: Any, run: Any, now: Any) -> flows.recovery.Move:
+    def wrong(order: Any, run: Any, now: Any, **more: bool) -> flows.recovery.Move:
         if order.status in GIVING_BACK:
             return flows.recovery.Move.LEAVE
-        return right(order, run, now)
+        return right(order, run, now, **more)
 
     return [(flows.recovery, "next_move", wrong)]
 

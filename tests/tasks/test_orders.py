@@ -102,7 +102,8 @@ def test_an_unknown_test_method_is_refused_as_input_in_each_way_that_an_order_co
     (refused, taken) = submit_orders([order, good])
     assert (type(refused), taken) == (UnknownTestMethod, True)
     file = tmp_path / "orders.jsonl"
-    file.write_text(f"{order.model_dump_json(by_alias=True)}\n")
+    lines = (each.model_dump_json(by_alias=True) for each in (order, good))
+    file.write_text("".join(f"{line}\n" for line in lines))
     (reject,) = load_orders.fn(str(file)).rejects
     assert (reject.line, reject.field) == (1, "paymentMethod")
     assert f"no test method {method}" in reject.reason
