@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Cancelling, Crashed, Failed, Paused, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed, Paused, Running
 
 from flows import recovery
 from flows.batch import batch_checkout
@@ -29,6 +29,7 @@ from tests.polling import wait_until
 from tests.shop import (
     assign,
     decisions,
+    end_run,
     notices,
     placed,
     saga_records,
@@ -115,6 +116,18 @@ def test_an_order_that_recovery_dispatches_leaves_no_failed_run(
     runs.client.set_flow_run_state(run.id, Failed(message="the topic refused"), force=True)
     recover_orders()
     assert (status("o-1"), runs.state_types(run.id)[-1]) == ("dispatched", "COMPLETED")
+
+
+@sqlite_only
+def test_a_retry_that_was_just_asked_for_is_not_ended_with_the_attempt_before(runs: Runs) -> None:
+    run = runs.client.create_flow_run(a_checkout, state=Running())
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    end_run("o-1")
+    states: tuple[State[Any], ...] = (Failed(), AwaitingRetry())
+    for state in states:
+        runs.client.set_flow_run_state(run.id, state, force=True)
+    close_runs(runs.client, {str(run.id)})
+    assert runs.state_types(run.id)[-1] == "SCHEDULED"
 
 
 @sqlite_only
