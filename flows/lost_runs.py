@@ -2,11 +2,13 @@
 
 A worker that dies between taking a run and starting it leaves it Pending. A run whose process dies
 before it has recorded an order is Crashed, and no order leads to it. A run whose deployment or
-queue is deleted is cancelled by Prefect, or taken by no worker. Runs that own an unfinished order
-are recovered with that order and are not looked at here.
+queue is deleted is cancelled by Prefect, or taken by no worker. Retry of an ended order's run may
+meet the same. Runs that own an unfinished order are recovered with that order and are not looked at
+here.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,11 +23,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Failed
 
-from flows.continuation import CONTINUED, new_run, restart
+from flows.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
 from flows.run_states import (
     PAGE,
     DeploymentOf,
@@ -72,7 +74,7 @@ def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, s
         )
         if (why := why_lost(run, now, deployment_of))
     ]
-    return _without_owners(found)
+    return _without_owners(client, found)
 
 
 def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:
@@ -103,16 +105,33 @@ def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | 
     return None
 
 
-def _without_owners(found: list[tuple[FlowRun, str]]) -> list[tuple[FlowRun, str]]:
-    """Leave out the runs that recovery knows by their orders, and those whose order has ended."""
+def _without_owners(
+    client: SyncPrefectClient, found: list[tuple[FlowRun, str]]
+) -> list[tuple[FlowRun, str]]:
+    """Leave out runs that recovery knows by their orders, and those whose orders have ended."""
     ids = [str(run.id) for run, _ in found]
     owners = owners_among(ids)
     batches = batches_among(ids)
-    # A batch that crashed when its last order had ended still has its report to make.
-    done_with = {id_ for id_, has_unfinished in owners.items() if has_unfinished} | {
-        id_ for id_ in owners if id_ not in batches
-    }
-    return [(run, why) for run, why in found if str(run.id) not in done_with]
+
+    def is_lost(run: FlowRun) -> bool:
+        id_ = str(run.id)
+        if owners.get(id_):
+            return False
+        # A batch that crashed when its last order had ended still has its report to make.
+        return id_ not in owners or id_ in batches or _is_to_begin(client, run)
+
+    return [(run, why) for run, why in found if is_lost(run)]
+
+
+def _is_to_begin(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Return whether no process has begun the last Retry of a run whose order has ended."""
+    if run.state is not None and not run.state.is_final():
+        return True
+    return not _has_begun(since_asked(client.read_flow_run_states(run.id)))
+
+
+def _has_begun(states: Sequence[State[Any]]) -> bool:
+    return any(state.is_running() for state in states)
 
 
 def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
@@ -134,7 +153,7 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
     now = client.read_flow_run(run.id)
     if now.state is None or run.state is None or now.state.id != run.state.id:
         return now
-    states = client.read_flow_run_states(run.id)
+    states = since_asked(client.read_flow_run_states(run.id))
     tries = sum(state.message == CONTINUED for state in states)
     if tries >= settings().max_continuations:
         gave_up = f"given up after {tries + 1} starts: {why}"
@@ -151,8 +170,8 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
         _parameters(run),
         f"again:{run.id}",
         name=run.name,
-        # A run that takes an order over begins no attempt, and neither does one in its place.
-        tags=run.tags,
+        # An attempt is begun once for each start or Retry, also where another run takes over.
+        tags=[*run.tags, CONTINUATION] if _has_begun(states) else run.tags,
     )
     mark_replaced(client, str(run.id), str(replacement.id))
     return replacement

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelling, Crashed, Failed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelling, Crashed, Failed, Pending, Running
 
 from flows import lost_runs
 from flows.batch import batch_checkout
@@ -146,3 +146,29 @@ def test_an_order_of_a_lost_run_keeps_the_id_that_it_was_to_have(pool: Pool) -> 
         "wait": "suspend",
     }
     put(pool, run, Failed())
+
+
+def test_a_retry_begins_though_its_process_died_and_its_order_had_ended(pool: Pool) -> None:
+    run = pool.check_out(ORDER)
+    placed(ORDER, "check_inventory", run_id=str(run.id))
+    end_run(ORDER)
+    put(pool, run, Running(), Failed())
+    # A person presses Retry; a worker takes the run and dies.
+    put(pool, run, AwaitingRetry(), Pending())
+    wait_until(lambda: is_started_again(pool, run), "a new start of the run")
+    pool.finish()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("dispatched", 2)
+
+
+def test_a_run_in_the_place_of_one_that_had_begun_begins_no_attempt(pool: Pool) -> None:
+    run = put(pool, pool.check_out(ORDER), Running(), Crashed())
+    placed(ORDER, "check_inventory", run_id="another")
+    end_run(ORDER)
+    pool.client.delete_work_pool(pool.name)
+    pool.create()
+    pool.deploy(store_checkout)
+    recover_orders()
+    pool.work()
+    pool.ended()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("compensated", 1)
+    assert pool.state_of(run) == "Cancelled"
