@@ -8,8 +8,9 @@ here.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -63,18 +64,30 @@ def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, s
         (_in_state(*ended, end_time=ended_after), FlowRunSort.END_TIME_DESC),
     )
     deployment_of = deployments(client)
-    found = [
-        (run, why)
+    found = {
+        run.id: (run, why)
         for wanted, sort in searches
-        for run in client.read_flow_runs(
+        for run in _all_runs(client, wanted, sort)
+        if (why := why_lost(run, now, deployment_of))
+    }
+    return _without_owners(client, list(found.values()))
+
+
+def _all_runs(
+    client: SyncPrefectClient, wanted: FlowRunFilter, sort: FlowRunSort
+) -> Iterator[FlowRun]:
+    """Yield each page: hundreds of cancelled runs may have ended after a lost one."""
+    for offset in count(step=PAGE):
+        page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
             flow_run_filter=wanted,
             sort=sort,
             limit=PAGE,
+            offset=offset,
         )
-        if (why := why_lost(run, now, deployment_of))
-    ]
-    return _without_owners(client, found)
+        yield from page
+        if len(page) < PAGE:
+            return
 
 
 def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import AwaitingRetry, Cancelling, Crashed, Failed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed, Pending, Running
 
 from flows import lost_runs
 from flows.batch import batch_checkout
@@ -172,3 +172,14 @@ def test_a_run_in_the_place_of_one_that_had_begun_begins_no_attempt(pool: Pool) 
     pool.ended()
     assert (status(ORDER), order_row(ORDER).attempt) == ("compensated", 1)
     assert pool.state_of(run) == "Cancelled"
+
+
+def test_a_lost_run_is_found_behind_a_page_of_cancelled_ones(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_runs, "PAGE", 2)
+    run = put(pool, pool.check_out(ORDER), Running(), Crashed())
+    for other in ("first", "second", "third"):
+        put(pool, pool.check_out(other), Cancelled())
+    assert is_started_again(pool, run)
+    put(pool, run, Failed())
