@@ -14,7 +14,7 @@ from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.continuation import CONTINUED, who_asked
 from flows.lost_runs import why_lost
-from flows.recovery import recover_orders
+from flows.recovery import close_runs, recover_orders
 from flows.run_states import deployments
 from store.models import utc_now
 from tasks.batches import begin_batch
@@ -183,3 +183,14 @@ def test_a_lost_run_is_found_behind_a_page_of_cancelled_ones(
         put(pool, pool.check_out(other), Cancelled())
     assert is_started_again(pool, run)
     put(pool, run, Failed())
+
+
+def test_a_retry_pressed_while_recovery_ends_the_run_is_kept(pool: Pool) -> None:
+    run = pool.check_out(ORDER)
+    placed(ORDER, "check_inventory", run_id=str(run.id))
+    end_run(ORDER)
+    put(pool, run, Running(), Failed(), AwaitingRetry())
+    close_runs(pool.client, {str(run.id)})
+    assert pool.state_of(run) == "AwaitingRetry"
+    pool.finish()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("dispatched", 2)
