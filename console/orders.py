@@ -1,6 +1,8 @@
 """Orders one by one: sent, listed, cancelled, tried again."""
 
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,6 +38,7 @@ from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
 from store.wrong_input import Problem, problems
 from tasks.compensations import OpenUndo, open_undos
+from tasks.order_rows import NamedTwice, once_each
 from tasks.orders import find_orders, outcome_error, read_order
 from tasks.reports import explain
 from tasks.sources import decoded, explain_encoding
@@ -140,7 +143,8 @@ def _say(*lines: str) -> None:
 def _item(text: str) -> dict[str, Any]:
     book, _, copies = text.rpartition("=")
     if not book:
-        raise CycloptsError(msg=f"--item {text}: give BOOK=COPIES, for example --item {text}=1.")
+        example = "B-1" if text.startswith("=") else text
+        raise CycloptsError(msg=f"--item {text}: give BOOK=COPIES, for example --item {example}=1.")
     try:
         return {"bookId": book, "quantity": whole_number(copies)}
     except ValueError as error:
@@ -167,21 +171,25 @@ def order_from_json(text: str) -> CheckoutOrder:
         RefusedOrder: it is none; each wrong field is named.
     """
     try:
-        return CheckoutOrder.model_validate_json(text)
+        order = CheckoutOrder.model_validate_json(text)
+        json.loads(text, object_pairs_hook=once_each)
     except ValidationError as error:
-        raise RefusedOrder(_problems(error, {})) from error
+        raise RefusedOrder(_problems(problems(error), {})) from error
+    except NamedTwice as error:
+        raise RefusedOrder(_problems([Problem("", f"the order {error}")], {})) from error
+    return order
 
 
 def _order_from(options: dict[str, Any]) -> CheckoutOrder:
     try:
         return CheckoutOrder.model_validate(options)
     except ValidationError as error:
-        raise RefusedOrder(_problems(error, FLAGS)) from error
+        raise RefusedOrder(_problems(problems(error), FLAGS)) from error
 
 
-def _problems(error: ValidationError, flags: dict[str, str]) -> str:
+def _problems(found: Sequence[Problem], flags: dict[str, str]) -> str:
     lines = []
-    for problem in problems(error):
+    for problem in found:
         flag = flags.get(problem.field.partition(".")[0])
         named = f"{problem.field} ({flag})" if flag else problem.field
         lines.append(str(Problem(named, problem.reason)))

@@ -117,8 +117,11 @@ def is_handed_over(order_id: str, run_id: str) -> bool:
     """
     deadline = time.monotonic() + HAND_OVER_SECONDS
     while CONTINUATION in runtime.flow_run.tags and time.monotonic() < deadline:
-        if read_order(order_id).run_id == run_id:
+        order = read_order(order_id)
+        if order.run_id == run_id:
             return True
+        if order.status in ENDED:
+            return False
         time.sleep(HAND_OVER_POLL_SECONDS)
     return False
 

@@ -72,22 +72,31 @@ def who_asked(run_id: str) -> str | None:
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(run_id))
         states = client.read_flow_run_states(UUID(run_id))
-    # A run that was called, not scheduled, was asked for by its first state.
-    asking = [s for s in states if s.is_scheduled() and s.name != "AwaitingConcurrencySlot"]
+    asking = _asking(states)
     last = (asking or states)[-1]
     if last.message == CONTINUED:
         # The store starts a run again on behalf of the person whose execution never began. Of two
         # processes that may have come of it, the first one begins the attempt.
-        by_people = [s for s in asking if s.message != CONTINUED]
-        asked = states.index(by_people[-1]) if by_people else 0
-        restarted = states.index(last)
-        begun_before = any(s.is_running() for s in states[asked:restarted])
-        if begun_before or sum(s.is_running() for s in states[restarted:]) > 1:
+        since = since_asked(states)
+        restarted = since.index(last)
+        begun_before = any(s.is_running() for s in since[:restarted])
+        if begun_before or sum(s.is_running() for s in since[restarted:]) > 1:
             return None
-        last = states[asked]
+        last = since[0]
     first_execution = not any(s.is_running() for s in states[: states.index(last)])
     takes_over = first_execution and CONTINUATION in run.tags
     return None if takes_over or last.name == "Resuming" else str(last.id)
+
+
+def since_asked(states: Sequence[State[Any]]) -> Sequence[State[Any]]:
+    """Return a run's states from the last one that was not the store's own start on."""
+    by_people = [s for s in _asking(states) if s.message != CONTINUED]
+    # A run that was called, not scheduled, was asked for by its first state.
+    return states[states.index(by_people[-1]) :] if by_people else states
+
+
+def _asking(states: Sequence[State[Any]]) -> list[State[Any]]:
+    return [s for s in states if s.is_scheduled() and s.name != "AwaitingConcurrencySlot"]
 
 
 def continue_run(

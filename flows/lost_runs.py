@@ -2,12 +2,15 @@
 
 A worker that dies between taking a run and starting it leaves it Pending. A run whose process dies
 before it has recorded an order is Crashed, and no order leads to it. A run whose deployment or
-queue is deleted is cancelled by Prefect, or taken by no worker. Runs that own an unfinished order
-are recovered with that order and are not looked at here.
+queue is deleted is cancelled by Prefect, or taken by no worker. Retry of an ended order's run may
+meet the same. Runs that own an unfinished order are recovered with that order and are not looked at
+here.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -21,11 +24,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Failed
 
-from flows.continuation import CONTINUED, new_run, restart
+from flows.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
 from flows.run_states import (
     PAGE,
     DeploymentOf,
@@ -61,18 +64,30 @@ def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, s
         (_in_state(*ended, end_time=ended_after), FlowRunSort.END_TIME_DESC),
     )
     deployment_of = deployments(client)
-    found = [
-        (run, why)
+    found = {
+        run.id: (run, why)
         for wanted, sort in searches
-        for run in client.read_flow_runs(
+        for run in _all_runs(client, wanted, sort)
+        if (why := why_lost(run, now, deployment_of))
+    }
+    return _without_owners(client, list(found.values()))
+
+
+def _all_runs(
+    client: SyncPrefectClient, wanted: FlowRunFilter, sort: FlowRunSort
+) -> Iterator[FlowRun]:
+    """Yield each page: hundreds of cancelled runs may have ended after a lost one."""
+    for offset in count(step=PAGE):
+        page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
             flow_run_filter=wanted,
             sort=sort,
             limit=PAGE,
+            offset=offset,
         )
-        if (why := why_lost(run, now, deployment_of))
-    ]
-    return _without_owners(found)
+        yield from page
+        if len(page) < PAGE:
+            return
 
 
 def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:
@@ -103,16 +118,33 @@ def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | 
     return None
 
 
-def _without_owners(found: list[tuple[FlowRun, str]]) -> list[tuple[FlowRun, str]]:
-    """Leave out the runs that recovery knows by their orders, and those whose order has ended."""
+def _without_owners(
+    client: SyncPrefectClient, found: list[tuple[FlowRun, str]]
+) -> list[tuple[FlowRun, str]]:
+    """Leave out runs that recovery knows by their orders, and those whose orders have ended."""
     ids = [str(run.id) for run, _ in found]
     owners = owners_among(ids)
     batches = batches_among(ids)
-    # A batch that crashed when its last order had ended still has its report to make.
-    done_with = {id_ for id_, has_unfinished in owners.items() if has_unfinished} | {
-        id_ for id_ in owners if id_ not in batches
-    }
-    return [(run, why) for run, why in found if str(run.id) not in done_with]
+
+    def is_lost(run: FlowRun) -> bool:
+        id_ = str(run.id)
+        if owners.get(id_):
+            return False
+        # A batch that crashed when its last order had ended still has its report to make.
+        return id_ not in owners or id_ in batches or _is_to_begin(client, run)
+
+    return [(run, why) for run, why in found if is_lost(run)]
+
+
+def _is_to_begin(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Return whether no process has begun the last Retry of a run whose order has ended."""
+    if run.state is not None and not run.state.is_final():
+        return True
+    return not _has_begun(since_asked(client.read_flow_run_states(run.id)))
+
+
+def _has_begun(states: Sequence[State[Any]]) -> bool:
+    return any(state.is_running() for state in states)
 
 
 def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
@@ -134,7 +166,7 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
     now = client.read_flow_run(run.id)
     if now.state is None or run.state is None or now.state.id != run.state.id:
         return now
-    states = client.read_flow_run_states(run.id)
+    states = since_asked(client.read_flow_run_states(run.id))
     tries = sum(state.message == CONTINUED for state in states)
     if tries >= settings().max_continuations:
         gave_up = f"given up after {tries + 1} starts: {why}"
@@ -151,8 +183,8 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
         _parameters(run),
         f"again:{run.id}",
         name=run.name,
-        # A run that takes an order over begins no attempt, and neither does one in its place.
-        tags=run.tags,
+        # An attempt is begun once for each start or Retry, also where another run takes over.
+        tags=[*run.tags, CONTINUATION] if _has_begun(states) else run.tags,
     )
     mark_replaced(client, str(run.id), str(replacement.id))
     return replacement

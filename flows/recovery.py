@@ -37,7 +37,7 @@ from store.errors import (
     QueueRefused,
     TopicRefused,
 )
-from store.models import BEFORE_PIVOT, GIVING_BACK, OrderStatus, utc_now
+from store.models import BEFORE_PIVOT, GIVING_BACK, Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.batches import batches_among, count_by_status
 from tasks.compensations import next_try_at
@@ -288,10 +288,19 @@ def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
         all_well = all(order.status == OrderStatus.DISPATCHED for order in orders)
         # An ending that its order has survived is none that a person should have to look into.
         ended = state.is_completed() or (state.is_final() and not all_well)
-        if ended or not orders:
+        if ended or not orders or _has_started_since(state, orders):
             continue
         message = "; ".join(f"order {o.id} is {o.status}" for o in orders[:3])
         client.set_flow_run_state(UUID(run_id), _ending(state, message, all_well), force=True)
+
+
+def _has_started_since(state: State[Any], orders: Sequence[Order]) -> bool:
+    """Return whether the run was started after its orders had ended, as by Retry.
+
+    It ends by itself. A start that no process begins is found among the lost runs.
+    """
+    is_to_run = state.is_scheduled() or state.is_pending() or state.is_running()
+    return is_to_run and state.timestamp > max(order.updated_at for order in orders)
 
 
 def _ending(state: State[Any], message: str, all_well: bool) -> State[Any]:

@@ -194,9 +194,12 @@ class StripeGateway:
                 f"{intent_id} was charged by another gateway than Stripe; set STORE_PAYMENTS to "
                 "that gateway until it is refunded",
             )
-        # Another key would be another refund, so what the earlier ones did is looked at first.
-        if charge.refund_number > 1 and (earlier := self._refund_of(intent_id)):
-            return Answer("refunded", earlier.id)
+        # Another key would be another refund, so what the earlier ones did is looked at first. Part
+        # of it may have been given back by hand; Stripe then refunds the rest.
+        if charge.refund_number > 1:
+            earlier = self._refunds_of(intent_id)
+            if sum(refund.amount for refund in earlier) >= charge.amount_cents:
+                return Answer("refunded", earlier[0].id)
         try:
             refund = self._stripe.refunds.create(
                 {"payment_intent": intent_id, "metadata": {CHARGE: charge.key}},
@@ -206,21 +209,21 @@ class StripeGateway:
             if error.code != "charge_already_refunded":
                 return _refund_refused(charge, error)
             # The key of the first refund is forgotten; the whole amount is given back only once.
-            given = self._refund_of(intent_id)
-            if given is None:
+            given = self._refunds_of(intent_id)
+            if not given:
                 raise _Unanswered(f"Stripe shows no refund of {intent_id} yet") from error
-            return Answer("refunded", given.id)
+            return Answer("refunded", given[0].id)
         if refund.status in GAVE_NOTHING_BACK:
             return _refund_failed(charge, refund)
         return Answer("refunded", refund.id)
 
-    def _refund_of(self, intent_id: str) -> stripe.Refund | None:
-        """Return the refund that has given the charge back, or is about to; none if there is none.
+    def _refunds_of(self, intent_id: str) -> list[stripe.Refund]:
+        """Return the refunds that have given something back, or are about to, the newest first.
 
         One that failed, as at a bank that has closed the account, leaves the money with the shop.
         """
         found = self._stripe.refunds.list({"payment_intent": intent_id, "limit": 100}).data
-        return next((refund for refund in found if refund.status not in GAVE_NOTHING_BACK), None)
+        return [refund for refund in found if refund.status not in GAVE_NOTHING_BACK]
 
     def _card(self, charge: Charge) -> stripe.PaymentMethod:
         """Return what Stripe knows of the charge's payment method."""

@@ -82,7 +82,10 @@ def read_orders(
         elif line_items and not group[-1].has_end:
             yield _rejected(group, "", "the file ends here without a line end; end it with one")
         else:
-            yield _entry(group)
+            entry = _entry(group)
+            if entry.order and not line_items and following and _may_go_on(group[0], following[0]):
+                entry = _rejected(group, "orderId", _may_be_further_title(following[0].number))
+            yield entry
         before, group = group[-1], following
 
 
@@ -123,6 +126,23 @@ def _is_elsewhere(line: int, line_items: bool) -> str:
     return (
         f"is in line {line} too, and each line is an order of its own; where an order has a line "
         "for each title, load the file with line_items (--line-items)"
+    )
+
+
+def _may_go_on(row: Row, below: Row) -> bool:
+    """Return whether the line below is without an id, as further titles of an order often are."""
+    return (
+        row.id is not None
+        and below.fields.get("orderId") is None
+        and not {"bookId", "items"}.isdisjoint(below.fields)
+        and below.fields.get("userId") in (None, row.fields.get("userId"))
+    )
+
+
+def _may_be_further_title(line: int) -> str:
+    return (
+        f"line {line} below it has no orderId and may belong to this order; give each line its "
+        "orderId, and load the file with line_items (--line-items)"
     )
 
 

@@ -96,23 +96,28 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             yield number, line
 
 
-class _Twice(ValueError):
+class NamedTwice(ValueError):
     """A JSON object has a name twice."""
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of its pairs, as the hook of :func:`json.loads`.
+
+    Raises:
+        NamedTwice: a name comes twice, and JSON does not say which one counts.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _Twice
+        raise NamedTwice("names a field twice")
     return found
 
 
 def _from_json(row: Row, line: str) -> bool:
     """Read a JSON object, whose last brace shows its end, into the row."""
     try:
-        read = json.loads(line, object_pairs_hook=_once_each)
-    except _Twice:
-        row.wrong = ("", "names a field twice")
+        read = json.loads(line, object_pairs_hook=once_each)
+    except NamedTwice as error:
+        row.wrong = ("", str(error))
     except json.JSONDecodeError as error:
         row.wrong = ("", f"is no JSON: {error.msg} at character {error.pos + 1}")
     except (ValueError, RecursionError):

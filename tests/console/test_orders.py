@@ -158,6 +158,8 @@ WRONG: list[tuple[list[str], str, int, str]] = [
     ),
     ([*USER, "--book", TEN_X_RULE, "--quantity", "2.7"], "", 2, "--quantity: '2.7' is no whole"),
     ([*USER, "--item", f"{TEN_X_RULE}=2.7"], "", 2, f"for example --item {TEN_X_RULE}=1"),
+    ([*USER, "--item", "=3"], "", 2, "for example --item B-1=1."),
+    (["-"], '{"userId": "u", "bookId": "b", "quantity": 1, "quantity": 5}', 1, "a field twice"),
     (["-"], "{", 1, "Invalid JSON"),
     (["-", *USER], "{}", 2, "Give the order as - or by options, not both"),
     (["no-such-file.json"], "", 1, "no-such-file.json cannot be read: No such file or directory"),

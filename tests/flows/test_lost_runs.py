@@ -7,14 +7,14 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelling, Crashed, Failed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed, Pending, Running
 
 from flows import lost_runs
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.continuation import CONTINUED, who_asked
 from flows.lost_runs import why_lost
-from flows.recovery import recover_orders
+from flows.recovery import close_runs, recover_orders
 from flows.run_states import deployments
 from store.models import utc_now
 from tasks.batches import begin_batch
@@ -146,3 +146,51 @@ def test_an_order_of_a_lost_run_keeps_the_id_that_it_was_to_have(pool: Pool) -> 
         "wait": "suspend",
     }
     put(pool, run, Failed())
+
+
+def test_a_retry_begins_though_its_process_died_and_its_order_had_ended(pool: Pool) -> None:
+    run = pool.check_out(ORDER)
+    placed(ORDER, "check_inventory", run_id=str(run.id))
+    end_run(ORDER)
+    put(pool, run, Running(), Failed())
+    # A person presses Retry; a worker takes the run and dies.
+    put(pool, run, AwaitingRetry(), Pending())
+    wait_until(lambda: is_started_again(pool, run), "a new start of the run")
+    pool.finish()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("dispatched", 2)
+
+
+def test_a_run_in_the_place_of_one_that_had_begun_begins_no_attempt(pool: Pool) -> None:
+    run = put(pool, pool.check_out(ORDER), Running(), Crashed())
+    placed(ORDER, "check_inventory", run_id="another")
+    end_run(ORDER)
+    pool.client.delete_work_pool(pool.name)
+    pool.create()
+    pool.deploy(store_checkout)
+    recover_orders()
+    pool.work()
+    pool.ended()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("compensated", 1)
+    assert pool.state_of(run) == "Cancelled"
+
+
+def test_a_lost_run_is_found_behind_a_page_of_cancelled_ones(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_runs, "PAGE", 2)
+    run = put(pool, pool.check_out(ORDER), Running(), Crashed())
+    for other in ("first", "second", "third"):
+        put(pool, pool.check_out(other), Cancelled())
+    assert is_started_again(pool, run)
+    put(pool, run, Failed())
+
+
+def test_a_retry_pressed_while_recovery_ends_the_run_is_kept(pool: Pool) -> None:
+    run = pool.check_out(ORDER)
+    placed(ORDER, "check_inventory", run_id=str(run.id))
+    end_run(ORDER)
+    put(pool, run, Running(), Failed(), AwaitingRetry())
+    close_runs(pool.client, {str(run.id)})
+    assert pool.state_of(run) == "AwaitingRetry"
+    pool.finish()
+    assert (status(ORDER), order_row(ORDER).attempt) == ("dispatched", 2)

@@ -153,7 +153,7 @@ class StripeStandIn:
         for refund in self.all(resources.Refund):
             if refund.status == "failed":
                 continue
-            given[refund.metadata[CHARGE]] += refund.amount
+            given[refund.metadata.get(CHARGE, "by hand")] += refund.amount
         return given
 
     def _in_front(self) -> Any:
@@ -254,9 +254,11 @@ def _teach_localstripe() -> None:
 
     def refund_once(_: type[Any], /, payment_intent: str, **data: Any) -> Any:
         refunds = [r for r in list(resources.store.values()) if isinstance(r, refund)]
-        if any(r.payment_intent == payment_intent and r.status != "failed" for r in refunds):
+        given = [r for r in refunds if r.payment_intent == payment_intent and r.status != "failed"]
+        left = intent._api_retrieve(payment_intent).amount - sum(r.amount for r in given)
+        if left <= 0:
             raise UserError(400, "It was refunded.", {"code": "charge_already_refunded"})
-        return create_refund(payment_intent=payment_intent, **data)
+        return create_refund(payment_intent=payment_intent, **{"amount": left, **data})
 
     def known_card(card_id: str) -> Any:
         return test_card(_DECLINED_BY_LOCALSTRIPE if card_id == DECLINED_METHOD else card_id)

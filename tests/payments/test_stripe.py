@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from localstripe import resources
 
@@ -429,6 +430,16 @@ def test_a_refund_that_is_there_already_counts_whatever_the_next_key_is(
     stand_in.all(resources.Refund)[0].status = status
     assert refunded(stripe_gateway, replace(a_charge(), refund_number=3)) == first
     assert len(stand_in.made(REFUND)) == 1
+
+
+def test_a_refund_under_the_next_key_gives_back_what_a_part_refund_has_left(
+    stripe_gateway: StripeGateway, stand_in: StripeStandIn
+) -> None:
+    reference = captured(stripe_gateway).reference
+    by_hand = {"payment_intent": reference, "amount": "200", "metadata[by]": "hand"}
+    httpx.post(f"{stand_in.url}/v1/refunds", data=by_hand, auth=(SECRET, "")).raise_for_status()
+    assert refunded(stripe_gateway, replace(a_charge(), refund_number=2)).status == "refunded"
+    assert stand_in.refunded() == {"k": 3_00, "by hand": 2_00}
 
 
 @pytest.mark.parametrize("code", CHARGE_REMEDIES)

@@ -145,6 +145,19 @@ def test_a_line_that_may_belong_to_the_orders_beside_it_rejects_them(unreadable:
     assert set(taken(alone)) - {"None"} == {"1", "2", "3", "4"}
 
 
+@pytest.mark.parametrize("user", ["", JOHN_DOE])
+def test_an_order_whose_next_line_leaves_its_id_out_is_rejected(user: str) -> None:
+    text = HEADER + row(1) + row(2) + row("", STRIPED_PAJAMAS, user=user) + row(3)
+    entries = read(text)
+    assert set(taken(entries)) - {"None"} == {"1", "3"}
+    found = rejected(entries)[3]
+    assert found == (
+        "orderId",
+        "line 4 below it has no orderId and may belong to this order; give each line its orderId, "
+        "and load the file with line_items (--line-items)",
+    )
+
+
 WHOLE = {
     "redeem last": (HEADER + row("1001", quantity=120) + row("1002", quantity=35), "o.csv"),
     "quantity last": (
