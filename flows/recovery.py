@@ -276,8 +276,7 @@ def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
     batches = batches_among([id_ for id_ in run_ids if id_ is not None])
     for run_id, run in _runs(client, run_ids).items():
         state = run.state
-        # A scheduled run is about to see for itself; a person may just have asked for a Retry.
-        if state is None or state.is_scheduled():
+        if state is None:
             continue
         if run_id in batches:
             # It has its report to make; one that has died is marked as crashed without heartbeats.
