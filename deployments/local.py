@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ from types import FrameType, TracebackType
 from typing import IO, Self
 from uuid import uuid4
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.text import Text
 
@@ -65,6 +67,16 @@ _UI_PAGES = "/v2"
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
+
+
+# What a fork server imports beforehand.
+FLOW_MODULES = ("flows.checkout", "flows.batch", "flows.dispatch", "flows.recovery", "flows.audit")
+
+
+def warm_start() -> bool:
+    """Whether runs start as forks of a fork server; see `fork_server/README.md`."""
+    asked_for = TypeAdapter(bool).validate_python(os.environ.get("STORE_WARM_START", "false"))
+    return asked_for and sys.platform.startswith("linux")
 
 
 class LocalSystemError(Exception):
@@ -191,6 +203,17 @@ class LocalSystem:
             "STORE_WORK_POOL": WORK_POOL,
             "STORE_PAUSE_POLL_SECONDS": "1",
         }
+
+    def _choose_run_command(self, api: PrefectApi) -> None:
+        """Has runs start as forks of a fork server where that is asked for, or as before."""
+        chosen = self.data_dir / "fork-server"
+        if not warm_start() and not chosen.exists():
+            return
+        template = json.loads((self.project_dir / "deployments/pools/process.json").read_text())
+        client = self.project_dir / "fork_server" / "client.py"
+        command = [sys.executable, "-I", "-S", client, chosen, self.project_dir, "prefect.engine"]
+        warm = shlex.join([*map(str, command), *FLOW_MODULES])
+        api.set_run_command(WORK_POOL, template, warm if warm_start() else None)
 
     def start(self) -> None:
         """Starts everything and returns when a worker, if there is to be one, waits for runs.
@@ -367,6 +390,7 @@ class LocalSystem:
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
+            self._choose_run_command(api)
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
         self._run(_prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         self.run_module("deployments.automations")

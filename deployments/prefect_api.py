@@ -81,6 +81,15 @@ class PrefectApi:
         if answer.status_code != httpx.codes.CONFLICT:
             answer.raise_for_status()
 
+    def set_run_command(
+        self, work_pool: str, template: dict[str, Any], command: str | None
+    ) -> None:
+        """Has the pool's workers start each run by this command; none for Prefect's own."""
+        template["variables"]["properties"]["command"]["default"] = command
+        self._http.patch(
+            f"/work_pools/{work_pool}", json={"base_job_template": template}
+        ).raise_for_status()
+
     def limit_queue(self, work_pool: str, queue: str, limit: int) -> None:
         """Has the queue give its workers no run while so many are being started or running."""
         self._http.patch(

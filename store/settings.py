@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         description="How long a received message stays hidden from other dispatchers; at least 30 "
         "in production, so that one that is looked after is not delivered again meanwhile.",
     )
+    warm_start: bool = Field(
+        default=False,
+        description="Whether the local system starts each run as a fork of a fork server (Linux) "
+        "instead of in a new Python.",
+    )
     queue: Literal["table", "sqs"] = Field(
         default="table",
         description="Order queue: `table`, in the store's own database, or `sqs`.",

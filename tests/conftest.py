@@ -21,7 +21,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A server of this machine must never see the tests.
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
-for _name in [name for name in os.environ if name.startswith("STORE_")]:
+# How runs start is for the caller of the tests to say.
+for _name in {name for name in os.environ if name.startswith("STORE_")} - {"STORE_WARM_START"}:
     del os.environ[_name]
 
 from deployments.embedded import EmbeddedPostgres  # noqa: E402

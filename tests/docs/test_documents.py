@@ -136,7 +136,8 @@ def default_as_written(default: Any) -> str:
     """How the settings table writes a default."""
     if default is PydanticUndefined:
         return "required"
-    return "not set" if default is None else f"`{default}`"
+    written = str(default).lower() if isinstance(default, bool) else default
+    return "not set" if default is None else f"`{written}`"
 
 
 def anchors(path: Path) -> set[str]:

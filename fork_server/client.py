@@ -1,0 +1,244 @@
+"""Stands for a flow run's process to its worker; the run itself is a fork of the fork server.
+
+The command of a process work pool:
+
+    python -I -S fork_server/client.py FOLDER PROJECT ENGINE MODULE …
+
+FOLDER is where the fork server has its socket, PROJECT the folder from which the flows are
+imported, ENGINE the module that a run executes (``prefect.engine``), and each MODULE is imported
+beforehand.
+
+It hands its environment, working directory and standard streams to the fork server, asks it to
+signal the child whenever it is signalled itself, and ends as the child ends. If it is killed, the
+fork server kills the child. The first client starts the fork server. Where there is none to be had
+it becomes the run itself, as without a fork server, and says so on standard error.
+
+Only the standard library is imported, and little of it: each run waits for this file.
+"""
+
+import array
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from typing import NoReturn
+
+SERVER_SECONDS = 60.0
+"""How long a fork server may take to import its modules, on a busy machine."""
+ANSWER_SECONDS = 30.0
+"""How long it may take to fork, which takes it milliseconds."""
+POLL_SECONDS = 0.02
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Unavailable(Exception):
+    """There is no fork server; the message says why."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the engine in a fork; return its exit status, or end by the same signal."""
+    folder, root, engine, *modules = arguments
+    try:
+        if not sys.platform.startswith("linux"):
+            raise Unavailable(f"it needs Linux; this is {sys.platform}")
+        connection = _ask(_private(folder), os.path.abspath(root), [engine, *modules])
+    except (OSError, Unavailable) as error:
+        _start_cold(engine, error)
+    return _wait(connection)
+
+
+def _private(folder: str) -> str:
+    """Return the folder of the sockets, which nobody else may enter."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise Unavailable(f"{folder} must be a folder of this user's with mode 700")
+    return folder
+
+
+def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> str:
+    """Return what makes two runs the same to a fork server: code, packages, Prefect's settings.
+
+    Modules read Prefect's settings when they are imported, so a run with other ones gets another
+    fork server. ``PREFECT__…`` belongs to a single run.
+    """
+    digest = hashlib.sha256(repr((sys.executable, sys.version, root, modules)).encode())
+    for name in sorted(environment):
+        if name.startswith(("PREFECT_", "PYTHON")) and not name.startswith("PREFECT__"):
+            digest.update(f"{name}={environment[name]}\0".encode())
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if f[0] not in "._" and f != "node_modules")
+        for name in sorted(files):
+            if name.endswith(".py"):
+                found = os.stat(os.path.join(folder, name))
+                digest.update(f"{folder}/{name} {found.st_mtime_ns} {found.st_size}\0".encode())
+    library = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = os.path.join(library, version, "site-packages")
+    if os.path.isdir(packages):
+        # A package that is installed, removed or replaced changes the folder.
+        digest.update(str(os.stat(packages).st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def _ask(folder: str, root: str, modules: list[str]) -> socket.socket:
+    """Have the fork server fork; return the connection that stands for the child.
+
+    Raises:
+        Unavailable: it does not come in time, or refuses.
+    """
+    path = os.path.join(folder, f"{fingerprint(root, modules, dict(os.environ))}.socket")
+    deadline = time.monotonic() + SERVER_SECONDS
+    # A fork server that ends for want of work may do so just now.
+    for _ in range(2):
+        connection = _connect(path) or _connect_to_new(path, root, modules, deadline)
+        answer = _request(connection)
+        if answer == "forked":
+            return connection
+        connection.close()
+        if answer:
+            raise Unavailable(answer)
+    raise Unavailable("the fork server ended before it had forked")
+
+
+def _connect(path: str) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX)
+    # The name of a socket is at most 107 bytes long, which a folder's may exceed.
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    finally:
+        os.close(folder)
+    return connection
+
+
+def _connect_to_new(path: str, root: str, modules: list[str], deadline: float) -> socket.socket:
+    """Start a fork server, or wait for the one that another client starts."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Unavailable("another run has been starting it for too long") from None
+                time.sleep(POLL_SECONDS)
+        connection = _connect(path)
+        if connection is not None:
+            return connection
+        server = _start_server(path, root, modules)
+        while time.monotonic() < deadline:
+            connection = _connect(path)
+            if connection is not None:
+                return connection
+            if os.waitpid(server, os.WNOHANG) != (0, 0):
+                raise Unavailable(f"it ended at its start; see {path}.log")
+            time.sleep(POLL_SECONDS)
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+        raise Unavailable(f"it was not ready in {SERVER_SECONDS:.0f} s; see {path}.log")
+    finally:
+        os.close(lock)
+
+
+def _start_server(path: str, root: str, modules: list[str]) -> int:
+    """Start a fork server apart from this run; return its process id."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "server.py")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT__")}
+    log = os.open(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, program, path, root, *modules],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(log)
+        os.close(null)
+
+
+def _request(connection: socket.socket) -> str:
+    """Ask for a fork; return the answer, empty if the fork server has ended."""
+    given = {"environment": dict(os.environ), "folder": os.getcwd(), "umask": _umask()}
+    streams = array.array("i", [0, 1, 2])
+    message = json.dumps(given).encode() + b"\n"
+    connection.settimeout(ANSWER_SECONDS)
+    try:
+        sent = connection.sendmsg(
+            [message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams.tobytes())]
+        )
+        connection.sendall(message[sent:])
+        answer = _line(connection)
+    except (BrokenPipeError, ConnectionResetError):
+        return ""
+    connection.settimeout(None)
+    return answer
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _line(connection: socket.socket) -> str:
+    received = b""
+    while not received.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte:
+            return ""
+        received += byte
+    return received.decode().strip()
+
+
+def _wait(connection: socket.socket) -> int:
+    """Forward signals until the child has ended; return its status, or end by its signal."""
+
+    def forward(number: int, _frame: object) -> None:
+        # The fork server signals: it knows whether the process id still is the child's.
+        try:
+            connection.sendall(f"{number}\n".encode())
+        except OSError:
+            return  # the child has ended, and its status is on its way
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    try:
+        status = _line(connection)
+    except ConnectionResetError:
+        status = ""
+    # Without a status the fork server was killed, and its children with it.
+    code = int(status) if status else -signal.SIGKILL
+    if code >= 0:
+        return code
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+    return 128 - code
+
+
+def _start_cold(engine: str, error: Exception) -> NoReturn:
+    """Become the run itself."""
+    sys.stderr.write(f"This run starts cold, without the fork server: {error}\n")
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", engine])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

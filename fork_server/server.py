@@ -1,0 +1,322 @@
+"""Imports Prefect and the flows once, and forks a child for each flow run that a client brings.
+
+    python server.py SOCKET PROJECT ENGINE MODULE …
+
+It starts no thread and connects to nothing, and refuses to fork if it finds a thread in itself. A
+child has the environment, working directory and streams of its client, its own session, and
+nothing of the server but code. The server ends when it has had no child and no client for a while.
+"""
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import logging
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger("fork_server")
+
+IDLE_SECONDS = float(os.environ.get("FORK_SERVER_IDLE_SECONDS", "600"))
+"""After so long without a child and without a client it ends; the next run starts another one."""
+LONGEST_REQUEST = 4 * 1024 * 1024
+"""Bytes of a request; an environment may have two megabytes."""
+REQUEST_SECONDS = 10.0
+"""How long a client may take to send its request; it sends it at once."""
+PR_SET_PDEATHSIG = 1
+IMPORTED_LATE = (
+    # What a run of Prefect imports after its start, found by comparing sys.modules (3.8.8).
+    "anyio._backends._asyncio",
+    "graphviz",
+    "prefect.client.orchestration",
+    "prefect.concurrency.services",
+    "prefect.deployments.steps.pull",
+    "prefect.events.clients",
+    "prefect.flow_engine",
+    "prefect.logging.handlers",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
+    "rich._emoji_codes",
+    "stringprep",
+    "encodings.idna",
+)
+
+
+@dataclass
+class Child:
+    """A forked run, with the connection to its client."""
+
+    pid: int
+    connection: socket.socket
+    orders: bytes = b""
+
+
+@dataclass
+class Request:
+    """What a client hands over."""
+
+    environment: dict[str, str]
+    folder: str
+    umask: int
+    streams: list[int] = field(default_factory=list)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until there is nothing to do; in a child, run the engine and return its status."""
+    path, root, engine, *modules = arguments
+    sys.path[0] = root
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    import_all([engine, *modules])
+    request = Server(path).serve()
+    if request is None:
+        return 0
+    become(request)
+    run(engine)
+    return 0
+
+
+def import_all(modules: list[str]) -> None:
+    """Import what a run needs, and what it imports late where the installed version has it."""
+    began = time.monotonic()
+    for name in modules:
+        importlib.import_module(name)
+    for name in IMPORTED_LATE if "prefect" in sys.modules else ():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            logger.info("not imported: %s (%s)", name, error)
+    logger.info("ready after %.1f s", time.monotonic() - began)
+    # Collected once and never looked at again, so that a child shares these pages.
+    gc.collect()
+    gc.freeze()
+
+
+class Server:
+    """The socket, the children, and the loop over both."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        # The name of a socket is at most 107 bytes long, which a folder's may exceed.
+        folder = os.open(self._path.parent, os.O_PATH | os.O_CLOEXEC)
+        before = os.umask(0o177)
+        try:
+            self._listener.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+        finally:
+            os.umask(before)
+            os.close(folder)
+        self._listener.listen(128)
+        self._children: dict[int, Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+
+    def serve(self) -> Request | None:
+        """Fork whenever a client asks; return its request in the child, none at the end."""
+        last_busy = time.monotonic()
+        while self._children or time.monotonic() - last_busy < IDLE_SECONDS:
+            for key, _ in self._selector.select(timeout=IDLE_SECONDS / 10):
+                last_busy = time.monotonic()
+                if key.fileobj is self._listener:
+                    request = self._accept()
+                    if request is not None:
+                        return request
+                elif key.fileobj == self._woken:
+                    os.read(self._woken, 4096)
+                else:
+                    self._hear(key.data)
+            if self._reap():
+                last_busy = time.monotonic()
+        self._path.unlink(missing_ok=True)
+        logger.info("ended: nothing to do for %.0f s", IDLE_SECONDS)
+        return None
+
+    def _accept(self) -> Request | None:
+        """Take a client's request and fork; return the request in the child."""
+        connection, _ = self._listener.accept()
+        connection.settimeout(REQUEST_SECONDS)
+        try:
+            require_same_user(connection)
+            request = receive(connection)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("a client was refused: %s", error)
+            connection.close()
+            return None
+        return self._fork(connection, request)
+
+    def _fork(self, connection: socket.socket, request: Request) -> Request | None:
+        if problem := why_not_to_fork():
+            logger.error("%s", problem)
+            connection.sendall(f"{problem}\n".encode())
+            connection.close()
+        else:
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self._close_in_child(connection)
+                die_with(parent)
+                return request
+            child = Child(pid, connection)
+            self._children[pid] = child
+            self._selector.register(connection, selectors.EVENT_READ, child)
+            # A client that is gone by now is noticed by the end of its connection.
+            with contextlib.suppress(OSError):
+                connection.sendall(b"forked\n")
+        for stream in request.streams:
+            os.close(stream)
+        return None
+
+    def _close_in_child(self, connection: socket.socket) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._selector.close()
+        self._listener.close()
+        for child in self._children.values():
+            child.connection.close()
+        connection.close()
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def _hear(self, child: Child) -> None:
+        """Signal a child as its client asks; kill it when the client is gone."""
+        try:
+            received = child.connection.recv(4096)
+        except OSError:
+            received = b""
+        if not received:
+            self._signal(child, signal.SIGKILL)
+            self._selector.unregister(child.connection)
+            child.connection.close()
+            return
+        *orders, child.orders = (child.orders + received).split(b"\n")
+        for number in orders:
+            self._signal(child, int(number))
+
+    def _signal(self, child: Child, number: int) -> None:
+        if child.pid in self._children:
+            os.kill(child.pid, number)
+
+    def _reap(self) -> bool:
+        """Tell each client how its child has ended; return whether one has."""
+        has_reaped = False
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            has_reaped = True
+            child = self._children.pop(pid)
+            if child.connection.fileno() == -1:
+                continue
+            try:
+                child.connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            except OSError as error:
+                logger.info("the client of %d is gone: %s", pid, error)
+            self._selector.unregister(child.connection)
+            child.connection.close()
+        return has_reaped
+
+
+def require_same_user(connection: socket.socket) -> None:
+    """Refuse a client of another user; the folder keeps them out already.
+
+    Raises:
+        PermissionError: the client's user is another one.
+    """
+    given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", given)
+    if user != os.getuid():
+        raise PermissionError(f"user {user} may not ask user {os.getuid()} for a run")
+
+
+def receive(connection: socket.socket) -> Request:
+    """Read a client's request with its three streams.
+
+    Raises:
+        ValueError: it is none.
+    """
+    message, ancillary, _, _ = connection.recvmsg(65_536, socket.CMSG_SPACE(3 * 4))
+    streams = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            streams.frombytes(data)
+    try:
+        while not message.endswith(b"\n"):
+            more = connection.recv(65_536)
+            if not more or len(message) > LONGEST_REQUEST:
+                raise ValueError("its request is not whole")
+            message += more
+        given = json.loads(message)
+        if len(streams) != 3:
+            raise ValueError(f"it brought {len(streams)} streams instead of 3")
+        return Request(given["environment"], given["folder"], given["umask"], list(streams))
+    except (ValueError, KeyError):
+        for stream in streams:
+            os.close(stream)
+        raise
+
+
+def why_not_to_fork() -> str:
+    """Return why this process must not be forked, if it must not.
+
+    A thread is not there in the child, but the locks that it held are.
+    """
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    return "" if threads == 1 else f"the fork server has {threads} threads and forks no more"
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the fork server ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(137)
+
+
+def become(request: Request) -> None:
+    """Take over what the client has handed over."""
+    os.setsid()
+    for number, stream in enumerate(request.streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.umask(request.umask)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+    sys.path[0] = ""  # as `python -m` has it
+    time.tzset()
+
+
+def run(engine: str) -> None:
+    """Run a module as `python -m` does, Prefect's with the settings of this environment."""
+    if "prefect" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+    sys.argv = [engine]
+    with warnings.catch_warnings():
+        # It is imported already, which is the point.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        runpy.run_module(engine, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""What the tests' runs execute; JOB says what it does."""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import lib  # type: ignore[import-not-found]
+
+VERSION = lib.VERSION
+
+
+def report() -> None:
+    """Print what this process has."""
+    print(
+        json.dumps(
+            {
+                "environment": dict(os.environ),
+                "folder": os.getcwd(),
+                "typed": sys.stdin.read(),
+                "threads": threading.active_count(),
+                "files": sorted(os.listdir("/proc/self/fd"), key=int),
+                "random": random.random(),
+                "umask": os.umask(0),
+                "argv": sys.argv,
+                "path": sys.path[0],
+                "pid": os.getpid(),
+                "session": os.getsid(0),
+                "version": VERSION,
+                "name": __name__,
+            }
+        )
+    )
+
+
+def stay() -> None:
+    """Print the process id and the server's, and stay until a signal comes."""
+
+    def leave(*_: object) -> None:
+        print("told to end", flush=True)
+        sys.exit(3)
+
+    signal.signal(signal.SIGTERM, leave)
+    print(os.getpid(), os.getppid(), VERSION, flush=True)
+    while True:
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    what, _, argument = os.environ["JOB"].partition(" ")
+    match what:
+        case "report":
+            report()
+        case "stay":
+            stay()
+        case "exit":
+            sys.exit(int(argument))
+        case "kill":
+            os.kill(os.getpid(), int(argument))
+        case "raise":
+            raise ValueError(argument)

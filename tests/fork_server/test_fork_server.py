@@ -1,0 +1,302 @@
+"""The fork server and its client, with real processes and an engine of the tests' own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fork_server import server
+from tests.polling import wait_until
+
+PROJECT = Path(__file__).parents[2]
+CLIENT = PROJECT / "fork_server" / "client.py"
+COLD = "This run starts cold, without the fork server: "
+
+
+class Runs:
+    """Starts runs as a worker does, and ends every process that is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "project"
+        self.root.mkdir()
+        shutil.copy(Path(__file__).with_name("job.py"), self.root / "job.py")
+        self.write("VERSION = 1\n")
+        self.sockets = folder / "sockets"
+        self.mark = str(folder)
+        self.started: list[subprocess.Popen[str]] = []
+
+    def write(self, code: str) -> None:
+        """Bring in a version of the module that the fork server imports."""
+        (self.root / "lib.py").write_text(code)
+
+    def start(self, job: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a run."""
+        run = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", str(CLIENT)),
+                *(str(self.sockets), str(self.root), "job", "lib"),
+            ],
+            env={**os.environ, "JOB": job, "RUNS": self.mark, **environment},
+            cwd=self.root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(run)
+        return run
+
+    def end(self, job: str, typed: str = "", **environment: str) -> tuple[int, str, str]:
+        """Start a run; return its status and what it has printed, once it has ended."""
+        run = self.start(job, **environment)
+        out, err = run.communicate(typed, timeout=60)
+        return run.returncode, out, err
+
+    def report(self, **environment: str) -> dict[str, Any]:
+        status, out, err = self.end("report", "typed\n", **environment)
+        assert (status, err) == (0, "")
+        reported: dict[str, Any] = json.loads(out)
+        return reported
+
+    def stay(self, **environment: str) -> tuple[subprocess.Popen[str], psutil.Process, str]:
+        """Start a run that stays; return its client, its own process and its version."""
+        run = self.start("stay", **environment)
+        assert run.stdout is not None
+        pid, _, version = run.stdout.readline().split()
+        return run, psutil.Process(int(pid)), version
+
+    def servers(self) -> list[psutil.Process]:
+        """The fork servers, without their children."""
+        return [p for p in self._processes() if p.ppid() not in {q.pid for q in self._processes()}]
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("RUNS") == self.mark and "server.py" in " ".join(
+                    process.cmdline()
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def close(self) -> None:
+        for run in self.started:
+            run.kill()
+            run.communicate()
+        for process in self._processes():
+            process.kill()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    runs = Runs(tmp_path)
+    yield runs
+    runs.close()
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_run_has_what_its_client_has_and_nothing_of_the_server_but_code(runs: Runs) -> None:
+    first = runs.report(GIVEN="first")
+    second = runs.report(GIVEN="second")
+    for reported, given in ((first, "first"), (second, "second")):
+        assert reported["environment"] == {
+            **os.environ,
+            "JOB": "report",
+            "RUNS": runs.mark,
+            "GIVEN": given,
+        }
+        assert (reported["folder"], reported["typed"]) == (str(runs.root), "typed\n")
+        assert (reported["threads"], reported["path"]) == (1, "")
+        assert reported["argv"] == [str(runs.root / "job.py")]
+        # The fourth is that of the folder which is listed.
+        assert reported["files"] == ["0", "1", "2", "3"]
+        assert reported["session"] == reported["pid"]
+        assert (reported["name"], reported["version"]) == ("__main__", 1)
+    assert first["random"] != second["random"]
+    assert len(runs.servers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "status", "said"),
+    [
+        ("exit 0", 0, ""),
+        ("exit 7", 7, ""),
+        ("kill 9", -9, ""),
+        ("kill 15", -15, ""),
+        ("kill 11", -11, ""),
+        ("raise wrong", 1, "ValueError: wrong\n"),
+    ],
+)
+def test_a_client_ends_as_its_run_ends(runs: Runs, job: str, status: int, said: str) -> None:
+    ended, out, err = runs.end(job)
+    assert (ended, out) == (status, "")
+    assert err.endswith(said)
+    assert COLD not in err
+
+
+def test_a_signal_to_the_client_is_one_to_its_run(runs: Runs) -> None:
+    run, process, _ = runs.stay()
+    run.terminate()
+    out, _ = run.communicate(timeout=60)
+    assert (run.returncode, out) == (3, "told to end\n")
+    assert is_gone(process)
+
+
+def kill_client(run: subprocess.Popen[str], _process: psutil.Process, _server: int) -> None:
+    run.kill()
+
+
+def kill_run(_run: subprocess.Popen[str], process: psutil.Process, _server: int) -> None:
+    process.kill()
+
+
+def kill_server(_run: subprocess.Popen[str], _process: psutil.Process, server_pid: int) -> None:
+    os.kill(server_pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [kill_client, kill_run, kill_server])
+def test_whichever_is_killed_nothing_of_the_run_is_left(
+    runs: Runs, kill: Callable[[subprocess.Popen[str], psutil.Process, int], None]
+) -> None:
+    run, process, _ = runs.stay()
+    (serving,) = runs.servers()
+    kill(run, process, serving.pid)
+    run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    wait_until(lambda: is_gone(process), "the end of the run's process")
+    assert runs.report()["version"] == 1
+    wait_until(lambda: len(runs.servers()) == 1, "one fork server")
+
+
+def test_new_code_is_run_by_another_server_while_a_run_of_the_old_goes_on(runs: Runs) -> None:
+    run, process, version = runs.stay()
+    assert version == "1"
+    runs.write("VERSION = 'second'\n")
+    assert runs.report()["version"] == "second"
+    assert not is_gone(process)
+    assert len(runs.servers()) == 2
+    run.terminate()
+    assert run.wait(timeout=60) == 3
+
+
+def test_other_settings_of_prefect_have_another_server(runs: Runs) -> None:
+    runs.report(PREFECT_LOGGING_LEVEL="DEBUG")
+    runs.report(PREFECT_LOGGING_LEVEL="INFO", PREFECT__FLOW_RUN_ID="1")
+    runs.report(PREFECT_LOGGING_LEVEL="INFO", PREFECT__FLOW_RUN_ID="2")
+    assert len(runs.servers()) == 2
+
+
+def test_many_first_clients_start_one_server(runs: Runs) -> None:
+    started = [runs.start("exit 5") for _ in range(6)]
+    for run in started:
+        run.communicate(timeout=60)
+    assert [run.returncode for run in started] == [5] * 6
+    assert len(runs.servers()) == 1
+
+
+def test_a_socket_that_a_dead_server_left_is_no_hindrance(runs: Runs) -> None:
+    runs.report()
+    (serving,) = runs.servers()
+    serving.kill()
+    wait_until(lambda: not runs.servers(), "the end of the server")
+    assert list(runs.sockets.glob("*.socket"))
+    assert runs.report()["version"] == 1
+
+
+def test_a_server_without_work_ends_and_takes_its_socket_with_it(runs: Runs) -> None:
+    runs.report(FORK_SERVER_IDLE_SECONDS="1")
+    wait_until(lambda: not runs.servers(), "the end of the server")
+    assert not list(runs.sockets.glob("*.socket"))
+
+
+def a_folder_that_others_may_enter(runs: Runs) -> Mapping[str, str]:
+    runs.sockets.mkdir(mode=0o755)
+    return {}
+
+
+def a_file_in_place_of_the_folder(runs: Runs) -> Mapping[str, str]:
+    runs.sockets.write_text("")
+    return {}
+
+
+def a_module_that_starts_a_thread(runs: Runs) -> Mapping[str, str]:
+    runs.write(
+        "import threading, time\nVERSION = 1\n"
+        "if 'server.py' in open('/proc/self/cmdline').read():\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    return {}
+
+
+def a_module_that_cannot_be_imported(runs: Runs) -> Mapping[str, str]:
+    runs.write("VERSION = 1\nif 'server.py' in open('/proc/self/cmdline').read():\n    1 / 0\n")
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (a_folder_that_others_may_enter, "must be a folder of this user's with mode 700"),
+        (a_file_in_place_of_the_folder, "File exists"),
+        (a_module_that_starts_a_thread, "has 2 threads and forks no more"),
+        (a_module_that_cannot_be_imported, "it ended at its start; see "),
+    ],
+)
+def test_where_no_server_is_to_be_had_the_run_starts_cold_and_says_why(
+    runs: Runs, make: Callable[[Runs], Mapping[str, str]], why: str
+) -> None:
+    environment = make(runs)
+    status, out, err = runs.end("report", "typed\n", **environment)
+    assert (status, json.loads(out)["typed"]) == (0, "typed\n")
+    assert err.startswith(COLD)
+    assert why in err
+
+
+def test_another_users_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        server.require_same_user(ours)
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(PermissionError, match="may not ask user 12345 for a run"):
+            server.require_same_user(ours)
+
+
+def test_importing_the_flows_starts_no_thread_and_connects_to_nothing() -> None:
+    from deployments.local import FLOW_MODULES
+
+    code = "\n".join(
+        [
+            "import os, sys",
+            f"sys.path.insert(0, {str(PROJECT)!r})",
+            "from fork_server.server import import_all",
+            f"import_all(['prefect.engine', *{FLOW_MODULES!r}])",
+            "files = {os.path.realpath(f'/proc/self/fd/{fd}') for fd in range(3, 100)}",
+            "print(len(os.listdir('/proc/self/task')), [f for f in files if 'socket:' in f])",
+        ]
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout == "1 []\n"
+
+
+def test_the_template_of_a_process_pool_is_prefects_own() -> None:
+    from prefect.workers.process import ProcessWorker
+
+    ours = json.loads((PROJECT / "deployments/pools/process.json").read_text())
+    assert ours == ProcessWorker.get_default_base_job_template()
