@@ -188,6 +188,7 @@ def test_a_courier_typed_into_the_form_completes_the_run_and_its_timeline_tells_
     ui.answer(ASSIGNED, courier="city-vans", answered_by="Ann")
     ui.see_state("Completed")
     see(ui.open_tab("Task Runs"), "dispatch_order")
+    wait_for_timeline(people_answer, typed_run, OrderStatus.DISPATCHED)
     timeline = ui.open_timeline()
     see(timeline, f"Order {typed_run}: {OrderStatus.DISPATCHED}")
     see(timeline.get_by_role("row").filter(has_text=ASSIGNED), "city-vans")
@@ -204,6 +205,7 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
         ui.open_tab("Details"),
         "NoCourierAvailable: the couriers are on strike. Given back: 150.00 USD, 2 copies.",
     )
+    wait_for_timeline(people_answer, "without-a-courier", OrderStatus.COMPENSATED)
     timeline = ui.open_timeline()
     see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")
     ui.open_run(compensated_run)
