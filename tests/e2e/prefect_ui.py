@@ -156,11 +156,12 @@ class PrefectUi:
         card.first.get_by_role("link").nth(1).click()
         expect(self.main.get_by_text("Parent Run")).to_be_visible(timeout=WAIT_MS)
 
-    def open_timeline(self) -> Locator:
-        """Open the newest timeline among the artifacts of the run's page; return what it shows."""
-        # The page may have read its artifacts before the newest was there.
+    def open_timeline(self, status: str) -> Locator:
+        """Open the timeline up to this status from the run's page; return what it shows."""
+        # The page may have read its artifacts before this one was there.
         self.page.reload()
-        card = self.open_tab("Artifacts").get_by_role("link", name="Timeline of order")
+        wanted = re.compile(f"Timeline of order .*: {status}")
+        card = self.open_tab("Artifacts").get_by_role("link", name=wanted)
         card.first.click()
         timeline = self.main.get_by_role("tabpanel", name="Artifact")
         # The card of Prefect 3.8 leads to a list of the timeline's versions, newest first; that of
