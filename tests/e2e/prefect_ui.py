@@ -163,7 +163,8 @@ class PrefectUi:
         wanted = re.compile(f"Timeline of order .*: {status}")
         card = self.open_tab("Artifacts").get_by_role("link", name=wanted)
         card.first.click()
-        timeline = self.main.get_by_role("tabpanel", name="Artifact")
+        # Exactly: the run's page, which stays for a moment, has a panel of “Artifacts”.
+        timeline = self.main.get_by_role("tabpanel", name="Artifact", exact=True)
         # The card of Prefect 3.8 leads to a list of the timeline's versions, newest first; that of
         # 3.9 to the timeline itself.
         newest = self.main.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first
