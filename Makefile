@@ -5,15 +5,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+OLDEST_INSTALLED := $(OLDEST)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up bench waiting load restart recover test faults browser screenshots lint check \
-	vulnerabilities format constraints clean
+.PHONY: help install demo up bench waiting load restart recover test test-oldest upgrade-test faults browser \
+	screenshots lint check vulnerabilities format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make the virtual environment with every pinned package
 
@@ -35,7 +37,7 @@ load: $(INSTALLED) ## N checkouts at once (N=50), all must end right; WAIT=suspe
 	@$(BIN)/python -m tests.load --orders $(or $(N),50) --wait $(or $(WAIT),pause)
 
 restart: $(INSTALLED) ## replace both workers in the midst of fifty checkouts, nobody is refunded for it
-	@$(BIN)/python -m pytest tests/load
+	@$(BIN)/python -m pytest tests/load/test_rolling_restart.py
 
 recover: $(INSTALLED) ## finish, once, what nobody else will finish of the orders of `make up`
 	@[ -f .local/env ] || { echo "There is no .local/env: it is there while make up runs, so start that first."; exit 1; }
@@ -43,6 +45,12 @@ recover: $(INSTALLED) ## finish, once, what nobody else will finish of the order
 
 test: $(INSTALLED) browser ## run all tests but those at full load
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/load
+
+test-oldest: $(OLDEST_INSTALLED) browser ## run all tests with the oldest Prefect that is supported
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/load
+
+upgrade-test: $(INSTALLED) $(OLDEST_INSTALLED) ## move waiting orders from the oldest Prefect to the newest
+	@$(BIN)/python -m pytest tests/load/test_upgrade.py
 
 browser: ## install Chromium for the tests of the Prefect UI, where it is missing
 	@.ci/browser
@@ -68,12 +76,12 @@ format: $(INSTALLED) ## put the code in its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-constraints: $(INSTALLED) ## pin again what pyproject.toml asks for
+constraints: $(INSTALLED) ## pin again what pyproject.toml asks for; UPGRADE=1: the newest of all
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate \
-		--all-extras pyproject.toml -o constraints.txt
+		--all-extras $(if $(UPGRADE),--upgrade) pyproject.toml -o constraints.txt
 
 clean: ## remove the environment and all caches, not the orders in .local
-	@rm -rf $(VENV) *.egg-info build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(OLDEST) *.egg-info build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -88,3 +96,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 		--build-constraint constraints.txt --editable '.[dev]'
 	@touch $@
 	@echo "Installed."
+
+$(OLDEST_INSTALLED): $(INSTALLED) pyproject.toml constraints-oldest.txt
+	@echo "Installing constraints-oldest.txt into $(OLDEST) …"
+	@$(OLDEST)/bin/python -c '' 2>/dev/null || $(BIN)/python -m venv --clear $(OLDEST)
+	@$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --constraint constraints-oldest.txt \
+		--build-constraint constraints-oldest.txt --editable '.[dev]'
+	@touch $@

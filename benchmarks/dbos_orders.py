@@ -77,7 +77,7 @@ def _workflow(store: SQLAlchemyDatasource) -> Callable[[str], str]:
             "AND books.quantity >= line.quantity RETURNING books.id, line.quantity",
             id=order_id,
         )
-        return dict(sold.tuples().all())
+        return dict(sold.all())
 
     @step
     def calculate_total(order_id: str) -> int:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import requires
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import prefect
 import psutil
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus
@@ -163,8 +165,26 @@ def _prefect_version() -> Iterator[Diagnosis]:
             f"Prefect {', '.join(sorted(wrong))} is not tested with the store ({tested})",
             "install the version of constraints.txt",
         )
+    sqlalchemy = installed("sqlalchemy")
+    if schedules_nothing(here, sqlalchemy):
+        wrong.append(here)
+        yield mend(
+            f"Prefect {here} with SQLAlchemy {sqlalchemy}: a server of this installation starts no "
+            "scheduled run",
+            "install what constraints.txt has, or constraints-oldest.txt",
+        )
     if server == here and not wrong:
         yield ok(f"server and client have Prefect {here}, which is tested")
+
+
+def schedules_nothing(prefect_version: str, sqlalchemy_version: str) -> bool:
+    """Return whether a server with these two inserts no scheduled runs, without an error.
+
+    Seen with Prefect 3.8.8 and SQLAlchemy 2.1.9, not with Prefect 3.9.1. No bound in pyproject.toml
+    excludes the pair and allows each.
+    """
+    old, new = Version(prefect_version), Version(sqlalchemy_version)
+    return old < Version("3.9") and new >= Version("2.1")
 
 
 def _prefect_database() -> Iterator[Diagnosis]:

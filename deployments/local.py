@@ -133,6 +133,8 @@ class LocalSystem:
         self._server: Leashed | None = None
         self._children = ExitStack()
         self.workers: list[Leashed] = []
+        # A test of the move to another Prefect names the interpreter of another environment.
+        self.python = sys.executable
 
     def __enter__(self) -> Self:
         self.start()
@@ -231,7 +233,7 @@ class LocalSystem:
             self._wait_for_server(server)
             self._report_dead_runs()
             if self._worker:
-                self._deploy()
+                self.deploy()
                 self.start_worker()
         except EmbeddedPostgresError as error:
             self.stop()
@@ -269,7 +271,7 @@ class LocalSystem:
         Raises:
             LocalSystemError: it ended with another status than 0.
         """
-        self._run([sys.executable, "-m", module, *arguments], f"{module}.log")
+        self._run([self.python, "-m", module, *arguments], f"{module}.log")
 
     def _prefect_settings(self) -> dict[str, str]:
         return {
@@ -300,7 +302,7 @@ class LocalSystem:
     def _start_server(self) -> Leashed:
         self._report(f"Starting the Prefect server on port {self._port} …")
         server = Leashed(
-            _prefect("server", "start", "--host", HOST, "--port", str(self._port)),
+            self._prefect("server", "start", "--host", HOST, "--port", str(self._port)),
             log=self.logs_dir / "server.log",
             env={
                 **inherited_environment(),
@@ -385,14 +387,19 @@ class LocalSystem:
         if interrupted:
             self._report(f"{len(interrupted)} runs that the last stop interrupted will go on")
 
-    def _deploy(self) -> None:
+    def deploy(self) -> None:
+        """Applies prefect.yaml and the automations, and makes the work pool.
+
+        Raises:
+            LocalSystemError: the system is not running, or a command failed.
+        """
         self._report("Applying prefect.yaml …")
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
             self._choose_run_command(api)
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
-        self._run(_prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+        self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
@@ -404,7 +411,9 @@ class LocalSystem:
         name = f"local-{uuid4().hex[:8]}"
         self._report("Starting a worker …")
         worker = Leashed(
-            _prefect("worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name),
+            self._prefect(
+                "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name
+            ),
             log=self.logs_dir / f"worker-{name}.log",
             env={**inherited_environment(), **self.settings()},
             cwd=self.data_dir,
@@ -427,6 +436,9 @@ class LocalSystem:
                     f"The worker was not online in {_WORKER_SECONDS:.0f} s:\n{worker.log_tail()}"
                 )
             time.sleep(_POLL_SECONDS)
+
+    def _prefect(self, *arguments: str) -> list[str]:
+        return [self.python, "-m", "prefect", *arguments]
 
     def _run(self, command: Sequence[str], log_name: str) -> None:
         """Runs a command to its end, on a leash too: an interrupted start leaves nothing."""
@@ -480,10 +492,6 @@ def environment_file(settings: dict[str, str]) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
     tools = shlex.quote(str(Path(sys.executable).parent))
     return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
-
-
-def _prefect(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *arguments]
 
 
 def inherited_environment() -> dict[str, str]:

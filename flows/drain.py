@@ -39,11 +39,11 @@ from store.errors import WorkPoolNotFound
 from store.models import OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import first_wait_end, prolong_waits
-from tasks.orders import count_orders, orders_of_run
+from tasks.orders import count_orders, orders_of_run, owners_among
 
 logger = logging.getLogger("store.drain")
 
-PAUSED, SUSPENDED, RESUMING = "Paused", "Suspended", "Resuming"
+PAUSED, SUSPENDED, RESUMING, CRASHED = "Paused", "Suspended", "Resuming", "Crashed"
 WITH_A_PROCESS = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 """States of a run that a worker has taken; a suspended one is of Paused's type, but has none."""
 PAGE = 200
@@ -209,10 +209,16 @@ def wake(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> None:
 
 
 def _record_answers(client: SyncPrefectClient, pool: str) -> None:
-    """Record what was answered to runs that have not started again yet."""
-    resuming = FlowRunFilterState(name=FlowRunFilterStateName(any_=[RESUMING]))
-    for run in _runs(client, pool, resuming):
-        record_answers_left(client, str(run.id), orders_of_run(str(run.id)))
+    """Record what was answered to runs that have not started again yet.
+
+    A run that was answered may have been marked as crashed since, by a person or by the automation
+    that watches its heartbeats.
+    """
+    not_started = FlowRunFilterState(name=FlowRunFilterStateName(any_=[RESUMING, CRASHED]))
+    runs = [str(run.id) for run in _runs(client, pool, not_started)]
+    for run_id, has_orders in owners_among(runs).items():
+        if has_orders:
+            record_answers_left(client, run_id, orders_of_run(run_id))
 
 
 def _runs(client: SyncPrefectClient, pool: str, state: FlowRunFilterState) -> list[FlowRun]:

@@ -148,7 +148,8 @@ def _publish_timeline(order: Order) -> None:
             ArtifactCreate(
                 type="markdown",
                 key=artifact_key(order.id),
-                description=f"Timeline of order {order.id}",
+                # From Prefect 3.9 on a run's page leads to each version by itself, in no order.
+                description=f"Timeline of order {order.id}: {order.status}",
                 data=timeline(order.id),
                 flow_run_id=UUID(order.run_id) if order.run_id else None,
             )

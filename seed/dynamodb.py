@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,12 +217,10 @@ def _put(
 ) -> Counter[str]:
     """Insert what is new; bring up to date what is known, unless this shop has an order."""
     ids = [each.row["id"] for each in taken]
-    known = {
-        row.id: row
-        for row in session.scalars(
-            select(model).where(col(model.id).in_(ids)).order_by(col(model.id)).with_for_update()
-        )
-    }
+    found: Iterable[Book | Customer] = session.scalars(
+        select(model).where(col(model.id).in_(ids)).order_by(col(model.id)).with_for_update()
+    )
+    known = {row.id: row for row in found}
     # Asked with the rows locked: an order that comes now waits, and finds them up to date.
     has_orders = session.scalar(select(Order.id).limit(1)) is not None
     new = insert_missing(

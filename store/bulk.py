@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Dialect,
+    Executable,
     FromClause,
     Select,
     String,
@@ -70,7 +71,7 @@ def _array_literal(texts: Sequence[str]) -> str:
     return '{"' + escaped.replace("\0", '","') + '"}'
 
 
-def read_rows(session: Session, statement: Select[Any]) -> Sequence[Any]:
+def read_rows(session: Session, statement: Executable) -> Sequence[Any]:
     """Return all rows of a query for columns, not for models.
 
     It is put to the connection: the session would take every row in its hands once more.

@@ -93,7 +93,7 @@ def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
         found = session.execute(
             select(col(Batch.run_id), col(Batch.moved_at)).where(col(Batch.run_id).in_(run_ids))
         )
-        return dict(found.tuples().all())
+        return dict(found.all())
 
 
 def require_batch(run_id: str) -> None:
@@ -146,7 +146,7 @@ def count_by_status(run_id: str) -> dict[str, int]:
             .where(col(Order.run_id) == run_id)
             .group_by(col(Order.status))
         )
-        return dict(found.tuples().all())
+        return dict(found.all())
 
 
 def giving_back(order_ids: Sequence[str]) -> list[str]:

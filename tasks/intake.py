@@ -118,14 +118,14 @@ def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str
             among(session, col(Customer.id), user_ids)
         )
     )
-    return dict(found.tuples().all())
+    return dict(found.all())
 
 
 def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = session.execute(
         select(col(Order.id), col(Order.request)).where(among(session, col(Order.id), order_ids))
     )
-    return dict(found.tuples().all())
+    return dict(found.all())
 
 
 def claim_orders(run_id: str, limit: int) -> list[str]:

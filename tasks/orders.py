@@ -370,7 +370,7 @@ def orders_of_run(run_id: str) -> dict[str, int]:
             .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
             .order_by(col(Order.id))
         )
-        return dict(found.tuples().all())
+        return dict(found.all())
 
 
 def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
@@ -381,7 +381,7 @@ def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
             .where(col(Order.run_id).in_(run_ids))
             .group_by(col(Order.run_id))
         )
-        return {str(run_id): unfinished > 0 for run_id, unfinished in found.tuples()}
+        return {str(run_id): unfinished > 0 for run_id, unfinished in found}
 
 
 def finished_orders_of_run(run_id: str) -> list[Order]:

@@ -25,6 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import make_url, text, update
 from sqlmodel import col
 
+from console import prefect_checks
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS, diagnose
 from console.main import main
@@ -357,6 +358,29 @@ def test_a_server_that_does_not_let_us_in_is_told_with_the_remedy() -> None:
             serving.join()
     assert (diagnosis.verdict, "does not let us in (401)" in diagnosis.says) == ("mend", True)
     assert "PREFECT_API_AUTH_STRING" in diagnosis.remedy
+
+
+@pytest.mark.parametrize(
+    ("prefect_version", "sqlalchemy_version", "schedules"),
+    [
+        ("3.8.8", "2.0.58", True),
+        ("3.8.8", "2.1.0", False),
+        ("3.9.0", "2.1.9", True),
+        ("3.9.1", "2.0.58", True),
+    ],
+)
+def test_a_prefect_whose_schedules_are_dead_with_this_sqlalchemy_is_to_be_mended(
+    prefect_server: None,
+    monkeypatch: pytest.MonkeyPatch,
+    prefect_version: str,
+    sqlalchemy_version: str,
+    schedules: bool,
+) -> None:
+    monkeypatch.setattr("prefect.__version__", prefect_version)
+    monkeypatch.setattr(prefect_checks, "installed", lambda _package: sqlalchemy_version)
+    dead = [each for each in looked("prefect version") if "starts no scheduled run" in each.says]
+    assert [each.verdict for each in dead] == ([] if schedules else [Verdict.MEND])
+    assert all("constraints-oldest.txt" in each.remedy for each in dead)
 
 
 @pytest.fixture

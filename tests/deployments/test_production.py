@@ -325,3 +325,26 @@ def test_the_ecs_task_is_one_for_aws_and_the_one_that_the_pool_names() -> None:
     assert secrets == {DATABASE_URL_FILE.upper(), "PREFECT_API_AUTH_STRING"}
     # Named, so that the worker does not write the password into the task's environment.
     assert properties["prefect_api_auth_string_secret_arn"]["default"]
+
+
+def test_the_pinned_prefect_is_that_of_the_deployments_and_of_the_servers_image() -> None:
+    pins = (PROJECT_DIR / "constraints.txt").read_text()
+    (pinned,) = re.findall(r"^prefect==(\S+)$", pins, re.MULTILINE)
+    deployed = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    assert deployed["prefect-version"] == pinned
+    assert COMPOSE["services"]["prefect"]["image"] == f"prefecthq/prefect:{pinned}-python3.11"
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
+def test_a_file_of_constraints_holds_versions_and_no_address(file: str) -> None:
+    for line in (PROJECT_DIR / file).read_text().splitlines():
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line), line
+
+
+def test_the_oldest_constraints_hold_the_oldest_prefect_that_the_project_takes() -> None:
+    project = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text())["project"]
+    (bounds,) = [each for each in project["dependencies"] if each.startswith("prefect>=")]
+    (oldest,) = re.findall(
+        r"^prefect==(\S+)$", (PROJECT_DIR / "constraints-oldest.txt").read_text(), re.MULTILINE
+    )
+    assert bounds.startswith(f"prefect>={oldest},")

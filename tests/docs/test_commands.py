@@ -22,7 +22,7 @@ from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
 
 OF_THE_SYSTEM = {
     *("createdb", "createuser", "docker", "git", "install", "kubectl", "psql", "systemctl"),
-    "useradd",
+    *("pg_dump", "useradd"),
 }
 """Of the arguments of these, only files of the project are looked at."""
 INSTALLERS = {"pip": [sys.executable, "-m", "pip"], "uv": [find_uv_bin()]}

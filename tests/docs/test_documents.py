@@ -41,7 +41,7 @@ NOT_OF_THE_CHECKOUT = {"find_couriers", "load_orders"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-_MAKE = re.compile(r"\bmake ([a-z]+)\b")
+_MAKE = re.compile(r"\bmake ([a-z-]+)\b")
 
 
 def documents() -> list[Path]:
@@ -129,7 +129,7 @@ def deployments() -> frozenset[str]:
 
 def make_targets() -> set[str]:
     makefile = (PROJECT_DIR / "Makefile").read_text()
-    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 def default_as_written(default: Any) -> str:

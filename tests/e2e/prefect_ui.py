@@ -1,7 +1,7 @@
 """The Prefect UI as a person uses it, in a real Chromium: its pages, forms and buttons.
 
-Version 2 of the UI, which Prefect 3.8 opens by itself. It finds things by the words that a person
-reads; what it waits for comes without a reload, as on a person's screen.
+Version 2 of the UI, which Prefect 3.8 and 3.9 open by themselves. It finds things by the words that
+a person reads; what it waits for comes without a reload, as on a person's screen.
 """
 
 import os
@@ -156,12 +156,22 @@ class PrefectUi:
         card.first.get_by_role("link").nth(1).click()
         expect(self.main.get_by_text("Parent Run")).to_be_visible(timeout=WAIT_MS)
 
-    def open_timeline(self) -> Locator:
-        """Open the newest timeline among the artifacts of the run's page; return what it shows."""
-        card = self.open_tab("Artifacts").get_by_role("link", name="Timeline of order")
+    def open_timeline(self, status: str) -> Locator:
+        """Open the timeline up to this status from the run's page; return what it shows."""
+        # The page may have read its artifacts before this one was there.
+        self.page.reload()
+        wanted = re.compile(f"Timeline of order .*: {status}")
+        card = self.open_tab("Artifacts").get_by_role("link", name=wanted)
         card.first.click()
-        self.main.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
-        return self.main.get_by_role("tabpanel", name="Artifact")
+        # Exactly: the run's page, which stays for a moment, has a panel of “Artifacts”.
+        timeline = self.main.get_by_role("tabpanel", name="Artifact", exact=True)
+        # The card of Prefect 3.8 leads to a list of the timeline's versions, newest first; that of
+        # 3.9 to the timeline itself.
+        newest = self.main.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first
+        expect(timeline.or_(newest).first).to_be_visible(timeout=WAIT_MS)
+        if newest.is_visible():
+            newest.click()
+        return timeline
 
     def _choose(self, item: str) -> None:
         self.main.get_by_role("button", name="Open menu").first.click()

@@ -78,7 +78,7 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
         ui.open_run(undone_run)
         see(ui.open_tab("Subflow Runs"), "compensate")
         write(page, "compensated-run", 800, progress)
-        see(ui.open_timeline(), "compensated")
+        see(ui.open_timeline("compensated"), "compensated")
         write(page, "timeline", 800, progress)
 
 

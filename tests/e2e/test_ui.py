@@ -188,7 +188,8 @@ def test_a_courier_typed_into_the_form_completes_the_run_and_its_timeline_tells_
     ui.answer(ASSIGNED, courier="city-vans", answered_by="Ann")
     ui.see_state("Completed")
     see(ui.open_tab("Task Runs"), "dispatch_order")
-    timeline = ui.open_timeline()
+    wait_for_timeline(people_answer, typed_run, OrderStatus.DISPATCHED)
+    timeline = ui.open_timeline(OrderStatus.DISPATCHED)
     see(timeline, f"Order {typed_run}: {OrderStatus.DISPATCHED}")
     see(timeline.get_by_role("row").filter(has_text=ASSIGNED), "city-vans")
     order = read_order(people_answer, typed_run)
@@ -204,7 +205,8 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
         ui.open_tab("Details"),
         "NoCourierAvailable: the couriers are on strike. To be given back: 150.00 USD, 2 copies.",
     )
-    timeline = ui.open_timeline()
+    wait_for_timeline(people_answer, "without-a-courier", OrderStatus.COMPENSATED)
+    timeline = ui.open_timeline(OrderStatus.COMPENSATED)
     see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")
     ui.open_run(compensated_run)
     ui.open_compensation()
@@ -232,7 +234,8 @@ def test_retry_of_a_compensated_run_is_a_second_attempt_that_can_be_finished(
     order = read_order(people_answer, "without-a-courier")
     assert (order.status, order.attempt) == (OrderStatus.DISPATCHED, 2)
     wait_for_timeline(people_answer, "without-a-courier", OrderStatus.DISPATCHED)
-    see(ui.open_timeline(), f"Order without-a-courier: {OrderStatus.DISPATCHED}")
+    timeline = ui.open_timeline(OrderStatus.DISPATCHED)
+    see(timeline, f"Order without-a-courier: {OrderStatus.DISPATCHED}")
 
 
 def test_a_paused_run_cancelled_in_the_ui_is_compensated(
@@ -246,7 +249,8 @@ def test_a_paused_run_cancelled_in_the_ui_is_compensated(
     wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
     assert read_order(people_answer, order_id).error == "OrderCancelled"
     wait_for_timeline(people_answer, order_id, OrderStatus.COMPENSATED)
-    see(ui.open_timeline(), f"Order {order_id}: {OrderStatus.COMPENSATED}")
+    timeline = ui.open_timeline(OrderStatus.COMPENSATED)
+    see(timeline, f"Order {order_id}: {OrderStatus.COMPENSATED}")
 
 
 def test_an_order_of_the_command_line_is_cancelled_with_its_process_and_tried_again(

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 from prefect.exceptions import ObjectNotFound, Pause
-from prefect.states import Failed, Paused, Pending, Running
+from prefect.states import Crashed, Failed, Paused, Pending, Running
 
 from console.main import main
 from flows import drain as pools
@@ -25,6 +25,7 @@ from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (
     an_order,
+    decisions,
     kept_cents,
     order_row,
     placed,
@@ -74,6 +75,24 @@ def test_waiting_orders_are_handed_over_answered_meanwhile_and_dispatched_once(p
     assert order_row("answered").courier_id == "swift-bikes"
     assert (order_row("waits").continuations, order_row("waits").attempt) == (0, 1)
     assert (stock(), kept_cents()) == (492, 8 * 20_00)
+
+
+def test_an_answer_counts_whose_run_was_marked_as_crashed_while_the_pool_was_closed(
+    pool: Pool,
+) -> None:
+    run = pool.check_out("answered", how="suspend")
+    pool.work()
+    pool.ended()
+    pool.drain()
+    said = pool.runs.answer(run, outcome=ASSIGNED, courier="swift-bikes", answered_by="Ada")
+    assert said == "ACCEPT"
+    # As the automation does that watches the runs' heartbeats.
+    pool.client.set_flow_run_state(run.id, Crashed(message="no sign of life for 120 s"))
+
+    pool.reopen()
+
+    # Before any dispatcher or recovery can decide otherwise.
+    assert decisions("answered") == [(ASSIGNED, "swift-bikes", True)]
 
 
 def test_a_run_of_an_order_sent_before_leaves_no_process_to_a_drain(pool: Pool) -> None:
