@@ -2,7 +2,7 @@
 # More can be refunded than was paid.
 # Guess: the refund that goes beyond the payment is refused, as Stripe does.
 # What happens: three refunds of 3.00 for a payment of 7.00 all succeed, and the payment stays
-# succeeded. A test on localstripe cannot show that nobody is refunded too much.
+# succeeded. A test on localstripe cannot show that no refund is too large.
 # Seen with localstripe 1.15.10 and stripe 16.1.0.
 set -euo pipefail
 folder=$(mktemp -d)

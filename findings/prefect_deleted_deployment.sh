@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Deleting a deployment deletes the waiting runs that people started from it.
 # Guess: they stay Late, or are cancelled, so that one sees that they were never run.
-# What happens: each run that waits for its first start is gone without a trace, whoever made it. A run
+# What happens: each run that waits for its first start is gone without a trace, a person's too. A run
 # that has begun before (suspended, then resumed) survives, and is cancelled by the next worker that
 # looks, not crashed. Seen with Prefect 3.9.1 (3.8.8 too).
 set -euo pipefail
