@@ -1,6 +1,8 @@
 """A work pool of the test server: threads of the test stand for the processes of its worker."""
 
 import asyncio
+import gc
+import warnings
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -72,6 +74,10 @@ class Pool:
                 await worker.get_and_submit_flow_runs()
 
         asyncio.run(look())
+        with warnings.catch_warnings():
+            # Prefect's worker leaves a connection of its event loop to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     def work(self) -> int:
         """Execute what a worker gets now, each run in a thread of its own; return how many."""
