@@ -54,7 +54,13 @@ def show(order: str, /, *, as_json: AsJson = False) -> int:
         return _show_unrecorded(order, runs, as_json=as_json)
     runs, away = _runs(order, told.order.run_id)
     owner = next((run for run in runs if run.id == told.order.run_id), None)
-    next_ = what_next(told.order, owner.state if owner else None, utc_now(), is_known=away is None)
+    next_ = what_next(
+        told.order,
+        owner.state if owner else None,
+        utc_now(),
+        is_known=away is None,
+        stranded=owner is not None and _is_to_start(owner) and bool(owner.lost),
+    )
     if told.order.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED) and any(
         _is_to_start(run) for run in runs
     ):
@@ -101,7 +107,14 @@ def _is_to_start(run: OrderRun) -> bool:
     return is_checkout and run.state is not None and run.state.is_scheduled()
 
 
-def what_next(order: Order, run: State[Any] | None, now: datetime, *, is_known: bool) -> str:
+def what_next(
+    order: Order,
+    run: State[Any] | None,
+    now: datetime,
+    *,
+    is_known: bool,
+    stranded: bool = False,
+) -> str:
     """Say what happens to an order next, if nobody does anything.
 
     Args:
@@ -109,11 +122,12 @@ def what_next(order: Order, run: State[Any] | None, now: datetime, *, is_known: 
         run: The state of its run; none if Prefect has no such run.
         now: The present moment.
         is_known: Whether Prefect could be asked.
+        stranded: Whether its run is scheduled where no worker takes it.
     """
     will_be = _next(order, run, now)
     if not is_known or order.status in (*ENDED, OrderStatus.SUBMITTED):
         return will_be
-    move = next_move(as_unfinished(order), run, now)
+    move = next_move(as_unfinished(order), run, now, stranded=stranded)
     return f"{will_be} {BY_RECOVERY[move]}" if move in BY_RECOVERY else will_be
 
 

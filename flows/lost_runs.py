@@ -44,8 +44,9 @@ from tasks.orders import owners_among
 logger = logging.getLogger("store.lost_runs")
 
 FLOWS = ("store-checkout", "batch-checkout")
-ENDED_WITHIN = timedelta(days=1)
-"""Ended runs are looked for so far back; recovery comes every minute."""
+ENDED_WITHIN = timedelta(days=4)
+"""Ended runs are looked for so far back: recovery comes every minute, and may rest for a long
+weekend with everything else."""
 HOOK_TIME = timedelta(seconds=5)
 """A worker reports a crash a second time after its hooks, which would end a run started again."""
 

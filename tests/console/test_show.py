@@ -229,3 +229,13 @@ def test_it_is_said_what_happens_next(
     make("o-1")
     assert said in what_next(order_row("o-1"), run, utc_now(), is_known=True)
     give_back("o-1")
+
+
+def test_a_run_that_no_worker_takes_is_said_to_be_replaced(database: str) -> None:
+    placed("o-1", "bill_customer")
+    said = what_next(order_row("o-1"), AwaitingRetry(), utc_now(), is_known=True, stranded=True)
+    assert BY_RECOVERY[Move.CONTINUE] in said
+    assert BY_RECOVERY[Move.CONTINUE] not in what_next(
+        order_row("o-1"), AwaitingRetry(), utc_now(), is_known=True
+    )
+    give_back("o-1")
