@@ -17,7 +17,7 @@ from tasks.dispatch import send_again
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
-from tests.shop import kept_cents, ledger, order_row, postgresql_only, status, stock
+from tests.shop import kept_cents, ledger, order_row, status, stock
 
 ORDERS = 24
 READ_ONLY_SECONDS = 1.5
@@ -84,7 +84,6 @@ def all_are_well(orders: list[str]) -> None:
     assert {state for _, state, _ in ledger()} == {"captured"}
 
 
-@postgresql_only
 def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     runs: Runs, failover: Failover
 ) -> None:
@@ -105,7 +104,6 @@ def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     all_are_well(orders)
 
 
-@postgresql_only
 def test_a_batch_that_gives_up_is_started_again_and_nobody_is_refunded(
     runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
