@@ -9,6 +9,7 @@ store's own database.
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
@@ -79,12 +80,12 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     Returns:
         How many messages were received, decided, resumed, settled, put aside, handed back.
     """
-    queue = order_queue()
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
     deadline = time.monotonic() + listen_seconds
     with (
         few_collections(),
+        closing(order_queue()) as queue,
         get_client(sync_client=True) as client,
         ThreadPoolExecutor(RESUMERS) as resumers,
     ):
@@ -105,8 +106,8 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                 time.sleep(FIRST_LOOK_SECONDS)
             if pool_is_closed():
                 break
-    # Whatever is still in hand is handed back at once, for the next dispatcher.
-    queue.hand_back([held.received for held in in_hand.values()])
+        # Whatever is still in hand is handed back at once, for the next dispatcher.
+        queue.hand_back([held.received for held in in_hand.values()])
     report.handed_back = len(in_hand)
     return report
 

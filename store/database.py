@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy import (
     Engine,
     ExceptionContext,
+    NullPool,
     QueuePool,
     create_engine,
     event,
@@ -55,15 +56,25 @@ class ReleasingPool(QueuePool):
 @cache
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
+    # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
+    return _engine(url, poolclass=ReleasingPool, pool_pre_ping=True, pool_size=5, max_overflow=30)
+
+
+@cache
+def unpooled_engine(url: str) -> Engine:
+    """Return this process's engine for what keeps a connection for long.
+
+    It takes none from the pool, whose connections the transactions need.
+    """
+    return _engine(url, poolclass=NullPool)
+
+
+def _engine(url: str, **pool: Any) -> Engine:
     parts = make_url(url)
     created = create_engine(
         url,
+        **pool,
         hide_parameters=True,
-        pool_pre_ping=True,
-        poolclass=ReleasingPool,
-        # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
-        pool_size=5,
-        max_overflow=30,
         json_serializer=_to_json,
         json_deserializer=orjson.loads,
         # A prepared statement keeps the plan that was best while the tables were small.

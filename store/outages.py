@@ -7,6 +7,7 @@ complex an `OperationalError`.
 
 from typing import NamedTuple
 
+import psycopg
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -55,20 +56,24 @@ OUTAGES = {
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the database was away, busy or in transition when it raised ``error``."""
+    """Return whether the database was away, busy or in transition when it raised ``error``.
+
+    Args:
+        error: SQLAlchemy's error, or the driver's own.
+    """
     if isinstance(error, PoolTimeoutError):
         # All of this process's connections were in use for as long as one was waited for.
         return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, DBAPIError | psycopg.Error):
         return False
-    if error.connection_invalidated:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     code = sqlstate_of(error)
     if code is not None:
         return why_it_passes(code) is not None
     # A connection that is refused or lost has no code: libpq gives its reason as text alone, a
     # wrong password or database as well. Nothing was sent, and settings of a server change.
-    return isinstance(error, OperationalError)
+    return isinstance(error, OperationalError | psycopg.OperationalError)
 
 
 def why_it_passes(code: str) -> str | None:

@@ -19,11 +19,12 @@ from store.bulk import among, insert_rows, update_rows
 from store.database import reading, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
+from store.wakeups import Listener, notify
 
 MAX_RECEIVES = 5
 """More than the redeliveries of an ordinary restart, few enough to see a poison message soon."""
-TABLE_POLL_SECONDS = 0.25
-"""How often an empty table is asked again; below what a person notices, and one cheap query."""
+CHANNEL = "store_order_queue"
+"""Notified when messages can be received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,10 @@ class OrderQueue(Protocol):
         """Return how many messages there are."""
         ...
 
+    def close(self) -> None:
+        """Close what a receive has opened to wait."""
+        ...
+
 
 def order_queue() -> OrderQueue:
     """Return the queue that the settings choose."""
@@ -116,21 +121,26 @@ def order_queue() -> OrderQueue:
 class TableQueue:
     """The embedded queue: a table of the store's own database."""
 
+    def __init__(self) -> None:
+        self._listener = Listener(CHANNEL)
+
     def send(self, bodies: Sequence[str]) -> None:
         """See :meth:`OrderQueue.send`."""
         now = utc_now()
         rows = [{"id": str(uuid4()), "body": body} for body in bodies]
         with transaction() as session:
             insert_rows(session, QueuedMessage, rows, visible_at=now, sent_at=now, receive_count=0)
+            notify(session, CHANNEL)
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
         """See :meth:`OrderQueue.receive`."""
         deadline = time.monotonic() + wait_seconds
         while True:
             received = self._receive_visible(limit)
-            if received or time.monotonic() >= deadline:
+            seconds_left = deadline - time.monotonic()
+            if received or seconds_left <= 0:
                 return received
-            time.sleep(TABLE_POLL_SECONDS)
+            self._listener.wait(seconds_left)
 
     def _receive_visible(self, limit: int) -> list[ReceivedMessage]:
         now = utc_now()
@@ -195,6 +205,8 @@ class TableQueue:
             ).all()
             in_hand = [{"id": id_} for id_, count in found if count == received[id_]]
             update_rows(session, QueuedMessage, in_hand, **columns)
+            if columns["visible_at"] <= utc_now():
+                notify(session, CHANNEL)
 
     def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
         """See :meth:`OrderQueue.dead_letter`."""
@@ -214,6 +226,7 @@ class TableQueue:
                 .values(dead_at=None, dead_reason=None, receive_count=0, visible_at=utc_now())
                 .returning(col(QueuedMessage.id))
             ).all()
+            notify(session, CHANNEL)
         return len(redriven)
 
     def depth(self) -> QueueDepth:
@@ -228,3 +241,7 @@ class TableQueue:
                 ).select_from(QueuedMessage)
             ).one()
         return QueueDepth(ready, in_hand, dead)
+
+    def close(self) -> None:
+        """See :meth:`OrderQueue.close`."""
+        self._listener.close()

@@ -258,6 +258,9 @@ class SqsQueue:
         # A dead letter that is in the hands of a redrive is still one.
         return QueueDepth(*alive, dead=sum(dead))
 
+    def close(self) -> None:
+        """See :meth:`OrderQueue.close`. Nothing is kept open."""
+
     def _counts(self, url: str) -> tuple[int, int]:
         """Return how many messages of a queue are to be delivered, and are in somebody's hands."""
         with aws.calling(f"counting the messages of {url}", ERRORS):

@@ -1,6 +1,7 @@
 """The dispatcher's own two moves, without Prefect: what it would resume is noted down."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,8 +28,9 @@ class Dispatcher:
 
     def take_in(self, messages: int) -> None:
         """Receive until so many have come; the test's own time limit ends it otherwise."""
-        while self.report.received < messages:
-            dispatch.take_in(order_queue(), self.in_hand, PATIENCE_SECONDS, self.report)
+        with closing(order_queue()) as queue:
+            while self.report.received < messages:
+                dispatch.take_in(queue, self.in_hand, PATIENCE_SECONDS, self.report)
 
     def look_after(self) -> None:
         """Look after everything in hand, due or not."""

@@ -1,7 +1,8 @@
 """What every order queue keeps to: the same tests for the table and for SQS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +39,20 @@ def make(
     request: pytest.FixtureRequest,
     database: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> Make:
+) -> Iterator[Make]:
     """Make the queue of either kind, with this visibility timeout."""
     if request.param == "table":
+        with ExitStack() as made:
 
-        def table(visibility_timeout_seconds: int = 30) -> UnderTest:
-            monkeypatch.setenv("STORE_VISIBILITY_TIMEOUT_SECONDS", str(visibility_timeout_seconds))
-            settings.cache_clear()
-            return UnderTest(TableQueue(), _dead_in_table, _alive_in_table)
+            def table(visibility_timeout_seconds: int = 30) -> UnderTest:
+                seconds = str(visibility_timeout_seconds)
+                monkeypatch.setenv("STORE_VISIBILITY_TIMEOUT_SECONDS", seconds)
+                settings.cache_clear()
+                queue = made.enter_context(closing(TableQueue()))
+                return UnderTest(queue, _dead_in_table, _alive_in_table)
 
-        return table
+            yield table
+        return
 
     cloud: Cloud = request.getfixturevalue("cloud")
 
@@ -59,7 +64,7 @@ def make(
             lambda: cloud.count(queue.queue_url),
         )
 
-    return sqs
+    yield sqs
 
 
 def _dead_in_table() -> list[tuple[str, str | None]]:

@@ -81,6 +81,7 @@ class BadLineQueue(TableQueue):
     """The table queue behind a bad line."""
 
     def __init__(self, world: World) -> None:
+        super().__init__()
         self._world = world
 
     def send(self, bodies: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from tests.shop import (
     status,
     stock,
 )
+from tests.store.test_wakeups import listeners
 
 PERSONAL = ("Jane Doe", "jane@example.com", "4242424242424242")
 
@@ -67,6 +68,11 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     assert (report.decided, report.settled) == (1, 1)
     assert (queued(), dead_letters(), assigned_copies()) == ([], [], {})
     assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
+
+
+def test_a_dispatcher_ends_the_connection_on_which_it_has_listened(runs: Runs) -> None:
+    listen(1)
+    wait_until(lambda: not listeners(), "end of the listening")
 
 
 def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:

@@ -1,6 +1,7 @@
 """The embedded queue: delivered at least once, in one hand at a time, never lost."""
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
@@ -170,10 +171,11 @@ def test_no_message_is_in_two_hands(database: str) -> None:
 
 
 def test_a_receiver_that_waits_has_a_message_that_comes_meanwhile(database: str) -> None:
-    answers = at_once(
-        [
-            lambda: [m.body for m in TableQueue().receive(10, wait_seconds=20)],
-            lambda: TableQueue().send(["late"]),
-        ]
-    )
+    with closing(TableQueue()) as queue:
+        answers = at_once(
+            [
+                lambda: [m.body for m in queue.receive(10, wait_seconds=20)],
+                lambda: TableQueue().send(["late"]),
+            ]
+        )
     assert answers == [["late"], None]
