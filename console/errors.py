@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from console.output import terminal
 from flows.work_pool import SERVER_AWAY
 from store.database import require_known_version
-from store.errors import DatabaseTooNew, StoreError
+from store.errors import DatabaseVersionUnknown, StoreError
 from store.outages import sqlstate_of, why_it_passes
 from store.settings import settings
 from store.wrong_input import described
@@ -45,11 +45,11 @@ def complain(message: str, status: int = REFUSED) -> int:
     return status
 
 
-def _too_new() -> str:
-    """Return what is said of a database that is newer than the code, nothing of any other."""
+def _unknown_version() -> str:
+    """Return what is said of a database at a version unknown to the code, nothing of any other."""
     try:
         require_known_version(settings().database_url)
-    except DatabaseTooNew as error:
+    except DatabaseVersionUnknown as error:
         return str(error)
     except DBAPIError:
         return ""  # it is away, which is what has happened
@@ -64,7 +64,7 @@ def _explained(error: Exception) -> str | None:
             return str(error)
         case DBAPIError():
             why = why_it_passes(sqlstate_of(error) or "")
-            return _too_new() or f"The store's database cannot be used: {error.orig}\n" + (
+            return _unknown_version() or f"The store's database cannot be used: {error.orig}\n" + (
                 f"It passes: {why}. Try again; `checkout doctor` looks closer."
                 if why
                 else "Is it running, does STORE_DATABASE_URL name it, and has "

@@ -16,7 +16,7 @@ from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
-from store.errors import DatabaseTooNew, PaymentRefused
+from store.errors import DatabaseVersionUnknown, PaymentRefused
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
@@ -161,12 +161,8 @@ def _migrations() -> Iterator[Diagnosis]:
     present, newest = revisions(url)
     try:
         require_known_version(url)
-    except DatabaseTooNew:
-        yield mend(
-            f"the database is at version {present}, which this code does not know: a newer one has "
-            "migrated it",
-            f"bring in that version of the code; this one ends at {newest}",
-        )
+    except DatabaseVersionUnknown as error:
+        yield mend(error.found, error.remedy)
         return
     if present == newest:
         yield ok(f"the database is at the newest version, {newest}")

@@ -329,11 +329,11 @@ class LocalSystem:
     def _prepare_store(self) -> None:
         self._report("Migrating and seeding the store's database …")
         from deployments.migrate import bring_up_to_date
-        from store.errors import DatabaseTooNew
+        from store.errors import DatabaseVersionUnknown
 
         try:
             bring_up_to_date(self.store_url)
-        except DatabaseTooNew as error:
+        except DatabaseVersionUnknown as error:
             raise LocalSystemError(
                 f"{self.data_dir}: {error}. Or name another folder with --data"
             ) from error

@@ -12,7 +12,7 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from store.database import migrate, require_known_version, revisions
-from store.errors import DatabaseTooNew
+from store.errors import DatabaseVersionUnknown
 from store.settings import settings
 from store.wrong_input import described
 
@@ -28,7 +28,7 @@ def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
         What was found or done, in a line, and whether the database is at the newest version now.
 
     Raises:
-        DatabaseTooNew: its version is none that this code knows.
+        DatabaseVersionUnknown: its version is none that this code knows.
     """
     before, newest = revisions(url)
     if before == newest:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told, is_newest = bring_up_to_date(settings().database_url, check=options.check)
     except ValidationError as error:
         return _fail("\n".join(described(error)))
-    except (DatabaseTooNew, NotADirectoryError) as error:
+    except (DatabaseVersionUnknown, NotADirectoryError) as error:
         return _fail(str(error))
     except DBAPIError as error:
         return _fail(

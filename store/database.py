@@ -26,7 +26,7 @@ from sqlmodel import Session
 
 from store.blockers import end_frozen_sessions
 from store.database_errors import leave_statement_out
-from store.errors import DatabaseTooNew
+from store.errors import DatabaseVersionUnknown
 from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
 from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
 from store.settings import settings
@@ -34,6 +34,10 @@ from store.settings import settings
 if TYPE_CHECKING:
     from alembic.config import Config
 
+REPLACED = ("0001", "0002", "0003", "0004", "0005")
+"""Versions whose migrations are a part of the first one."""
+LAST_WITH_REPLACED = "3f9ddef"
+"""A commit whose migrations lead from these to the first one."""
 MIGRATION_TRIES = 5
 """Each waits a few seconds at most for its locks, and lets the checkouts through in between."""
 
@@ -179,7 +183,7 @@ def migrate(url: str) -> None:
     a checkout, a lock that does not come in time); it is then tried again.
 
     Raises:
-        DatabaseTooNew: a newer version of the code has migrated it.
+        DatabaseVersionUnknown: this code has no migration from the version that it has.
         DBAPIError: the database is away or refuses; its schema is as it was.
     """
     from alembic import command
@@ -209,17 +213,24 @@ def require_known_version(url: str) -> None:
     """Refuse a database at a version that this code does not know.
 
     Raises:
-        DatabaseTooNew: a newer version of the code has migrated it.
+        DatabaseVersionUnknown: this code has no migration from the version that it has.
         DBAPIError: the database is away or refuses.
     """
     from alembic.script import ScriptDirectory
 
     present, _ = revisions(url)
+    if present in REPLACED:
+        raise DatabaseVersionUnknown(
+            f"the database is at version {present}, from before all migrations became one",
+            f"run `python -m deployments.migrate` of commit {LAST_WITH_REPLACED}, then again this "
+            "code's",
+        )
     known = ScriptDirectory.from_config(_migrations(url)).walk_revisions()
     if present is not None and present not in {script.revision for script in known}:
-        raise DatabaseTooNew(
+        raise DatabaseVersionUnknown(
             f"the database is at version {present}, which this code does not know: a newer one has "
-            "migrated it. Bring in that version of the code; nothing was changed"
+            "migrated it",
+            "bring in that version of the code",
         )
 
 

@@ -42,8 +42,22 @@ class UnreadableSource(StoreError):
     """A file of orders cannot be read at all; nothing of it was recorded."""
 
 
-class DatabaseTooNew(StoreError):
-    """A newer version of the code has migrated the database; nothing was changed."""
+class DatabaseVersionUnknown(StoreError):
+    """The database is at a version from which this code has no migration; nothing was changed.
+
+    Args:
+        found: What was found.
+        remedy: What to do.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found, remedy)
+        self.found = found
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Return both in one line."""
+        return f"{self.found}; {self.remedy}. Nothing was changed"
 
 
 class WorkPoolNotFound(StoreError):

@@ -230,18 +230,28 @@ def test_a_database_that_is_not_migrated_is_told(
     assert (diagnosis.verdict, "version none" in diagnosis.says) == (Verdict.MEND, True)
 
 
-def test_a_database_that_is_newer_than_the_code_is_not_to_be_migrated(
-    setting: Callable[[str, object], None], empty_url: str
+@pytest.mark.parametrize(
+    ("version", "says", "remedy"),
+    [
+        ("newer", "which this code does not know", "bring in that version of the code"),
+        (
+            "0003",
+            "from before all migrations became one",
+            "run `python -m deployments.migrate` of comm",
+        ),
+    ],
+)
+def test_a_database_from_which_this_code_has_no_migration_is_told_with_the_remedy(
+    setting: Callable[[str, object], None], empty_url: str, version: str, says: str, remedy: str
 ) -> None:
     setting("database_url", empty_url)
     migrate(empty_url)
     with engine(empty_url).begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
     [diagnosis] = looked("migrations")
     assert diagnosis.verdict == Verdict.MEND
-    assert "version newer, which this code does not know" in diagnosis.says
-    assert diagnosis.remedy.startswith("bring in that version of the code")
-    assert "deployments.migrate" not in diagnosis.remedy
+    assert f"version {version}, {says}" in diagnosis.says
+    assert diagnosis.remedy.startswith(remedy)
 
 
 def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(database: str) -> None:

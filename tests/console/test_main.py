@@ -91,7 +91,7 @@ def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
         said = capsys.readouterr()
         assert said.out == ""
         assert "version newer, which this code does not know" in said.err
-        assert "Bring in that version of the code; nothing was changed" in said.err
+        assert "; bring in that version of the code. Nothing was changed" in said.err
         assert said.err.count("\n") == 1
 
 

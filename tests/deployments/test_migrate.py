@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from deployments.migrate import main
-from store.database import migrate
+from store.database import LAST_WITH_REPLACED, REPLACED, migrate
 
 Setting = Callable[[str, object], None]
 
@@ -36,6 +36,36 @@ def test_a_database_that_a_newer_version_has_migrated_is_left_alone(
     assert main([]) == 1
     assert "version newer, which this code does not know" in capsys.readouterr().err
     assert version_of(url) == "newer"
+
+
+@pytest.mark.parametrize("version", REPLACED)
+def test_a_database_from_before_the_first_migration_is_left_alone_with_the_remedy(
+    url: str, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    migrate(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+    engine.dispose()
+    for arguments in ([], ["--check"]):
+        assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert (
+            f"the database is at version {version}, from before all migrations became one; run"
+            in said
+        )
+        assert f"of commit {LAST_WITH_REPLACED}, then again" in said
+        assert said.endswith("Nothing was changed\n")
+    assert version_of(url) == version
+
+
+def test_a_database_that_the_replaced_migrations_have_brought_to_their_end_is_at_the_newest(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(url)
+    assert version_of(url) == "0006"
+    assert main([]) == 0
+    assert capsys.readouterr().out == "the database is at the newest version, 0006\n"
 
 
 def test_a_setting_that_is_missing_is_named(

@@ -133,19 +133,22 @@ def test_up_and_down_and_up_again(empty_url: str) -> None:
     assert differences(empty_url) == []
 
 
-def test_each_migration_keeps_every_row_of_a_shop_with_orders(new_shop: str) -> None:
+def test_each_migration_keeps_every_row_of_a_shop_with_orders(
+    new_shop: str, tmp_path: Path
+) -> None:
     placed("dispatched", "dispatch_order", redeem=True)
     placed("waiting", "prepare_order", 2)
     placed("compensated", "bill_customer")
     end_run("compensated")
     before = rows(new_shop)
     assert all(before[name] for name in ("orders", "order_lines", "saga_log", "decisions"))
-    revisions_down = [r.revision for r in ScriptDirectory(str(VERSIONS.parent)).walk_revisions()]
-    for revision in revisions_down[1:]:
-        command.downgrade(config(new_shop), revision)
+    settings = with_next_migration(new_shop, tmp_path / "next")
+    newest_first = [r.revision for r in ScriptDirectory.from_config(settings).walk_revisions()]
+    for revision in reversed(newest_first):
+        command.upgrade(settings, revision)
         assert rows(new_shop) == before, revision
-    for revision in reversed(revisions_down[:-1]):
-        command.upgrade(config(new_shop), revision)
+    for revision in newest_first[1:]:
+        command.downgrade(settings, revision)
         assert rows(new_shop) == before, revision
     assert differences(new_shop) == []
     assign("waiting")
