@@ -7,7 +7,6 @@ would make some minutes longer: `make upgrade-test`, which makes the environment
 """
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,10 +35,6 @@ NEWEST = PROJECT_DIR / ".venv" / "bin" / "python"
 ORDERS_OF_A_KIND = 10
 """One in ten is declined, one is out of stock, one is too large for every courier."""
 ANSWERED = 4
-MARKED_AS_DEAD = re.compile(r"was continued 1 times$|is Crashed: no sign of life")
-"""What was seen of suspended runs on 3.8.8 and a busy machine: one is marked as crashed two minutes
-later, perhaps because its last heartbeat is read after the `Suspended`. Its order goes on, and
-nothing is refunded."""
 FIRST = Literal["drain", "server"]
 
 
@@ -81,7 +76,7 @@ def moved(
             exchange_server(local)
         drain(local)
         left = processes_of_runs(local)
-        assert state_of(paused, ["paused-000", "paused-008"]) == {"Suspended"}
+        assert state_of(paused, ["paused-000", "paused-006"]) == {"Suspended"}
         for orders, order_id in answered:
             answer(orders, order_id)
         for worker in list(local.workers):
@@ -156,8 +151,7 @@ def test_no_process_is_left_when_the_pool_is_drained(moved: Moved) -> None:
 
 
 def test_each_order_ends_right_once_in_its_first_attempt(moved: Moved) -> None:
-    found = [line for orders in moved.orders for line in orders.wrong()]
-    assert [line for line in found if not MARKED_AS_DEAD.search(line)] == []
+    assert [line for orders in moved.orders for line in orders.wrong()] == []
 
 
 def test_what_a_person_answered_on_either_server_counts(moved: Moved) -> None:
