@@ -28,7 +28,7 @@ from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.order_files import Reject, read_orders
 from tasks.orders import new_order, refused_method, require_same
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, retried
 from tasks.sources import opened, put_beside
 
 ORDERS_AT_ONCE = 1_000
@@ -128,11 +128,13 @@ def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str,
     return dict(found.all())
 
 
+@retried
 def claim_orders(run_id: str, limit: int) -> list[str]:
     """Make submitted orders the run's own, the oldest first.
 
     Orders that another run is claiming at this moment are passed over, so any number of runs
-    share the work and never the same order.
+    share the work and never the same order. Claimed twice in an outage, more orders than ``limit``
+    are the run's own.
 
     Args:
         run_id: The flow run that asks.

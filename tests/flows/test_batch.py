@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -40,7 +41,7 @@ from tasks.dispatch import dispatch_order
 from tasks.intake import submit_orders
 from tasks.orders import count_orders
 from tests.flows.runs import Runs
-from tests.polling import wait_until
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -115,10 +116,12 @@ class Batches:
 
     def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended, and the queue is empty."""
-        self.ended(running)
-        while queued():
+        state = self.ended(running)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := {id_: status(id_) for id_ in queued()}:
+            assert time.monotonic() < deadline, f"{state!r} has left messages about {left}"
             dispatch_orders(listen_seconds=1)
-        return running.result()
+        return state
 
     def ended(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended."""
