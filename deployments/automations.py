@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.text import Text
 
 from console.numbers import whole_argument
-from flows.order_events import PROCESS_ENDS
 
 CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
 FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")
@@ -66,9 +65,7 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
                 expect={
                     "prefect.flow-run.heartbeat",
                     # From these on the run has no process, which is no death: it was suspended,
-                    # or given back to its work pool. The run's own event comes after all of its
-                    # heartbeats, as the server's may not.
-                    PROCESS_ENDS,
+                    # or given back to its work pool.
                     "prefect.flow-run.Suspended",
                     "prefect.flow-run.Resuming",
                     "prefect.flow-run.Completed",

@@ -27,8 +27,6 @@ logger = logging.getLogger("store.order_events")
 
 TIMELINES_AT_MOST = 20
 """A group larger than this is a batch, which has a report of its own."""
-PROCESS_ENDS = "store.run.process-ends"
-"""The event after which a run is silent on purpose."""
 
 
 def tell(order_ids: Iterable[str]) -> None:
@@ -90,24 +88,6 @@ def tell_of_wait(order: Order) -> None:
     with _unaffected(order.id):
         _emit(order)
         announce_wait(order, form_url(order))
-
-
-def tell_process_ends(run_id: str) -> None:
-    """Emit that a run keeps no process from here on, so that its silence is no crash.
-
-    Prefect's server emits `Suspended` by itself, so a heartbeat of this process may reach it later
-    and arm the automation again. This event leaves by the same queue as the heartbeats, and
-    reaches the server after them.
-
-    Args:
-        run_id: The run, which is about to be suspended or rescheduled.
-    """
-    try:
-        emit_event(
-            event=PROCESS_ENDS, resource={"prefect.resource.id": f"prefect.flow-run.{run_id}"}
-        )
-    except Exception:
-        logger.exception("run %s could not be told of; it is not affected", run_id)
 
 
 def form_url(order: Order) -> str:

@@ -19,7 +19,6 @@ from prefect.input import RunInput
 from prefect.states import Running
 from pydantic import BaseModel, ValidationError
 
-from flows.order_events import tell_process_ends
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.database import release_connections
 from store.errors import OrderCancelled, RunTakenAway
@@ -66,7 +65,6 @@ def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dic
     release_connections()
     try:
         if wait == "suspend" or pool_is_closed():
-            tell_process_ends(str(runtime.flow_run.id))
             return {f"suspended-{key}-response": suspend_flow_run(form, timeout=timeout, key=key)}
         answer = pause_flow_run(
             form, timeout=timeout, poll_interval=settings().pause_poll_seconds, key=key

@@ -13,7 +13,6 @@ from prefect.client.schemas.responses import OrchestrationResult
 from prefect.exceptions import ObjectNotFound, Pause, PrefectHTTPStatusError
 from prefect.states import Scheduled
 
-from flows.order_events import tell_process_ends
 from store.errors import RunTakenAway
 
 logger = logging.getLogger("store.work_pool")
@@ -49,7 +48,6 @@ def give_run_back() -> NoReturn:
         Pause: always, for Prefect's engine: the run has its state.
         RunTakenAway: the run is not this process's any more.
     """
-    tell_process_ends(str(runtime.flow_run.id))
     with get_client(sync_client=True) as client:
         # The name of a run that goes on after a suspension: nobody has asked for a new attempt,
         # and one without a process is cancelled at once.

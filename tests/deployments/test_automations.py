@@ -18,7 +18,6 @@ from deployments import automations
 from deployments.automations import CHECKOUT_FLOWS, FLOWS, SILENCE_SECONDS, main
 from deployments.local import PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses
-from flows.order_events import PROCESS_ENDS
 
 
 @pytest.fixture
@@ -64,7 +63,6 @@ def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_
     states = ("Suspended", "Resuming", "Completed", "Failed", "Crashed", "Cancelled")
     assert silent.trigger.expect == {
         "prefect.flow-run.heartbeat",
-        PROCESS_ENDS,
         *(f"prefect.flow-run.{state}" for state in states),
     }
 

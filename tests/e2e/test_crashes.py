@@ -22,7 +22,6 @@ from sqlmodel import select, text
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import FlowRun, PrefectApi
-from flows.order_events import PROCESS_ENDS
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import LedgerEntry, Order, SagaRecord, utc_now
 from tests.prepared_cluster import prepare
@@ -53,8 +52,6 @@ COMPENSATED = {
     "it-is-suspended-and-cancelled",
 }
 ORDERS = [*PAUSED, *SUSPENDED, UNBEGUN]
-SILENT_AND_SUSPENDED = ("it-is-silent-and-suspended", "its-heartbeat-comes-late")
-HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
 @dataclass
@@ -221,13 +218,9 @@ def _take_the_server_away(shop: Shop) -> None:
 
 
 def _let_a_run_fall_silent(shop: Shop) -> None:
-    """Have runs without an order send a heartbeat and then none: some of them are suspended.
-
-    The heartbeat of one reaches the server after its suspension, followed by the event that such a
-    run's process emits itself.
-    """
+    """Have two runs without an order that give one sign of life each: one is suspended then."""
     checkout = httpx.get(f"{shop.local.api_url}/deployments/name/{CHECKOUT_DEPLOYMENT}").json()
-    for name in (*SILENT_AND_SUSPENDED, "it-falls-silent"):
+    for name in ("it-is-silent-and-suspended", "it-falls-silent"):
         started = {
             "flow_id": checkout["flow_id"],
             "deployment_id": checkout["id"],
@@ -235,10 +228,8 @@ def _let_a_run_fall_silent(shop: Shop) -> None:
         }
         run = _post(shop, "/flow_runs/", started)
         shop.runs[name] = shop.api.read_run(run["id"])
-        heartbeat = partial(_send_event, shop, run["id"], checkout["flow_id"], HEARTBEAT)
-        if name != "its-heartbeat-comes-late":
-            heartbeat()
-        if name in SILENT_AND_SUSPENDED:
+        _give_a_sign_of_life(shop, run["id"], checkout["flow_id"])
+        if name == "it-is-silent-and-suspended":
             suspended = {
                 "type": "PAUSED",
                 "name": "Suspended",
@@ -246,16 +237,13 @@ def _let_a_run_fall_silent(shop: Shop) -> None:
             }
             answer = _post(shop, f"/flow_runs/{run['id']}/set_state", {"state": suspended})
             assert answer["status"] == "ACCEPT"
-        if name == "its-heartbeat-comes-late":
-            heartbeat()
-            _send_event(shop, run["id"], checkout["flow_id"], PROCESS_ENDS)
 
 
-def _send_event(shop: Shop, run_id: str, flow_id: str, name: str) -> None:
-    event = {
+def _give_a_sign_of_life(shop: Shop, run_id: str, flow_id: str) -> None:
+    heartbeat = {
         "id": str(uuid4()),
         "occurred": utc_now().isoformat(),
-        "event": name,
+        "event": "prefect.flow-run.heartbeat",
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"},
         "related": [
             {
@@ -265,7 +253,7 @@ def _send_event(shop: Shop, run_id: str, flow_id: str, name: str) -> None:
             }
         ],
     }
-    httpx.post(f"{shop.local.api_url}/events", json=[event]).raise_for_status()
+    httpx.post(f"{shop.local.api_url}/events", json=[heartbeat]).raise_for_status()
 
 
 def _hold_recovery(shop: Shop) -> None:
@@ -368,24 +356,8 @@ def test_a_run_without_a_sign_of_life_is_marked_as_crashed_by_the_automation(sho
     wait_until(lambda: shop.state("it-falls-silent") == "Crashed", "end of the silent run")
     message = shop.api.read_run(shop.runs["it-falls-silent"].id).message
     assert message == "no sign of life for 120 s"
-    # Their heartbeats are older, but a suspended run has no process that could send another one.
-    assert {shop.state(name) for name in SILENT_AND_SUSPENDED} == {"Suspended"}
-
-
-def test_a_run_that_is_suspended_emits_that_its_process_ends(shop: Shop) -> None:
-    run = shop.runs["it-is-suspended"]
-    wanted = {
-        "filter": {
-            "event": {"name": [PROCESS_ENDS]},
-            "resource": {"id": [f"prefect.flow-run.{run.id}"]},
-        }
-    }
-    [event] = _post(shop, "/events/filter", wanted)["events"]
-    assert "store-checkout" in {
-        related.get("prefect.resource.name")
-        for related in event["related"]
-        if related["prefect.resource.role"] == "flow"
-    }
+    # Its sign of life is older, but a suspended run has no process that could give another one.
+    assert shop.state("it-is-silent-and-suspended") == "Suspended"
 
 
 @pytest.mark.parametrize(
