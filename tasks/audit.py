@@ -10,7 +10,7 @@ its record (money captured, the answer not written down yet) is under way, and n
 """
 # ruff: noqa: S608  (the queries are put together from the constants below, from nothing else)
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
-from store.dialects import Dialect, sql_list
+from store import sql
 from store.messages import ASSIGNED
 from store.models import (
     BEFORE_PIVOT,
@@ -33,6 +33,7 @@ from store.models import (
 )
 from store.payments import movements_query
 from store.saga import COMPENSABLE, SEQUENCE
+from store.sql import sql_list
 from tasks.points import CENTS_PER_POINT
 
 FORGOTTEN_SECONDS = 3600
@@ -73,14 +74,12 @@ class Rule(NamedTuple):
 class Check(NamedTuple):
     """A query with one row for each subject, and its rules; a row is told by the first it breaks.
 
-    ``subject`` names a row by its columns. ``kinds`` says of which type a column is, where the
-    driver cannot know.
+    ``subject`` names a row by its columns.
     """
 
     subject: str
     rows: str
     rules: Sequence[Rule]
-    kinds: Mapping[str, type[UtcDateTime]] = {}
 
 
 def audit(session: Session) -> Iterator[Finding]:
@@ -89,7 +88,7 @@ def audit(session: Session) -> Iterator[Finding]:
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
     """
-    for check in checks(Dialect.of(session)):
+    for check in checks():
         yield from _findings(session, check)
 
 
@@ -117,9 +116,7 @@ def _findings(session: Session, check: Check) -> Iterator[Finding]:
         forgotten=now - timedelta(seconds=FORGOTTEN_SECONDS),
         unclaimed=now - timedelta(seconds=UNCLAIMED_SECONDS),
     )
-    rows = session.execute(
-        statement.columns(**check.kinds), execution_options={"yield_per": ROWS_AT_ONCE}
-    )
+    rows = session.execute(statement, execution_options={"yield_per": ROWS_AT_ONCE})
     for row in rows:
         yield _finding(check, row)
 
@@ -155,15 +152,15 @@ ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
 FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])
 
 
-def checks(sql: Dialect) -> list[Check]:
-    """Return the checks, their queries in the database's words."""
+def checks() -> list[Check]:
+    """Return the checks."""
     found = [
         _books(),
-        _customers(sql),
+        _customers(),
         _couriers(),
-        _orders(sql),
-        _records(sql),
-        _reservations(sql),
+        _orders(),
+        _records(),
+        _reservations(),
         _decisions(),
         _notices(),
         _unfinished(),
@@ -171,7 +168,7 @@ def checks(sql: Dialect) -> list[Check]:
     ]
     movements = movements_query()
     if movements is not None:
-        found += [_charges(sql, movements), _unintended(movements)]
+        found += [_charges(movements), _unintended(movements)]
     return found
 
 
@@ -195,7 +192,7 @@ def _books() -> Check:
     )
 
 
-def _customers(sql: Dialect) -> Check:
+def _customers() -> Check:
     return Check(
         subject="customer {id}",
         rows=f"""
@@ -235,7 +232,7 @@ def _couriers() -> Check:
     )
 
 
-def _orders(sql: Dialect) -> Check:
+def _orders() -> Check:
     """Check each order against its lines and the records of its present attempt."""
     taken = " OR ".join(f"{step} IN {HELD}" for step in COMPENSABLE)
     given_back = " OR ".join(f"{step} = 'undone'" for step in COMPENSABLE)
@@ -373,7 +370,7 @@ def _orders(sql: Dialect) -> Check:
     )
 
 
-def _records(sql: Dialect) -> Check:
+def _records() -> Check:
     """Check each record of the saga log by itself."""
     # What a person has settled is booked as back, or as written off.
     copies_back = (
@@ -453,7 +450,7 @@ def _records(sql: Dialect) -> Check:
     )
 
 
-def _reservations(sql: Dialect) -> Check:
+def _reservations() -> Check:
     """Check that what an order has reserved is what its lines ask for, title by title."""
     reserved = sql.number_at("s.result", "copies", "l.book_id")
     return Check(
@@ -517,7 +514,7 @@ def _notices() -> Check:
     )
 
 
-def _charges(sql: Dialect, movements: str) -> Check:
+def _charges(movements: str) -> Check:
     """Check what the gateway took and gave back against what is recorded of it.
 
     A charge of another gateway, from before it was changed, has a reference of another kind.
@@ -636,7 +633,6 @@ def _unfinished() -> Check:
                 is_warning=True,
             ),
         ],
-        kinds={"updated_at": UtcDateTime, "wait_until": UtcDateTime},
     )
 
 
@@ -654,5 +650,4 @@ def _unclear_charges() -> Check:
                 is_warning=True,
             )
         ],
-        kinds={"at": UtcDateTime},
     )

@@ -161,7 +161,7 @@ def giving_back(order_ids: Sequence[str]) -> list[str]:
         return list(
             session.scalars(
                 select(Order.id).where(
-                    among(session, col(Order.id), order_ids),
+                    among(col(Order.id), order_ids),
                     col(Order.status) == OrderStatus.COMPENSATING,
                 )
             )
@@ -172,12 +172,10 @@ def last_move_of(order_ids: Sequence[str]) -> datetime | None:
     """Return when one of the orders last changed or did a step; None if there are no such."""
     with reading() as session:
         changed = session.scalar(
-            select(func.max(col(Order.updated_at))).where(among(session, col(Order.id), order_ids))
+            select(func.max(col(Order.updated_at))).where(among(col(Order.id), order_ids))
         )
         did = session.scalar(
-            select(func.max(col(SagaRecord.at))).where(
-                among(session, col(SagaRecord.order_id), order_ids)
-            )
+            select(func.max(col(SagaRecord.at))).where(among(col(SagaRecord.order_id), order_ids))
         )
         return max(filter(None, (changed, did)), default=None)
 

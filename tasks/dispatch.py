@@ -193,7 +193,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
             for row in read_rows(
                 session,
                 select(Order.id, Order.attempt, Order.status, Order.run_id).where(
-                    among(session, col(Order.id), ids)
+                    among(col(Order.id), ids)
                 ),
             )
         }
@@ -212,7 +212,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
                     col(Decision.courier_id),
                     col(Decision.reason),
                     col(Decision.decided_by),
-                ).where(among(session, col(Decision.order_id), ids), col(Decision.accepted)),
+                ).where(among(col(Decision.order_id), ids), col(Decision.accepted)),
             )
         }
         run_ids = {order.run_id for order in orders.values() if order.run_id}
@@ -587,7 +587,7 @@ def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
         session,
         select(OrderLine.order_id, OrderLine.quantity, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id))
-        .where(among(session, col(OrderLine.order_id), ids)),
+        .where(among(col(OrderLine.order_id), ids)),
     ):
         titles[order_id].append(f"{quantity} of “{title}”")
     return [

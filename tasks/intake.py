@@ -115,7 +115,7 @@ def _answer(
 def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str]:
     found = session.execute(
         select(col(Customer.id), col(Customer.payment_method)).where(
-            among(session, col(Customer.id), user_ids)
+            among(col(Customer.id), user_ids)
         )
     )
     return dict(found.all())
@@ -123,7 +123,7 @@ def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str
 
 def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = session.execute(
-        select(col(Order.id), col(Order.request)).where(among(session, col(Order.id), order_ids))
+        select(col(Order.id), col(Order.request)).where(among(col(Order.id), order_ids))
     )
     return dict(found.all())
 

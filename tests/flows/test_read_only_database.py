@@ -18,7 +18,7 @@ from tasks.intake import claim_orders
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
-from tests.shop import kept_cents, ledger, order_row, postgresql_only, status, stock
+from tests.shop import kept_cents, ledger, order_row, status, stock
 
 ORDERS = 24
 READ_ONLY_SECONDS = 1.5
@@ -91,7 +91,6 @@ def all_are_well(orders: list[str]) -> None:
     assert {state for _, state, _ in ledger()} == {"captured"}
 
 
-@postgresql_only
 def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     runs: Runs, failover: Failover
 ) -> None:
@@ -106,7 +105,6 @@ def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     all_are_well(orders)
 
 
-@postgresql_only
 def test_a_batch_claims_orders_when_the_failover_is_over(
     runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +129,6 @@ def test_a_batch_claims_orders_when_the_failover_is_over(
     all_are_well(orders)
 
 
-@postgresql_only
 def test_a_batch_that_gives_up_is_started_again_and_nobody_is_refunded(
     runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
