@@ -7,8 +7,6 @@ idempotency key of its own for each attempt of the order.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
 from store.bulk import among, read_rows
@@ -22,16 +20,10 @@ from store.errors import (
 from store.models import Customer
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, StepRecord, backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
+from tasks.retries import is_last_try, retried
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def bill_customer(order_ids: list[str]) -> list[str]:
     """Capture what each order still owes; an order paid wholly in points is not billed.
 
@@ -91,13 +83,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def refund_customer(order_ids: list[str]) -> list[str]:
     """Give back what was captured for failed orders; the undo of bill_customer.
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
@@ -49,7 +47,7 @@ from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_whe
 from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.inventory import too_large
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
+from tasks.retries import is_last_try, retried
 from tasks.unsent import keep_and_tell
 
 logger = logging.getLogger("store.dispatch")
@@ -60,13 +58,7 @@ DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
 """Nothing that the dispatcher does helps an order in these."""
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def prepare_order(order_ids: list[str]) -> list[str]:
     """Send a message for each order that it seeks a courier; from now on the order waits.
 
@@ -106,13 +98,7 @@ def prepare_order(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def find_couriers(messages: list[OrderMessage]) -> list[str]:
     """Decide on each order that waits: the courier with the most free capacity takes it.
 
@@ -430,13 +416,7 @@ def prolong_waits(until: datetime) -> int:
         return len(order_ids)
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def dispatch_order(order_ids: list[str]) -> list[str]:
     """Publish that each order is on its way and hand it over to its courier.
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_missing, insert_rows, update_rows
@@ -28,7 +26,7 @@ from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.order_files import Reject, read_orders
 from tasks.orders import new_order, refused_method, require_same
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried
 from tasks.sources import opened, put_beside
 
 ORDERS_AT_ONCE = 1_000
@@ -164,13 +162,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
         return list(claimed)
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def load_orders(source: str, run_id: str | None = None, *, line_items: bool = False) -> Intake:
     """Submit the orders of a file; a second time changes nothing.
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
@@ -18,16 +16,10 @@ from store.errors import (
 )
 from store.models import Book, Courier, OrderLine
 from store.saga import backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def check_inventory(order_ids: list[str]) -> list[str]:
     """Reserve the copies of each order: all of its lines, or none.
 
@@ -64,13 +56,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def restore_quantity(order_ids: list[str]) -> list[str]:
     """Put the reserved copies of failed orders back on the shelf; the undo of check_inventory.
 

@@ -5,26 +5,18 @@ One point is worth one unit of the currency.
 
 from collections.abc import Iterable
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, read_rows
 from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried
 
 CENTS_PER_POINT = 100
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def redeem_points(order_ids: list[str]) -> list[str]:
     """Pay each order that asks for it with its customer's points, as far as they go.
 
@@ -61,13 +53,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried
 def restore_points(order_ids: list[str]) -> list[str]:
     """Give the redeemed points of failed orders back; the undo of redeem_points.
 
