@@ -23,7 +23,6 @@ from console.output import (
     terminal,
 )
 from flows.by_hand import cancel_order, require_cancellable
-from flows.compensation import UNDO
 from flows.order_events import run_url
 from flows.order_runs import (
     cancel_runs_to_come,
@@ -42,6 +41,7 @@ from tasks.order_rows import NamedTwice, once_each
 from tasks.orders import find_orders, outcome_error, read_order
 from tasks.reports import explain
 from tasks.sources import decoded, explain_encoding
+from tasks.steps import UNDOS
 
 AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
@@ -372,12 +372,12 @@ def _preview(order: Order, undos: list[OpenUndo], *, to_stderr: bool) -> None:
         return
     output.print("Cancelling it gives back:")
     for undo in undos:
-        output.print(f"  {UNDO[undo.step].name:<16}  {undo.at_stake}")
+        output.print(f"  {UNDOS[undo.step].name:<16}  {undo.at_stake}")
 
 
 def undo_as_data(undo: OpenUndo) -> dict[str, Any]:
     """Return an undo for programs, with the name of its task."""
-    return {**asdict(undo), "undo": UNDO[undo.step].name, "at_stake": undo.at_stake}
+    return {**asdict(undo), "undo": UNDOS[undo.step].name}
 
 
 def retry(order: str, /, *, as_json: AsJson = False) -> int:

@@ -41,19 +41,16 @@ from tasks.batches import (
     touch_batch,
     waits_until,
 )
-from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, prepare_order
+from tasks.dispatch import dispatch_order
 from tasks.intake import Intake, claim_orders, load_orders
-from tasks.inventory import check_inventory
 from tasks.orders import claim_failed_orders, failed_orders_without_customer
-from tasks.points import redeem_points
-from tasks.pricing import calculate_total
 from tasks.retries import is_transient
+from tasks.steps import BEFORE_THE_WAIT
 
 logger = logging.getLogger("store.batch")
 
-STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order)
-"""The steps up to the wait, as in `store_checkout`."""
+STEPS = tuple(step.task for step in BEFORE_THE_WAIT)
+"""The tasks up to the wait, as in `store_checkout`."""
 DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
 """What an order is that only has to be finished, forwards or backwards."""
 CONCURRENCY = 2

@@ -29,11 +29,9 @@ from store.errors import (
 )
 from store.models import OrderStatus
 from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
-from tasks.billing import refund_customer
-from tasks.inventory import restore_quantity
 from tasks.orders import orders_of_run
-from tasks.points import restore_points
 from tasks.retries import is_transient
+from tasks.steps import UNDOS
 
 logger = logging.getLogger("store.compensation")
 
@@ -43,12 +41,8 @@ GROUP = 1_000
 TAGS_AT_MOST = 20
 """Orders by which a run of `compensate` is found: each is a tag that Prefect's UI shows."""
 
-UNDO = {
-    "bill_customer": refund_customer,
-    "check_inventory": restore_quantity,
-    "redeem_points": restore_points,
-}
-"""Each compensable step's undo, in the order of undoing."""
+UNDO = {step: undo.task for step, undo in UNDOS.items()}
+"""The task that undoes each compensable step, in the order of undoing."""
 
 
 @flow(name="compensate", retries=0, persist_result=False)

@@ -32,8 +32,8 @@ from store.models import (
     utc_now,
 )
 from store.payments import movements_query
-from store.saga import COMPENSABLE, SEQUENCE
 from tasks.points import CENTS_PER_POINT
+from tasks.steps import ALWAYS, BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS
 
 FORGOTTEN_SECONDS = 3600
 """An order that stood still for so long is looked for by nobody: recovery comes every minute."""
@@ -147,7 +147,11 @@ def _finding(check: Check, row: Row[Any]) -> Finding:
 
 
 HELD = sql_list(HOLDING)
-TAKING = sql_list(COMPENSABLE)
+TAKING = sql_list(list(UNDOS))
+INTENDED = sql_list([step.name for step in STEPS if step.asks_outside])
+REFUSABLE = sql_list([step.name for step in STEPS if step.asks_outside and step.name in UNDOS])
+STATES = ", ".join(f"{name}: {{{name}}}" for name in SEQUENCE)
+"""The state of each step in an order's row, for a finding."""
 FORWARD = sql_list(GOING_FORWARD)
 BACKWARD = sql_list(GIVING_BACK)
 BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
@@ -237,9 +241,9 @@ def _couriers() -> Check:
 
 def _orders(sql: Dialect) -> Check:
     """Check each order against its lines and the records of its present attempt."""
-    taken = " OR ".join(f"{step} IN {HELD}" for step in COMPENSABLE)
-    given_back = " OR ".join(f"{step} = 'undone'" for step in COMPENSABLE)
-    refused = " OR ".join(f"{step} IN ('undone', 'void')" for step in COMPENSABLE)
+    taken = " OR ".join(f"{step} IN {HELD}" for step in UNDOS)
+    given_back = " OR ".join(f"{step} = 'undone'" for step in UNDOS)
+    refused = " OR ".join(f"{step} IN ('undone', 'void')" for step in UNDOS)
     any_step = " OR ".join(f"{step} IS NOT NULL" for step in SEQUENCE)
     states = ", ".join(f"MAX(CASE WHEN step = '{s}' THEN state END) AS {s}" for s in SEQUENCE)
     return Check(
@@ -289,33 +293,22 @@ def _orders(sql: Dialect) -> Check:
             Rule(
                 "I4 compensated",
                 f"status = 'compensated' AND ({taken} OR NOT COALESCE({given_back}, FALSE))",
-                "is compensated; copies: {check_inventory}, points: {redeem_points}, "
-                "money: {bill_customer}",
+                f"is compensated; {STATES}",
             ),
             Rule(
                 "I4 forward",
                 f"status IN {FORWARD} AND ({refused})",
-                "is {status}; copies: {check_inventory}, points: {redeem_points}, "
-                "money: {bill_customer}",
+                f"is {{status}}; {STATES}",
             ),
             Rule(
                 "I5 sequence",
-                "(calculate_total IS NOT NULL AND check_inventory IS NULL) OR "
-                "((redeem_points IS NOT NULL OR bill_customer IS NOT NULL "
-                "OR prepare_order IS NOT NULL) AND calculate_total IS NULL) OR "
-                "(dispatch_order IS NOT NULL AND prepare_order IS NULL)",
-                "has a step without the one before it; reserved: {check_inventory}, priced: "
-                "{calculate_total}, asked for a courier: {prepare_order}",
+                " OR ".join(_out_of_sequence()),
+                f"has a step without the one before it; {STATES}",
             ),
             Rule(
                 "I4 steps",
-                f"status IN {BILLED} AND (COALESCE(check_inventory, '') <> 'done' "
-                "OR COALESCE(calculate_total, '') <> 'done' "
-                "OR (redeem AND COALESCE(redeem_points, '') <> 'done') "
-                "OR (COALESCE(due_cents, 1) > 0 AND COALESCE(bill_customer, '') <> 'done') "
-                "OR prepare_order IS NULL)",
-                "is {status}; reserved: {check_inventory}, priced: {calculate_total}, points: "
-                "{redeem_points}, money: {bill_customer}, asked for a courier: {prepare_order}",
+                f"status IN {BILLED} AND ({' OR '.join(_missing())})",
+                f"is {{status}}; {STATES}",
             ),
             Rule(
                 "I4 steps",
@@ -373,6 +366,28 @@ def _orders(sql: Dialect) -> Check:
     )
 
 
+def _out_of_sequence() -> Iterator[str]:
+    """Yield the condition, for each step, that the last one before it is missing.
+
+    Only steps that every order needs tell it.
+    """
+    before = None
+    for step in STEPS:
+        if before is not None:
+            yield f"({step.name} IS NOT NULL AND {before} IS NULL)"
+        if step.needed is ALWAYS:
+            before = step.name
+
+
+def _missing() -> Iterator[str]:
+    """Yield the condition, for each step before the wait, that an order lacks it and needs it."""
+    for step in BEFORE_THE_WAIT:
+        lacks = (
+            f"COALESCE({step.name}, '') <> 'done'" if step.is_awaited else f"{step.name} IS NULL"
+        )
+        yield f"({step.needed.sql} AND {lacks})"
+
+
 def _records(sql: Dialect) -> Check:
     """Check each record of the saga log by itself."""
     # What a person has settled is booked as back, or as written off.
@@ -396,8 +411,8 @@ def _records(sql: Dialect) -> Check:
                 "I5 record",
                 f"step NOT IN {sql_list(SEQUENCE)} OR state NOT IN {sql_list(list(StepState))} "
                 f"OR (state = 'undone' AND step NOT IN {TAKING}) "
-                "OR (state = 'void' AND step <> 'bill_customer') OR (state = 'intended' AND "
-                "step NOT IN ('bill_customer', 'prepare_order', 'dispatch_order'))",
+                f"OR (state = 'void' AND step NOT IN {REFUSABLE}) "
+                f"OR (state = 'intended' AND step NOT IN {INTENDED})",
                 "{step} of attempt {attempt} is {state}, which cannot be",
             ),
             Rule(

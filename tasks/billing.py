@@ -5,7 +5,8 @@ idempotency key of its own for each attempt of the order.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -17,10 +18,12 @@ from store.errors import (
     PaymentRefused,
     first_of,
 )
+from store.messages import money
 from store.models import Customer
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, StepRecord, backward, forward
 from tasks.retries import is_last_try, retried
+from tasks.undo import Taken
 
 
 @retried
@@ -129,6 +132,20 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         refusal.reasons = {id_: why for why, ids in refused.items() for id_ in ids}
         raise refusal
     return settled
+
+
+def charge_in_words(taken: Taken) -> str:
+    """Return the amount that was captured; empty for none."""
+    cents = taken.result.get("amount_cents", 0)
+    if not cents:
+        return ""
+    amount = money(cents, taken.currency)
+    return f"{amount}, if it was captured" if taken.in_doubt else amount
+
+
+def settle_charge(_session: Session, taken: Mapping[str, Any], _put_back: bool) -> dict[str, Any]:
+    """Return what a person gave back outside of the gateway; there is nothing to book here."""
+    return {"amount_cents": taken["amount_cents"]}
 
 
 def _present_customers(session: Session, orders: Sequence[SagaOrder]) -> set[str]:

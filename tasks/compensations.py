@@ -8,22 +8,21 @@ the books to agree with it (docs/adr/0010-settled-by-hand.md).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlmodel import Session, col, exists, select
 
 from store.database import reading
 from store.errors import NothingToUndo
-from store.messages import money
 from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState
-from store.saga import COMPENSABLE, StepRecord, backward
-from tasks.inventory import settle_copies
+from store.saga import backward
 from tasks.orders import read_order
-from tasks.points import settle_points
+from tasks.steps import UNDOS
+from tasks.undo import Taken
 
 RETRY_UNDO_FIRST = timedelta(minutes=1)
 RETRY_UNDO_LAST = timedelta(hours=1)
 """A failed undo is tried again after a time that doubles between these."""
+NOTHING = "nothing"
 DOUBLED_AT_MOST = 10
 """Times; far past the longest time, and small enough for a date."""
 
@@ -47,14 +46,15 @@ class Copies:
 class OpenUndo:
     """A step of an order that is, or would be, to be undone, and what is at stake.
 
-    The amount counts for ``bill_customer``, the copies for ``check_inventory`` and the points for
-    ``redeem_points``. ``in_doubt`` says that nobody knows whether the amount was captured.
+    ``at_stake`` says it in words; amount, copies and points are those of the steps that take such.
+    ``in_doubt`` says that the step's outcome is unknown.
     """
 
     order_id: str
     attempt: int
     step: str
     currency: str
+    at_stake: str
     amount_cents: int = 0
     in_doubt: bool = False
     copies: tuple[Copies, ...] = ()
@@ -63,23 +63,12 @@ class OpenUndo:
     error: str | None = None
     next_try_at: datetime | None = None
 
-    @property
-    def at_stake(self) -> str:
-        """Return what is at stake in words."""
-        match self.step:
-            case "bill_customer":
-                amount = money(self.amount_cents, self.currency)
-                return f"{amount}, if it was captured" if self.in_doubt else amount
-            case "check_inventory":
-                return ", ".join(f"{each.quantity} of “{each.title}”" for each in self.copies)
-            case _:
-                return f"{self.points} points"
-
 
 def open_undos(order_id: str) -> list[OpenUndo]:
     """Return what the order holds and would give back if it were cancelled now; reads only.
 
-    The undos are in their order. One of no points at all is left out, unless it has failed.
+    The undos are in their order. One of nothing, such as of no points, is left out unless it has
+    failed.
 
     Raises:
         OrderNotFound: no order has the id.
@@ -89,7 +78,7 @@ def open_undos(order_id: str) -> list[OpenUndo]:
         records = _held(session, [order])
         titles = _titles(session, records)
     found = [_open_undo(order, record, titles) for record in records]
-    return [undo for undo in found if undo.amount_cents or undo.copies or undo.points or undo.error]
+    return [undo for undo in found if undo.at_stake != NOTHING or undo.error]
 
 
 def failed_undos(limit: int) -> list[OpenUndo]:
@@ -132,13 +121,13 @@ def _held(session: Session, orders: Sequence[Order]) -> list[SagaRecord]:
     found = session.exec(
         select(SagaRecord).where(
             col(SagaRecord.order_id).in_(attempts),
-            col(SagaRecord.step).in_(COMPENSABLE),
+            col(SagaRecord.step).in_(UNDOS),
             col(SagaRecord.state).in_(HOLDING),
         )
     )
     return sorted(
         (record for record in found if record.attempt == attempts[record.order_id]),
-        key=lambda record: COMPENSABLE.index(record.step),
+        key=lambda record: UNDOS[record.step].place,
     )
 
 
@@ -161,13 +150,16 @@ def _open_undo(
     next_try: datetime | None = None,
 ) -> OpenUndo:
     taken = record.result
+    in_doubt = record.state == StepState.INTENDED
+    words = UNDOS[record.step].in_words(Taken(taken, order.currency, in_doubt, titles))
     return OpenUndo(
         order_id=order.id,
         attempt=record.attempt,
         step=record.step,
         currency=order.currency,
+        at_stake=words or NOTHING,
         amount_cents=taken.get("amount_cents", 0),
-        in_doubt=record.step == "bill_customer" and record.state == StepState.INTENDED,
+        in_doubt=in_doubt,
         copies=tuple(
             Copies(id_, titles.get(id_, id_), quantity)
             for id_, quantity in taken.get("copies", {}).items()
@@ -187,14 +179,16 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
         step: The step whose undo failed.
         by: Who has seen to it.
         reason: What was done, or why nothing can be.
-        put_back: Whether the copies or points are the shop's or the customer's again, which is
-            then booked; otherwise they are written off. Money was given back in either case.
+        put_back: Whether what was taken is where it came from again, which is then booked;
+            otherwise it is written off. Money was given back in either case.
 
     Raises:
         OrderNotFound: no order has the id.
         NothingToUndo: the undo is done, was never needed, or has not failed; nothing changed.
     """
     read_order(order_id)
+    if step not in UNDOS:
+        raise NothingToUndo(f"{step} is not a step with an undo; those are {', '.join(UNDOS)}")
     with backward(step, [order_id]) as undo:
         failed = [record for _, record in undo.todo if record.undo_error is not None]
         if failed:
@@ -202,7 +196,7 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
             undo.undone(
                 record,
                 {
-                    **_settle(undo.session, record, put_back=put_back),
+                    **UNDOS[step].settle(undo.session, record.result, put_back),
                     "settled_by": by,
                     "reason": reason,
                     "failed_with": record.undo_error,
@@ -210,21 +204,6 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
             )
             return
     raise NothingToUndo(why_not_open(order_id, step))
-
-
-def _settle(session: Session, record: StepRecord, *, put_back: bool) -> dict[str, Any]:
-    """Correct the books; return what the record says was given back and what was written off."""
-    match record.step:
-        case "bill_customer":
-            return {"amount_cents": record.result["amount_cents"]}
-        case "check_inventory":
-            copies = record.result["copies"]
-            settle_copies(session, copies, put_back=put_back)
-            return {"copies": copies} if put_back else {"copies": {}, "written_off": copies}
-        case _:
-            points = record.result["points"]
-            settle_points(session, record.result["user_id"], points, put_back=put_back)
-            return {"points": points} if put_back else {"points": 0, "written_off": points}
 
 
 def why_not_open(order_id: str, step: str) -> str:

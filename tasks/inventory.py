@@ -1,7 +1,7 @@
 """The stock: ``check_inventory`` reserves copies, ``restore_quantity`` gives them back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
@@ -17,6 +17,7 @@ from store.errors import (
 from store.models import Book, Courier, OrderLine
 from store.saga import backward, forward
 from tasks.retries import retried
+from tasks.undo import Taken
 
 
 @retried
@@ -79,17 +80,28 @@ def too_large(copies: int) -> NoCourierAvailable:
     return NoCourierAvailable(f"no courier carries {copies} copies at once")
 
 
-def settle_copies(session: Session, copies: Mapping[str, int], *, put_back: bool) -> None:
+def copies_in_words(taken: Taken) -> str:
+    """Return how many copies were taken, by title where titles are given; empty for none."""
+    copies: Mapping[str, int] = taken.result.get("copies", {})
+    if taken.titles is None:
+        return f"{sum(copies.values())} copies" if copies else ""
+    titles = taken.titles
+    return ", ".join(f"{quantity} of “{titles.get(id_, id_)}”" for id_, quantity in copies.items())
+
+
+def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
     """Book copies that a person has seen to: back on the shelf, or lost and written off.
 
     A lost copy is taken out of all that ever came in, so that the stock still adds up.
     """
+    copies: Mapping[str, int] = taken["copies"]
     _lock_books(session, set(copies))
     if put_back:
         increase(session, Book, "quantity", copies)
-    else:
-        lost = {book_id: -quantity for book_id, quantity in copies.items()}
-        increase(session, Book, "initial_quantity", lost)
+        return {"copies": copies}
+    lost = {book_id: -quantity for book_id, quantity in copies.items()}
+    increase(session, Book, "initial_quantity", lost)
+    return {"copies": {}, "written_off": copies}
 
 
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:

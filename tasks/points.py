@@ -3,7 +3,8 @@
 One point is worth one unit of the currency.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -12,6 +13,7 @@ from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
 from tasks.retries import retried
+from tasks.undo import Taken
 
 CENTS_PER_POINT = 100
 
@@ -76,17 +78,25 @@ def restore_points(order_ids: list[str]) -> list[str]:
         return [order.id for order, _ in undo.todo]
 
 
-def settle_points(session: Session, user_id: str, points: int, *, put_back: bool) -> None:
+def points_in_words(taken: Taken) -> str:
+    """Return how many points were taken; empty for none."""
+    points = taken.result.get("points", 0)
+    return f"{points} points" if points else ""
+
+
+def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
     """Book points that a person has seen to: back on the account, or made good in another way.
 
     Points made good otherwise are taken out of all that were ever granted, so that they still
     add up.
     """
+    user_id, points = taken["user_id"], taken["points"]
     _lock_customers(session, [user_id])
     if put_back:
         increase(session, Customer, "points", {user_id: points})
-    else:
-        increase(session, Customer, "initial_points", {user_id: -points})
+        return {"points": points}
+    increase(session, Customer, "initial_points", {user_id: -points})
+    return {"points": 0, "written_off": points}
 
 
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:

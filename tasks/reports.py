@@ -4,9 +4,8 @@ Nothing in here names a customer: notices, artifacts and logs outlive the order 
 many.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -26,11 +25,14 @@ from store.models import (
     utc_now,
 )
 from store.notifications import Notice, topic
-from store.saga import lock_orders, taken_by
+from store.saga import StepRecord, lock_orders, taken_by
 from store.settings import settings
 from tasks.batches import batches_among
+from tasks.compensations import open_undos
 from tasks.orders import outcome_error
+from tasks.steps import UNDOS
 from tasks.story import in_words
+from tasks.undo import Taken
 
 
 def timeline(order_id: str) -> str:
@@ -144,7 +146,8 @@ def describe(order: Order, refused: str) -> str:
             "",
             f"Couriers: {', '.join(free) or 'none'}.",
             "",
-            "Is there a courier who takes the order? If not, it is refunded and undone.",
+            "Is there a courier who takes the order? If not, all that it has taken is given back: "
+            f"{', '.join(undo.at_stake for undo in open_undos(order.id)) or 'nothing'}.",
         ]
     )
 
@@ -159,8 +162,9 @@ def explain(order_id: str, error: OrderError) -> OrderError:
     with transaction() as session:
         order = lock_orders(session, [order_id])[order_id]
         taken = taken_by(session, order)
-    undone = {r.step: r.undo_result for r in taken if r.undo_result is not None}
-    held = {r.step: r.result for r in taken if r.undo_result is None}
+    taken.sort(key=lambda record: UNDOS[record.step].place)
+    undone = [record for record in taken if record.undo_result is not None]
+    held = [record for record in taken if record.undo_result is None]
     parts = [
         *([f"Given back: {given}."] if (given := _amounts(undone, order.currency)) else []),
         *([f"To be given back: {left}."] if (left := _amounts(held, order.currency)) else []),
@@ -169,19 +173,19 @@ def explain(order_id: str, error: OrderError) -> OrderError:
     return type(error)(" ".join([f"{why}.", *(parts or ["Nothing was taken."])]))
 
 
-def _amounts(taken: Mapping[str, Mapping[str, Any]], currency: str) -> str:
-    """Return money, copies and points by step as people read them; empty if there are none."""
-    amounts = []
-    charge = taken.get("bill_customer", {})
-    if cents := charge.get("amount_cents"):
-        in_doubt = charge.keys().isdisjoint(["reference", "settled_by"])
-        amount = money(cents, currency)
-        amounts.append(f"{amount}, if it was captured" if in_doubt else amount)
-    if copies := taken.get("check_inventory", {}).get("copies"):
-        amounts.append(f"{sum(copies.values())} copies")
-    if points := taken.get("redeem_points", {}).get("points"):
-        amounts.append(f"{points} points")
-    return ", ".join(amounts)
+def _amounts(records: Sequence[StepRecord], currency: str) -> str:
+    """Return what steps took, or what of it was given back, in words; empty if it is nothing."""
+    words = (
+        UNDOS[record.step].in_words(
+            Taken(
+                record.result if record.undo_result is None else record.undo_result,
+                currency,
+                in_doubt=record.state == StepState.INTENDED,
+            )
+        )
+        for record in records
+    )
+    return ", ".join(filter(None, words))
 
 
 def receipt(order_id: str) -> Receipt:

@@ -26,11 +26,12 @@ from deployments.local import EXAMPLE_ORDER
 from deployments.prefect_yaml import variables_of
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
-from flows.compensation import UNDO
 from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer
 from store.models import ENDED, OrderStatus
 from store.settings import Settings
 from tasks.retries import RETRIES
+from tasks.steps import STEPS, UNDOS
+from tasks.undo import Undo
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 README = (PROJECT_DIR / "README.md").read_text()
@@ -229,18 +230,26 @@ def test_the_reference_names_every_task() -> None:
     assert task_names() <= set(_CODE.findall(section("docs/reference.md ## Steps and undos")))
 
 
-def test_the_steps_table_pairs_each_step_with_its_undo_in_the_code() -> None:
-    rows = table("docs/reference.md ## Steps and undos", "Step")
-    undos = {step: undo for step, (_, undo) in rows.items() if not undo.startswith("none: ")}
-    assert undos == {step: f"`{undo.name}`" for step, undo in UNDO.items()}
-    assert set(rows) == task_names() - {undo.name for undo in UNDO.values()} - NOT_OF_THE_CHECKOUT
+def test_the_steps_table_is_that_of_the_code() -> None:
+    rows = [
+        f"| `{step.name}` | {step.effect} | "
+        f"{f'`{step.undo.name}`' if isinstance(step.undo, Undo) else f'none: {step.undo}'} |"
+        for step in STEPS
+    ]
+    written = "\n".join(["| Step | Effect | Undo |", "|---|---|---|", *rows])
+    assert f"\n{written}\n" in section("docs/reference.md ## Steps and undos")
+
+
+def test_every_task_is_a_step_an_undo_or_of_another_flow() -> None:
+    undos = {undo.name for undo in UNDOS.values()}
+    assert task_names() == {step.name for step in STEPS} | undos | NOT_OF_THE_CHECKOUT
 
 
 def test_the_documents_give_the_order_of_undoing() -> None:
-    undos = ", ".join(f"`{undo.name}`" for undo in UNDO.values())
+    undos = ", ".join(f"`{undo.name}`" for undo in UNDOS.values())
     steps = section("docs/reference.md ## Steps and undos")
     assert f"The undos run in the order {undos}." in " ".join(steps.split())
-    assert [f"{undo.name}" for undo in UNDO.values()] == re.findall(
+    assert [f"{undo.name}" for undo in UNDOS.values()] == re.findall(
         r"\w+\[\"((?:refund|restore)_\w+)\"\]", README
     )
 
