@@ -17,7 +17,7 @@ from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
-from store.errors import DatabaseTooNew, PaymentRefused
+from store.errors import DatabaseTooNew, PaymentRefused, and_more
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
@@ -206,9 +206,9 @@ def _orders() -> Iterator[Diagnosis]:
         named = [f"{order.subject} {order.facts}" for order in islice(forgotten, NAMED)]
         more = sum(1 for _ in forgotten)
     if named:
-        rest = [f"and {more} more"] if more else []
+        names = "; ".join([*named, *and_more(more)])
         yield warning(
-            f"{len(named) + more} orders have not moved for long: {'; '.join([*named, *rest])}",
+            f"{len(named) + more} orders have not moved for long: {names}",
             "see that recover-orders runs; `checkout audit` names them all",
         )
     else:

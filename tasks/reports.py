@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from store.bulk import update_rows
 from store.database import reading, transaction
-from store.errors import OrderError, OrderInProgress, one_line
+from store.errors import OrderError, OrderInProgress, and_more, one_line
 from store.messages import Receipt, ReceiptLine, money
 from store.models import (
     Book,
@@ -292,7 +292,6 @@ def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
         count: How many there are.
         run_id: The audit's flow run.
     """
-    more = [f"… and {count - len(findings)} more"] if count > len(findings) else []
     topic().publish(
         [
             Notice(
@@ -300,7 +299,12 @@ def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
                 order_id="",
                 subject=f"The books are off: {count} findings",
                 body="\n".join(
-                    [*findings, *more, "", "See docs/runbook.md, and `checkout audit`."]
+                    [
+                        *findings,
+                        *and_more(count - len(findings)),
+                        "",
+                        "See docs/runbook.md, and `checkout audit`.",
+                    ]
                 ),
                 data={"event": "books-off", "runId": run_id, "count": count},
             )
