@@ -22,11 +22,11 @@ from store.messages import money
 from store.models import Customer
 from store.payments import Charge, payment_gateway
 from store.saga import SagaOrder, StepRecord, backward, forward
-from tasks.retries import is_last_try, retried
+from tasks.retries import is_last_try, retried_task
 from tasks.undo import Taken
 
 
-@retried
+@retried_task
 def bill_customer(order_ids: list[str]) -> list[str]:
     """Capture what each order still owes; an order paid wholly in points is not billed.
 
@@ -86,7 +86,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@retried
+@retried_task
 def refund_customer(order_ids: list[str]) -> list[str]:
     """Give back what was captured for failed orders; the undo of bill_customer.
 

@@ -47,7 +47,7 @@ from store.saga import SagaOrder, forward, give_up, lock_orders, lock_orders_whe
 from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.inventory import too_large
-from tasks.retries import is_last_try, retried
+from tasks.retries import is_last_try, retried_task
 from tasks.unsent import keep_and_tell
 
 logger = logging.getLogger("store.dispatch")
@@ -58,7 +58,7 @@ DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
 """Nothing that the dispatcher does helps an order in these."""
 
 
-@retried
+@retried_task
 def prepare_order(order_ids: list[str]) -> list[str]:
     """Send a message for each order that it seeks a courier; from now on the order waits.
 
@@ -98,7 +98,7 @@ def prepare_order(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@retried
+@retried_task
 def find_couriers(messages: list[OrderMessage]) -> list[str]:
     """Decide on each order that waits: the courier with the most free capacity takes it.
 
@@ -416,7 +416,7 @@ def prolong_waits(until: datetime) -> int:
         return len(order_ids)
 
 
-@retried
+@retried_task
 def dispatch_order(order_ids: list[str]) -> list[str]:
     """Publish that each order is on its way and hand it over to its courier.
 

@@ -26,7 +26,7 @@ from store.settings import settings
 from tasks.batches import touch_batch
 from tasks.order_files import Reject, read_orders
 from tasks.orders import new_order, refused_method, require_same
-from tasks.retries import retried
+from tasks.retries import retried_task
 from tasks.sources import opened, put_beside
 
 ORDERS_AT_ONCE = 1_000
@@ -162,7 +162,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
         return list(claimed)
 
 
-@retried
+@retried_task
 def load_orders(source: str, run_id: str | None = None, *, line_items: bool = False) -> Intake:
     """Submit the orders of a file; a second time changes nothing.
 

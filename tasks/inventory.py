@@ -16,11 +16,11 @@ from store.errors import (
 )
 from store.models import Book, Courier, OrderLine
 from store.saga import backward, forward
-from tasks.retries import retried
+from tasks.retries import retried_task
 from tasks.undo import Taken
 
 
-@retried
+@retried_task
 def check_inventory(order_ids: list[str]) -> list[str]:
     """Reserve the copies of each order: all of its lines, or none.
 
@@ -57,7 +57,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@retried
+@retried_task
 def restore_quantity(order_ids: list[str]) -> list[str]:
     """Put the reserved copies of failed orders back on the shelf; the undo of check_inventory.
 

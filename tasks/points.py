@@ -12,13 +12,13 @@ from store.bulk import among, increase, read_rows
 from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
-from tasks.retries import retried
+from tasks.retries import retried_task
 from tasks.undo import Taken
 
 CENTS_PER_POINT = 100
 
 
-@retried
+@retried_task
 def redeem_points(order_ids: list[str]) -> list[str]:
     """Pay each order that asks for it with its customer's points, as far as they go.
 
@@ -55,7 +55,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@retried
+@retried_task
 def restore_points(order_ids: list[str]) -> list[str]:
     """Give the redeemed points of failed orders back; the undo of redeem_points.
 

@@ -6,10 +6,10 @@ from store.bulk import among, read_rows, update_rows
 from store.errors import BookHasNoPrice
 from store.models import Book, OrderLine
 from store.saga import forward
-from tasks.retries import retried
+from tasks.retries import retried_task
 
 
-@retried
+@retried_task
 def calculate_total(order_ids: list[str]) -> list[str]:
     """Write each order's unit prices and total, in cents; prices that change later do not count.
 

@@ -23,7 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def retried(work: Callable[P, R]) -> Task[P, R]:
+def retried_task(work: Callable[P, R]) -> Task[P, R]:
     """Make a Prefect task of a step, an undo or a load; retry it after a transient failure.
 
     Nothing of it is cached: what is done is in the database, and is asked there.

@@ -34,11 +34,11 @@ from sqlmodel import Session
 from store.bulk import increase
 from store.models import Box
 from store.saga import backward, forward
-from tasks.retries import retried
+from tasks.retries import retried_task
 from tasks.undo import Taken
 
 
-@retried
+@retried_task
 def wrap_gift(order_ids: list[str]) -> list[str]:
     """Take a box for each order of several copies. Undone by :func:`unwrap_gift`."""
     with forward("wrap_gift", order_ids) as step:
@@ -52,7 +52,7 @@ def wrap_gift(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@retried
+@retried_task
 def unwrap_gift(order_ids: list[str]) -> list[str]:
     """Give the boxes of failed orders back; the undo of wrap_gift."""
     with backward("wrap_gift", order_ids) as undo:
