@@ -25,9 +25,9 @@ from flows.batch_limits import (
 )
 from flows.batch_report import BatchReport, on_progress
 from flows.order_runs import prefect_client
+from orders.batches import FailedOrder, failed_orders, require_batch
+from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder
-from tasks.batches import FailedOrder, failed_orders, require_batch
-from tasks.intake import Intake, load_orders, submit_orders
 
 ChunkSize = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CHUNK_SIZE_AT_MOST))]
 Concurrency = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CONCURRENCY_AT_MOST))]

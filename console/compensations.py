@@ -7,9 +7,9 @@ from cyclopts import App, CycloptsError, Parameter
 from console.orders import undo_as_data
 from console.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 from flows.by_hand import settle_undo, try_undos
+from orders.acceptance import read_order
+from reports.compensations import OpenUndo, failed_undos, open_undos
 from store.models import utc_now
-from tasks.compensations import OpenUndo, failed_undos, open_undos
-from tasks.orders import read_order
 from tasks.steps import UNDOS
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from console.numbers import WholeNumber
 from console.output import terminal
+from reports.figures import read_figures
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
 from store.queue import order_queue
 from store.settings import settings
-from tasks.figures import read_figures
 from tasks.steps import SEQUENCE
 from tasks.steps import UNDOS as UNDOS_BY_STEP
 

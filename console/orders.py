@@ -32,15 +32,15 @@ from flows.order_runs import (
 )
 from flows.order_runs import retry as start_attempt
 from flows.order_runs import submit as start_checkout
+from orders.acceptance import find_orders, outcome_error, read_order
+from orders.rows import NamedTwice, once_each
+from orders.sources import decoded, explain_encoding
+from reports.compensations import OpenUndo, open_undos
+from reports.notices import explain
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
 from store.wrong_input import Problem, problems
-from tasks.compensations import OpenUndo, open_undos
-from tasks.order_rows import NamedTwice, once_each
-from tasks.orders import find_orders, outcome_error, read_order
-from tasks.reports import explain
-from tasks.sources import decoded, explain_encoding
 from tasks.steps import UNDOS
 
 AGE_AT_MOST = timedelta(days=36_500)

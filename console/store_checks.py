@@ -15,6 +15,8 @@ from sqlalchemy.exc import ArgumentError
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
 from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
+from reports.audit import forgotten_orders
+from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
 from store.errors import DatabaseTooNew, PaymentRefused, and_more
@@ -22,8 +24,6 @@ from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
 from store.wrong_input import described
-from tasks.audit import forgotten_orders
-from tasks.figures import sums_of_failed_undos
 from tasks.unsent import unsent_messages
 
 LEAST_VISIBILITY_SECONDS = 30

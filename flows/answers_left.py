@@ -11,9 +11,9 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows import batch_wait, courier_wait
 from flows.batch_limits import CHUNK_SIZE
+from orders.acceptance import read_order
+from orders.batches import batches_among
 from store.models import OrderStatus
-from tasks.batches import batches_among
-from tasks.orders import read_order
 
 
 def record_answers_left(

@@ -36,11 +36,8 @@ from flows.defects import is_interruption, narrow_down
 from flows.order_events import tell
 from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
-from store.models import OrderStatus
-from store.saga import abandon
-from store.settings import settings
-from tasks.batches import (
+from orders.acceptance import claim_failed_orders, failed_orders_without_customer
+from orders.batches import (
     begin_batch,
     count_by_status,
     giving_back,
@@ -49,9 +46,12 @@ from tasks.batches import (
     touch_batch,
     waits_until,
 )
+from orders.intake import Intake, claim_orders, load_orders
+from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
+from store.models import OrderStatus
+from store.saga import abandon
+from store.settings import settings
 from tasks.dispatch import dispatch_order
-from tasks.intake import Intake, claim_orders, load_orders
-from tasks.orders import claim_failed_orders, failed_orders_without_customer
 from tasks.steps import BEFORE_THE_WAIT
 
 logger = logging.getLogger("store.batch")

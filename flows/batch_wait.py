@@ -11,10 +11,10 @@ from functools import partial
 from prefect.input import RunInput
 
 from flows.pause import Question, Wait, once_the_server_answers, pause_run
+from orders.batches import count_by_status, pages_of_run, touch_batch, waits_until
 from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus
-from tasks.batches import count_by_status, pages_of_run, touch_batch, waits_until
 from tasks.dispatch import answer_waiting, expire_waits
 
 logger = logging.getLogger("store.batch")

@@ -18,16 +18,16 @@ from flows.courier_wait import await_courier
 from flows.defects import is_interruption
 from flows.order_events import emit_statuses, form_url, publish_timeline_of_run, tell
 from flows.pause import Wait
+from orders.acceptance import AcceptedOrder, accept_order, begin_attempt, read_order
+from reports.notices import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
 from store.models import ENDED
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import AcceptedOrder, accept_order, begin_attempt, read_order
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
-from tasks.reports import explain, receipt
 
 ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server

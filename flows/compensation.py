@@ -18,6 +18,7 @@ from flows.continuation import continue_run
 from flows.defects import is_interruption, narrow_down
 from flows.order_events import tell
 from flows.run_states import is_cancelled_by_person
+from orders.acceptance import orders_of_run
 from store.errors import (
     CheckoutFailed,
     CompensationFailed,
@@ -30,7 +31,6 @@ from store.errors import (
 )
 from store.models import OrderStatus
 from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
-from tasks.orders import orders_of_run
 from tasks.steps import UNDOS
 
 logger = logging.getLogger("store.compensation")

@@ -21,16 +21,16 @@ from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Crashed
 
 from flows.run_states import deployments, mark_replaced, worker_can_take
-from store.models import Order
-from store.settings import settings
-from tasks.batches import batches_among, hand_over_batch, read_batch
-from tasks.orders import (
+from orders.acceptance import (
     continuations_of_run,
     count_continuation,
     hand_over,
     orders_of_run,
     read_order,
 )
+from orders.batches import batches_among, hand_over_batch, read_batch
+from store.models import Order
+from store.settings import settings
 
 CONTINUATION = "store:continuation"
 """Tag of a run that takes over a crashed run's order. It never begins a new attempt."""

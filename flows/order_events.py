@@ -19,9 +19,9 @@ from prefect.events import emit_event
 from prefect.flows import Flow
 from prefect.utilities.urls import url_for
 
+from orders.acceptance import finished_orders_of_run, read_order
+from reports.notices import announce_failed_compensation, announce_wait, timeline
 from store.models import Order, OrderStatus
-from tasks.orders import finished_orders_of_run, read_order
-from tasks.reports import announce_failed_compensation, announce_wait, timeline
 
 logger = logging.getLogger("store.order_events")
 

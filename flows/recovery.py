@@ -30,22 +30,22 @@ from flows.lost_runs import HOOK_TIME, lost_runs, start_again
 from flows.order_events import form_url, tell
 from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
 from flows.work_pool import pool_is_closed
+from orders.acceptance import (
+    UnfinishedOrder,
+    finished_orders_of_run,
+    read_order,
+    unfinished_orders,
+)
+from orders.batches import batches_among, count_by_status
+from reports.compensations import next_try_at
+from reports.notices import remind
 from store.errors import (
     CheckoutFailed,
     OrderCancelled,
 )
 from store.models import BEFORE_PIVOT, GIVING_BACK, Order, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import batches_among, count_by_status
-from tasks.compensations import next_try_at
 from tasks.dispatch import dispatch_order, expire_waits, send_again
-from tasks.orders import (
-    UnfinishedOrder,
-    finished_orders_of_run,
-    read_order,
-    unfinished_orders,
-)
-from tasks.reports import remind
 
 logger = logging.getLogger("store.recovery")
 

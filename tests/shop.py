@@ -19,6 +19,7 @@ from sqlmodel import col, select
 import tasks.inventory
 import tasks.points
 from flows import compensation
+from orders.acceptance import accept_order, begin_attempt
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import CheckoutFailed, CompensationFailed, OrderError
@@ -37,7 +38,6 @@ from store.models import (
 from store.payments import Ledger
 from store.saga import abandon
 from tasks.dispatch import find_couriers, record_answer
-from tasks.orders import accept_order, begin_attempt
 from tasks.steps import BEFORE_THE_WAIT
 from tasks.steps import STEPS as TABLE
 

@@ -17,6 +17,7 @@ import yaml
 from prefect import Flow, Task
 from pydantic_core import PydanticUndefined
 
+import orders
 import store.errors
 import tasks
 from console.main import commands
@@ -108,7 +109,8 @@ def errors_below(base: type[Exception]) -> set[str]:
 def task_names() -> frozenset[str]:
     return frozenset(
         member.name
-        for module in pkgutil.iter_modules(tasks.__path__, "tasks.")
+        for package in (tasks, orders)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         for _, member in inspect.getmembers(importlib.import_module(module.name))
         if isinstance(member, Task)
     )
@@ -373,9 +375,12 @@ def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -> None:
     folders = "|".join(
-        ("flows", "tasks", "store", "seed", "deployments", "console", "tests", "docs", "benchmarks")
+        (
+            *("flows", "orders", "reports", "tasks", "store", "seed", "deployments", "console"),
+            *("tests", "docs", "benchmarks"),
+        )
     )
-    for name in re.findall(rf"(?<!/)\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
+    for name in re.findall(rf"(?<![/-])\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
         assert name in deployments() or (PROJECT_DIR / name).exists(), name
 
 

@@ -8,9 +8,9 @@ import yaml
 
 import store.errors
 from console.doctor import CHECKS
+from reports.audit import checks
 from store.dialects import Dialect
 from store.models import OrderStatus
-from tasks.audit import checks
 from tests.docs.test_documents import errors_below, table
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -53,5 +53,9 @@ def test_every_finding_of_the_audit_has_its_row(setting: Callable[[str, object],
 
 @pytest.mark.parametrize("notice", rows("What the topic tells", "Notice"))
 def test_every_notice_that_is_explained_is_sent(notice: str) -> None:
-    sources = [path.read_text() for path in (PROJECT_DIR / "tasks").glob("*.py")]
+    sources = [
+        path.read_text()
+        for folder in ("tasks", "reports")
+        for path in (PROJECT_DIR / folder).glob("*.py")
+    ]
     assert any(f'"{notice}"' in source for source in sources)

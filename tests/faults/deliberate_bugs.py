@@ -21,13 +21,13 @@ import flows.courier_wait
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import orders.acceptance
 import store.outages
 import store.payments
 import store.saga
 import tasks.billing
 import tasks.dispatch
 import tasks.inventory
-import tasks.orders
 import tasks.points
 import tests.faults.seams
 from store.bulk import Rows, increase, insert_missing
@@ -284,12 +284,12 @@ def a_restart_begins_a_new_attempt() -> Patches:
 
 @bug("I4 an ending is final", "I4 forward", "I4 endings")
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
-    right = tasks.orders._put_back
+    right = orders.acceptance._put_back
 
     def wrong(session: Session, attempts: Rows, run_id: str) -> None:
         right(session, [{**row, "attempt": row["attempt"] - 1} for row in attempts], run_id)
 
-    return [(tasks.orders, "_put_back", wrong)]
+    return [(orders.acceptance, "_put_back", wrong)]
 
 
 @bug("I4 pivot", "I4 capacity", seeds_from=130)

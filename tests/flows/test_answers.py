@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from flows import batch_wait, courier_wait, pause
+from orders.acceptance import read_order
+from orders.batches import begin_batch
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
 from store.saga import abandon
-from tasks.batches import begin_batch
-from tasks.orders import read_order
 from tests.shop import give_back, placed, set_capacities, sqlite_only, status
 
 RUN = str(uuid4())

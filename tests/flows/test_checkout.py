@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from flows import checkout, compensation, courier_wait
 from flows.checkout import is_handed_over, store_checkout
 from flows.continuation import CONTINUATION
+from orders.acceptance import hand_over
 from store.errors import (
     BillingError,
     BookOutOfStock,
@@ -30,7 +31,6 @@ from store.queue import TableQueue
 from tasks.billing import bill_customer
 from tasks.dispatch import expire_waits, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import hand_over
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
 from tests.shop import (

@@ -139,9 +139,9 @@ from store.models import Box
 from store.saga import abandon
 from tasks import wrapping
 from tasks.dispatch import record_answer
-from tasks.orders import outcome_error, read_order
-from tasks.reports import describe, explain, timeline
-from tasks.audit import audit
+from orders.acceptance import outcome_error, read_order
+from reports.notices import describe, explain, timeline
+from reports.audit import audit
 from tasks.steps import STEPS
 from tests.books_balance import assert_books_balance
 from tests.shop import Bare, an_order, assign, give_back, placed, saga

@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy import CursorResult
 from sqlmodel import Session
 
+from reports.audit import forgotten_orders, with_moments
 from store.blockers import Blocker, blockers
 from store.database import snapshot
 from store.dialects import Dialect, sql_list
 from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
 from store.settings import settings
-from tasks.audit import forgotten_orders, with_moments
 from tasks.steps import UNDOS
 
 WINDOW_SECONDS = 3600

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
+from orders.acceptance import read_order
+from reports.compensations import Copies
 from store.database import reading
 from store.messages import OrderMessage, money
 from store.models import (
@@ -26,8 +28,6 @@ from store.models import (
     StepState,
 )
 from store.settings import settings
-from tasks.compensations import Copies
-from tasks.orders import read_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,10 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, select
 
+from orders.acceptance import outcome_error
+from orders.batches import batches_among
+from reports.compensations import open_undos
+from reports.story import in_words
 from store.bulk import update_rows
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress, and_more, one_line
@@ -27,11 +31,7 @@ from store.models import (
 from store.notifications import Notice, topic
 from store.saga import StepRecord, lock_orders, taken_by
 from store.settings import settings
-from tasks.batches import batches_among
-from tasks.compensations import open_undos
-from tasks.orders import outcome_error
 from tasks.steps import UNDOS
-from tasks.story import in_words
 from tasks.undo import Taken
 
 

@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from orders.rows import Row, rows
 from store.messages import CheckoutOrder
 from store.wrong_input import first_problem
-from tasks.order_rows import Row, rows
 
 LINES_OF_AN_ORDER = 1_000
 """Bounds the memory that one order takes; an order has at most 100 titles."""

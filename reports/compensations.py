@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, exists, select
 
+from orders.acceptance import read_order
 from store.database import reading
 from store.errors import NothingToUndo
 from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState
 from store.saga import backward
-from tasks.orders import read_order
 from tasks.steps import UNDOS
 from tasks.undo import Taken
 

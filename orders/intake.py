@@ -17,17 +17,17 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from orders.acceptance import new_order, refused_method, require_same
+from orders.batches import touch_batch
+from orders.files import Reject, read_orders
+from orders.sources import opened, put_beside
 from store.bulk import among, insert_missing, insert_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import CheckoutOrder
 from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import touch_batch
-from tasks.order_files import Reject, read_orders
-from tasks.orders import new_order, refused_method, require_same
 from tasks.retries import retried_task
-from tasks.sources import opened, put_beside
 
 ORDERS_AT_ONCE = 1_000
 """Orders of a file that are recorded in one transaction; they bound the memory that it takes."""
