@@ -17,7 +17,8 @@ from orders.intake import claim_orders
 from store.messages import OrderMessage
 from store.models import OrderStatus
 from store.queue import order_queue
-from tasks.dispatch import decisions_of, dispatch_order, find_couriers
+from tasks.couriers import decisions_of, find_couriers
+from tasks.dispatch import dispatch_order
 
 
 def main(chunk_size: int) -> None:

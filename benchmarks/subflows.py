@@ -21,7 +21,8 @@ from store.database import reading
 from store.messages import OrderMessage
 from store.models import Order, OrderStatus
 from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, find_couriers, prepare_order
+from tasks.couriers import find_couriers
+from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total

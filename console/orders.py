@@ -32,7 +32,7 @@ from flows.order_runs import (
 )
 from flows.order_runs import retry as start_attempt
 from flows.order_runs import submit as start_checkout
-from orders.acceptance import find_orders, outcome_error, read_order
+from orders.lookup import find_orders, outcome_error, read_order
 from orders.rows import NamedTwice, once_each
 from orders.sources import decoded, explain_encoding
 from reports.compensations import OpenUndo, open_undos

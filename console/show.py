@@ -13,7 +13,7 @@ from flows.order_events import form_url
 from flows.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.recovery import Move, next_move
 from flows.work_pool import SERVER_AWAY
-from orders.acceptance import as_unfinished
+from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
 from reports.notices import where_to_answer
 from reports.story import Event, Story, story

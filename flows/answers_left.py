@@ -11,8 +11,8 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows import batch_wait, courier_wait
 from flows.batch_limits import CHUNK_SIZE
-from orders.acceptance import read_order
 from orders.batches import batches_among
+from orders.lookup import read_order
 from store.models import OrderStatus
 
 

@@ -19,9 +19,9 @@ from prefect.artifacts import (
 )
 from pydantic import BaseModel
 
-from orders.acceptance import count_orders
 from orders.batches import count_by_status, failed_orders, sums_of_run
 from orders.intake import Intake
+from orders.lookup import count_orders
 from store.messages import money
 from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings

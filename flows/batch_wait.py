@@ -12,10 +12,11 @@ from prefect.input import RunInput
 
 from flows.pause import Question, Wait, once_the_server_answers, pause_run
 from orders.batches import count_by_status, pages_of_run, touch_batch, waits_until
+from orders.waits import expire_waits
 from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus
-from tasks.dispatch import answer_waiting, expire_waits
+from tasks.couriers import answer_waiting
 
 logger = logging.getLogger("store.batch")
 

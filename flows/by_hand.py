@@ -11,7 +11,7 @@ from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.order_events import tell
 from flows.order_runs import end_run, prefect_client
 from flows.recovery import close_runs
-from orders.acceptance import read_order
+from orders.lookup import read_order
 from reports.compensations import OpenUndo, open_undos, settle, why_not_open
 from store.errors import (
     CompensationFailed,

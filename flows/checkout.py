@@ -18,7 +18,8 @@ from flows.courier_wait import await_courier
 from flows.defects import is_interruption
 from flows.order_events import emit_statuses, form_url, publish_timeline_of_run, tell
 from flows.pause import Wait
-from orders.acceptance import AcceptedOrder, accept_order, begin_attempt, read_order
+from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
+from orders.lookup import read_order
 from reports.notices import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt

@@ -18,7 +18,7 @@ from flows.continuation import continue_run
 from flows.defects import is_interruption, narrow_down
 from flows.order_events import tell
 from flows.run_states import is_cancelled_by_person
-from orders.acceptance import orders_of_run
+from orders.ownership import orders_of_run
 from store.errors import (
     CheckoutFailed,
     CompensationFailed,

@@ -13,12 +13,13 @@ from prefect.input import RunInput
 
 from flows.order_events import tell_of_wait
 from flows.pause import Question, Wait, once_the_server_answers, pause_run
-from orders.acceptance import outcome_error, read_order
+from orders.lookup import outcome_error, read_order
+from orders.waits import expire_waits
 from reports.notices import describe
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus
-from tasks.dispatch import expire_waits, record_answer
+from tasks.couriers import record_answer
 
 logger = logging.getLogger("store.courier_wait")
 

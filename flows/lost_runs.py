@@ -37,8 +37,8 @@ from flows.run_states import (
     is_stranded,
     mark_replaced,
 )
-from orders.acceptance import owners_among
 from orders.batches import batches_among
+from orders.ownership import owners_among
 from store.settings import settings
 
 logger = logging.getLogger("store.lost_runs")

@@ -19,7 +19,8 @@ from prefect.events import emit_event
 from prefect.flows import Flow
 from prefect.utilities.urls import url_for
 
-from orders.acceptance import finished_orders_of_run, read_order
+from orders.lookup import read_order
+from orders.ownership import finished_orders_of_run
 from reports.notices import announce_failed_compensation, announce_wait, timeline
 from store.models import Order, OrderStatus
 

@@ -34,8 +34,9 @@ from flows.order_events import run_url
 from flows.recovery import close_runs
 from flows.run_states import deployments
 from flows.work_pool import SERVER_AWAY
-from orders.acceptance import known_order, read_order, require_same
+from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
+from orders.lookup import read_order
 from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
 from store.models import Order, OrderStatus, utc_now

@@ -30,13 +30,11 @@ from flows.lost_runs import HOOK_TIME, lost_runs, start_again
 from flows.order_events import form_url, tell
 from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
 from flows.work_pool import pool_is_closed
-from orders.acceptance import (
-    UnfinishedOrder,
-    finished_orders_of_run,
-    read_order,
-    unfinished_orders,
-)
 from orders.batches import batches_among, count_by_status
+from orders.lookup import read_order
+from orders.ownership import finished_orders_of_run
+from orders.unfinished import UnfinishedOrder, unfinished_orders
+from orders.waits import expire_waits
 from reports.compensations import next_try_at
 from reports.notices import remind
 from store.errors import (
@@ -45,7 +43,7 @@ from store.errors import (
 )
 from store.models import BEFORE_PIVOT, GIVING_BACK, Order, OrderStatus, utc_now
 from store.settings import settings
-from tasks.dispatch import dispatch_order, expire_waits, send_again
+from tasks.dispatch import dispatch_order, send_again
 
 logger = logging.getLogger("store.recovery")
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, exists, select
 
-from orders.acceptance import read_order
+from orders.lookup import read_order
 from store.database import reading
 from store.errors import NothingToUndo
 from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, select
 
-from orders.acceptance import outcome_error
 from orders.batches import batches_among
+from orders.lookup import outcome_error
 from reports.compensations import open_undos
 from reports.story import in_words
 from store.bulk import update_rows

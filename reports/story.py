@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
-from orders.acceptance import read_order
+from orders.lookup import read_order
 from reports.compensations import Copies
 from store.database import reading
 from store.messages import OrderMessage, money

@@ -37,7 +37,7 @@ from store.models import (
 )
 from store.payments import Ledger
 from store.saga import abandon
-from tasks.dispatch import find_couriers, record_answer
+from tasks.couriers import find_couriers, record_answer
 from tasks.steps import BEFORE_THE_WAIT
 from tasks.steps import STEPS as TABLE
 

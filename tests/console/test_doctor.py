@@ -33,7 +33,7 @@ from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
-from tasks.dispatch import record_answer
+from tasks.couriers import record_answer
 from tests.shop import give_back, placed, postgresql_only, set_order, sqlite_only
 from tests.store.test_blockers import held_up, seen
 

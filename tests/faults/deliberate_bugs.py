@@ -26,6 +26,7 @@ import store.outages
 import store.payments
 import store.saga
 import tasks.billing
+import tasks.couriers
 import tasks.dispatch
 import tasks.inventory
 import tasks.points
@@ -253,7 +254,7 @@ def a_second_decision_counts_as_well() -> Patches:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         return order.status in decidable and order.attempt == attempt
 
-    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert_rows", _insert_if_first)]
+    return [(tasks.couriers, "_waits", waits), (tasks.couriers, "insert_rows", _insert_if_first)]
 
 
 def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
@@ -341,7 +342,7 @@ def a_courier_is_never_free_again() -> Patches:
 
 @bug("I4 capacity", seeds_from=9)
 def a_late_answer_holds_its_courier() -> Patches:
-    right = tasks.dispatch.record_answer
+    right = tasks.couriers.record_answer
 
     def wrong(order_id: str, answer: CourierAnswer) -> Decision:
         decision = right(order_id, answer)

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from flows import batch_wait, courier_wait, pause
-from orders.acceptance import read_order
 from orders.batches import begin_batch
+from orders.lookup import read_order
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
 from store.saga import abandon

@@ -24,9 +24,9 @@ from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
-from orders.acceptance import count_orders
 from orders.batches import begin_batch, count_by_status, failed_orders
 from orders.intake import submit_orders
+from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import (
     BatchFailed,

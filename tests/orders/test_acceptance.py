@@ -9,16 +9,15 @@ import pytest
 
 from orders.acceptance import (
     accept_order,
-    as_unfinished,
     begin_attempt,
     claim_failed_orders,
     failed_orders_without_customer,
-    find_orders,
     known_order,
-    orders_of_run,
-    read_order,
 )
 from orders.intake import claim_orders, load_orders, submit_orders
+from orders.lookup import find_orders, read_order
+from orders.ownership import orders_of_run
+from orders.unfinished import as_unfinished
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import transaction
 from store.errors import (

@@ -9,9 +9,10 @@ from uuid import uuid4
 import pytest
 from sqlmodel import select
 
-from orders.acceptance import accept_order, count_orders
+from orders.acceptance import accept_order
 from orders.batches import begin_batch
 from orders.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
+from orders.lookup import count_orders
 from orders.rows import LINE_BYTES
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction

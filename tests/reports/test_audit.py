@@ -25,7 +25,7 @@ from store.models import Book, Order, SagaRecord, UtcDateTime, utc_now
 from store.payments import Charge, Ledger
 from store.settings import settings
 from tasks.billing import bill_customer, refund_customer
-from tasks.dispatch import record_answer
+from tasks.couriers import record_answer
 from tests.shop import (
     an_order,
     carry_on,

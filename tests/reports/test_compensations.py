@@ -9,7 +9,7 @@ from sqlalchemy import delete
 from sqlmodel import col
 
 from flows.recovery import Move, next_move
-from orders.acceptance import as_unfinished
+from orders.unfinished import as_unfinished
 from reports.compensations import failed_undos, next_try_at, open_undos, settle
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction

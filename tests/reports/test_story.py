@@ -15,7 +15,7 @@ from store.messages import ASSIGNED, NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, utc_now
 from store.payments import Ledger
 from store.queue import TableQueue
-from tasks.dispatch import record_answer
+from tasks.couriers import record_answer
 from tests.shop import assign, carry_on, end_run, give_back, place, placed, sqlite_only
 
 

@@ -147,7 +147,7 @@ STEP_FAULTS = [
     ),
     (
         "find_couriers",
-        before_it(tasks.dispatch, "_decide"),
+        before_it(tasks.couriers, "_decide"),
         "compensated",
         {**BILLED, "prepare_order": "done"},
         REFUNDED,
@@ -155,7 +155,7 @@ STEP_FAULTS = [
     ),
     (
         "find_couriers",
-        after_it(tasks.dispatch, "_decide"),
+        after_it(tasks.couriers, "_decide"),
         "compensated",
         {**BILLED, "prepare_order": "done"},
         REFUNDED,

@@ -138,8 +138,8 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import Box
 from store.saga import abandon
 from tasks import wrapping
-from tasks.dispatch import record_answer
-from orders.acceptance import outcome_error, read_order
+from tasks.couriers import record_answer
+from orders.lookup import outcome_error, read_order
 from reports.notices import describe, explain, timeline
 from reports.audit import audit
 from tasks.steps import STEPS

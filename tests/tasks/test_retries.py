@@ -20,12 +20,12 @@ from store.errors import (
     RetryableError,
     UserNotFound,
 )
-from tasks import billing, dispatch, inventory, points, pricing
+from tasks import billing, couriers, dispatch, inventory, points, pricing
 from tasks.retries import RETRIES, if_transient, is_last_try, is_transient
 
 TASKS: list[Task[..., object]] = [
     found
-    for module in (billing, dispatch, inventory, points, pricing)
+    for module in (billing, couriers, dispatch, inventory, points, pricing)
     for found in vars(module).values()
     if isinstance(found, Task)
 ]
