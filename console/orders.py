@@ -36,7 +36,7 @@ from orders.lookup import find_orders, outcome_error, read_order
 from orders.rows import NamedTwice, once_each
 from orders.sources import decoded, explain_encoding
 from reports.compensations import OpenUndo, open_undos
-from reports.notices import explain
+from reports.receipts import explain
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now

@@ -17,6 +17,7 @@ from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus
 from tasks.couriers import answer_waiting
+from texts.forms import of_batch
 
 logger = logging.getLogger("store.batch")
 
@@ -48,7 +49,9 @@ def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") 
     until = waits_until(run_id)
     if until is None:
         return ""
-    form = BatchDecision.with_initial_data(description=_describe(run_id, remark))
+    form = BatchDecision.with_initial_data(
+        description=of_batch(count_by_status(run_id), until, remark)
+    )
     asked = question(run_id, chunk_size)
     given = pause_run(form, asked.prefix, until, wait)
     if given is not None:
@@ -101,25 +104,3 @@ def _record(run_id: str, chunk_size: int, answer: BatchAnswer) -> str:
             "room for them. Choose another one, or wait for the couriers."
         )
     return ""
-
-
-def _describe(run_id: str, remark: str) -> str:
-    """Return, in Markdown, what a person is asked to decide about the batch."""
-    counts = count_by_status(run_id)
-    until = waits_until(run_id)
-    return "\n".join(
-        [
-            *([remark, ""] if remark else []),
-            f"{counts.get(OrderStatus.WAITING, 0)} orders of this batch wait for a courier, at "
-            f"most until {until:%Y-%m-%d %H:%M} UTC."
-            if until
-            else "",
-            "",
-            "| status | orders |",
-            "|---|---:|",
-            *(f"| {status} | {count} |" for status, count in sorted(counts.items())),
-            "",
-            "The couriers are sought by `dispatch_orders`, and the batch goes on by itself. Your "
-            "answer is about all orders that still wait; those that are decided stay so.",
-        ]
-    )

@@ -20,7 +20,7 @@ from flows.order_events import emit_statuses, form_url, publish_timeline_of_run,
 from flows.pause import Wait
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
 from orders.lookup import read_order
-from reports.notices import explain, receipt
+from reports.receipts import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
 from store.models import ENDED

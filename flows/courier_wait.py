@@ -15,7 +15,7 @@ from flows.order_events import tell_of_wait
 from flows.pause import Question, Wait, once_the_server_answers, pause_run
 from orders.lookup import outcome_error, read_order
 from orders.waits import expire_waits
-from reports.notices import describe
+from reports.timeline import describe
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus

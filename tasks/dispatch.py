@@ -19,7 +19,7 @@ from store.errors import (
     TopicRefused,
     TopicUnavailable,
 )
-from store.messages import OrderMessage, money
+from store.messages import OrderMessage
 from store.models import (
     Book,
     Courier,
@@ -36,6 +36,7 @@ from store.settings import settings
 from tasks.couriers import lock_couriers
 from tasks.retries import is_last_try, retried_task
 from tasks.unsent import keep_and_tell
+from texts.notices import dispatched
 
 logger = logging.getLogger("store.dispatch")
 
@@ -192,33 +193,4 @@ def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
         .where(among(session, col(OrderLine.order_id), ids)),
     ):
         titles[order_id].append(f"{quantity} of “{title}”")
-    return [
-        Notice(
-            key=f"{order.id}:{order.attempt}:dispatched",
-            order_id=order.id,
-            subject=f"Order {order.id} is on its way",
-            body="\n".join(
-                [
-                    f"Order {order.id} was handed over to courier {order.courier_id}.",
-                    "",
-                    *titles[order.id],
-                    "",
-                    f"Total: {money(order.total_cents or 0, order.currency)}",
-                    f"Paid with points: {order.points_redeemed}",
-                    f"Charged: {money(order.due_cents or 0, order.currency)}",
-                ]
-            ),
-            data={
-                "event": "dispatched",
-                "orderId": order.id,
-                "attempt": order.attempt,
-                "courier": order.courier_id,
-                "copies": order.copies,
-                "totalCents": order.total_cents,
-                "pointsRedeemed": order.points_redeemed,
-                "chargedCents": order.due_cents,
-                "currency": order.currency,
-            },
-        )
-        for order in orders
-    ]
+    return [dispatched(order, titles[order.id]) for order in orders]

@@ -376,7 +376,17 @@ def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
 def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -> None:
     folders = "|".join(
         (
-            *("flows", "orders", "reports", "tasks", "store", "seed", "deployments", "console"),
+            *(
+                "flows",
+                "orders",
+                "reports",
+                "tasks",
+                "texts",
+                "store",
+                "seed",
+                "deployments",
+                "console",
+            ),
             *("tests", "docs", "benchmarks"),
         )
     )

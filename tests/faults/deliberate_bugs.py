@@ -402,7 +402,7 @@ def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
 @bug("I4 a crash is no failure", seeds_from=13)
 def a_crash_is_taken_for_a_failure() -> Patches:
     return [
-        (flows.compensation, "is_transient", lambda _: False),
+        (flows.compensation, "is_interruption", lambda _: False),
     ]
 
 

@@ -32,7 +32,17 @@ from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.shop import sqlite_only
 
-PRODUCT = ("flows", "orders", "reports", "tasks", "store", "console", "deployments", "seed")
+PRODUCT = (
+    "flows",
+    "orders",
+    "reports",
+    "tasks",
+    "texts",
+    "store",
+    "console",
+    "deployments",
+    "seed",
+)
 HEADING = "\n## Used of Prefect without its promise\n"
 
 

@@ -5,8 +5,10 @@ from datetime import timedelta
 import pytest
 
 from orders.batches import begin_batch
-from reports.notices import announce_failed_compensation, explain, receipt, remind, timeline
+from reports.notices import announce_failed_compensation, remind
+from reports.receipts import explain, receipt
 from reports.story import story
+from reports.timeline import timeline
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress

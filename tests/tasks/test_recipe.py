@@ -140,7 +140,8 @@ from store.saga import abandon
 from tasks import wrapping
 from tasks.couriers import record_answer
 from orders.lookup import outcome_error, read_order
-from reports.notices import describe, explain, timeline
+from reports.timeline import describe, timeline
+from reports.receipts import explain
 from reports.audit import audit
 from tasks.steps import STEPS
 from tests.books_balance import assert_books_balance
