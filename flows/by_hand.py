@@ -12,7 +12,8 @@ from flows.order_events import tell
 from flows.order_runs import end_run, prefect_client
 from flows.recovery import close_runs
 from orders.lookup import read_order
-from reports.compensations import OpenUndo, open_undos, settle, why_not_open
+from orders.settlement import settle, why_not_open
+from reports.compensations import OpenUndo, open_undos
 from store.errors import (
     CompensationFailed,
     CourierHasOrder,

@@ -9,8 +9,9 @@ from sqlalchemy import delete
 from sqlmodel import col
 
 from flows.recovery import Move, next_move
+from orders.settlement import settle
 from orders.unfinished import as_unfinished
-from reports.compensations import failed_undos, next_try_at, open_undos, settle
+from reports.compensations import failed_undos, next_try_at, open_undos
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import CheckoutFailed, CompensationFailed, NothingToUndo, OrderNotFound

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from reports.compensations import settle
+from orders.settlement import settle
 from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
