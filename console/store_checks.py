@@ -12,8 +12,8 @@ from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from console.deployment_checks import PREFECT_YAML
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
-from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
 from reports.audit import forgotten_orders
 from reports.figures import sums_of_failed_undos
