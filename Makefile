@@ -59,8 +59,7 @@ screenshots: $(INSTALLED) browser ## make the README's pictures in docs/pictures
 	@$(BIN)/python -m tests.e2e.screenshots
 
 faults: $(INSTALLED) ## simulate N seeds of faults (N=1000), or one again and shrink it (SEED=7)
-	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED) --shrink,--number $(or $(N),1000)) \
-		$(if $(POSTGRESQL),--postgresql)
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED) --shrink,--number $(or $(N),1000))
 
 lint: $(INSTALLED) ## ruff (rules and format) and mypy (strict)
 	@$(BIN)/ruff check .

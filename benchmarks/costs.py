@@ -1,4 +1,4 @@
-"""Where the time of a batch goes: its processes, its steps, and the steps on SQLite.
+"""Where the time of a batch goes: its processes and its steps.
 
 The first table is the processor time of all that takes part in a batch of 10,000 orders; the
 second is the same tasks without Prefect, one after the other: time, and the part of it in which
@@ -32,14 +32,10 @@ def run(ground: Ground, console: Console) -> None:
         f"{_microseconds(measured['seconds'])} µs of time for each order, "
         f"{total / measured['seconds']:.2f} cores busy"
     )
-    columns: list[dict[str, float]] = []
-    table = Table("step, µs for each order")
-    for name, url in (("PostgreSQL", ground.store_url), ("SQLite", ground.sqlite_url())):
-        put_orders(url, ORDERS)
-        steps = ground.measure("bare_steps", CHUNK_SIZE, database_url=url)
-        for kind, title in (("seconds", name), ("cpu_seconds", f"{name}, Python")):
-            table.add_column(title, justify="right")
-            columns.append(steps[kind])
+    put_orders(ground.store_url, ORDERS)
+    steps = ground.measure("bare_steps", CHUNK_SIZE)
+    columns: list[dict[str, float]] = [steps["seconds"], steps["cpu_seconds"]]
+    table = Table("step", "µs for each order", "of it Python")
     for step in sorted(columns[0], key=lambda each: -columns[0][each]):
         table.add_row(step, *(_microseconds(each[step]) for each in columns))
     table.add_row("all", *(_microseconds(sum(each.values())) for each in columns))

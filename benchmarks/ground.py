@@ -26,7 +26,7 @@ from deployments.leash import Leashed
 from deployments.local import LocalSystem, inherited_environment
 from orders.intake import submit_orders
 from seed.catalogue import popularity, put_catalogue, put_shop
-from store.database import engine, migrate, reading, transaction
+from store.database import engine, reading, transaction
 from store.messages import CheckoutOrder
 from store.models import Book, Courier
 from store.settings import settings
@@ -57,21 +57,11 @@ class Ground:
         """The address of the store's database."""
         return self.system.store_url
 
-    def sqlite_url(self) -> str:
-        """Return the address of a SQLite database for the store."""
-        url = f"sqlite:///{self.folder / 'store.db'}"
-        migrate(url)
-        return url
-
-    def environment(self, database_url: str = "") -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Return the environment of a measured process."""
-        return {
-            **inherited_environment(),
-            **self.system.settings(),
-            "STORE_DATABASE_URL": database_url or self.store_url,
-        }
+        return {**inherited_environment(), **self.system.settings()}
 
-    def measure(self, module: str, *arguments: object, database_url: str = "") -> dict[str, Any]:
+    def measure(self, module: str, *arguments: object) -> dict[str, Any]:
         """Run a measured process to its end.
 
         Returns:
@@ -83,7 +73,7 @@ class Ground:
         """
         finished = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
-            env=self.environment(database_url),
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=MEASURED_SECONDS,
@@ -165,16 +155,11 @@ def use(database_url: str) -> None:
 def put_orders(database_url: str, count: int) -> None:
     """Put a fresh shop of which ``count`` orders are submitted, the same ones each time."""
     use(database_url)
-    is_postgresql = engine(database_url).dialect.name == "postgresql"
     tables = [table.name for table in reversed(SQLModel.metadata.sorted_tables)]
     with transaction() as session:
-        if is_postgresql:
-            # First what a dispatcher locks first: it may still be at the round before.
-            session.execute(text("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"))
-            session.execute(text(f"TRUNCATE {', '.join(tables)}"))
-        else:
-            for table in tables:
-                session.execute(text(f"DELETE FROM {table}"))  # noqa: S608  (names of our own)
+        # First what a dispatcher locks first: it may still be at the round before.
+        session.execute(text("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"))
+        session.execute(text(f"TRUNCATE {', '.join(tables)}"))
     put_shop()
     put_catalogue(BOOKS, CUSTOMERS)
     with transaction() as session:
@@ -187,11 +172,10 @@ def submit(first: int, count: int) -> None:
     """Submit the orders from number ``first`` on."""
     for start in range(first, first + count, GROUP):
         submit_orders([an_order(n) for n in range(start, min(start + GROUP, first + count))])
-    connected = engine(settings().database_url)
-    if connected.dialect.name == "postgresql":
-        # As autovacuum would before the night; else it comes in the middle of a measurement.
-        with connected.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.execute(text("VACUUM ANALYZE"))
+    outside = engine(settings().database_url).execution_options(isolation_level="AUTOCOMMIT")
+    # As autovacuum would before the night; else it comes in the middle of a measurement.
+    with outside.connect() as connection:
+        connection.execute(text("VACUUM ANALYZE"))
 
 
 def an_order(number: int) -> CheckoutOrder:

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from console.numbers import WholeNumber, whole_number
 from console.output import (
     AsJson,
+    Columns,
     Limit,
+    Wide,
     confirmed,
     duration,
     print_json,
@@ -211,6 +213,8 @@ def list_orders(
     older_than: Age | None = None,
     younger_than: Age | None = None,
     limit: Limit = 20,
+    columns: Columns = None,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
     """List orders, the newest first; with several options those that fit all of them.
@@ -258,6 +262,10 @@ def list_orders(
             for order in found
         ),
         empty="There is no such order.",
+        text="why",
+        expendable=["points", "attempt", "total", "customer", "copies", "time left", "charge"],
+        only=columns,
+        wide=wide,
     )
     return 0
 

@@ -3,14 +3,15 @@
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number
 from prefect.logging.handlers import PrefectConsoleHandler
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -24,8 +25,22 @@ AsJson = Annotated[
 Limit = Annotated[WholeNumber, Parameter(name=["--limit", "-n"], validator=Number(gte=1))]
 """The option of the commands that list."""
 
+Wide = Annotated[
+    bool, Parameter(negative="", help="Print every column in full, whatever the terminal's width.")
+]
+"""The option of the commands that print a table too large for some terminals."""
+
+Columns = Annotated[
+    str | None, Parameter(help="Print these columns, separated by commas: order,status,why.")
+]
+"""The option of the commands with a table of many columns."""
+
 _WIDTH_WITHOUT_TERMINAL = 1_000_000
 """Wider than any line: what reads a file or a pipe wants each row of a table in one."""
+_LEAST_TEXT = 24
+"""Characters of a text that are worth its column."""
+_OF_A_COLUMN, _OF_A_TABLE = 3, 1
+"""Characters that a column's and a table's border take."""
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -51,20 +66,105 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str,
+    text: str | None = None,
+    expendable: Sequence[str] = (),
+    only: str | None = None,
+    wide: bool = False,
 ) -> None:
-    """Print rows under their columns, numbers to the right; ``empty`` where there is no row."""
+    """Print rows under their columns, numbers to the right.
+
+    No cell is broken. In a terminal that is too narrow the expendable columns are left out, then
+    the text is cut short; a line on standard error names both. A pipe gets every column in full.
+
+    Args:
+        title: What the rows are.
+        columns: Their names.
+        rows: Their cells.
+        empty: What is printed where there is no row.
+        text: The column with sentences, which may be cut.
+        expendable: The columns that a narrow terminal leaves out, the first one first.
+        only: The columns that were asked for, separated by commas.
+        wide: Whether every column is printed in full in any terminal.
+
+    Raises:
+        CycloptsError: ``only`` names a column that the table has not.
+    """
+    shown = _asked_for(columns, only)
     found = [list(row) for row in rows]
     if not found:
         terminal().print(empty)
         return
+    cells = {
+        name: [_as_text(row[at]) for row in found]
+        for at, name in enumerate(columns)
+        if name in shown
+    }
+    widths = {name: max(map(cell_len, (name, *texts))) for name, texts in cells.items()}
+    console = terminal()
+    left_out: list[str] = []
+    cut_to = None
+    if not wide:
+        if only is None:
+            left_out = _left_out(widths, expendable, text, console.width)
+            shown = [name for name in shown if name not in left_out]
+        room = console.width - _width({name: widths[name] for name in shown if name != text})
+        if text in shown and widths[text] + _OF_A_COLUMN > room:
+            cut_to = max(room - _OF_A_COLUMN, _LEAST_TEXT)
     table = Table(title=title)
-    for at, column in enumerate(columns):
+    for name in shown:
+        at = columns.index(name)
         is_number = all(isinstance(row[at], int | float | None) for row in found)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in found:
-        table.add_row(*(_as_text(cell) for cell in row))
-    terminal().print(table)
+        is_cut = name == text and cut_to is not None
+        table.add_column(
+            name,
+            justify="right" if is_number else "left",
+            no_wrap=True,
+            min_width=None if is_cut else widths[name],
+            max_width=cut_to if is_cut else None,
+            overflow="ellipsis" if is_cut else "ignore",
+        )
+    for row in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*row)
+    # A terminal breaks a line that is still too long by itself, and copies it whole.
+    console.width = max(console.width, _width({name: widths[name] for name in shown}))
+    console.print(table)
+    if hidden := [*left_out, *([f"the end of {text}"] if cut_to else [])]:
+        terminal(stderr=True).print(f"Too narrow for {', '.join(hidden)}; --wide prints all.")
+
+
+def _asked_for(columns: Sequence[str], only: str | None) -> list[str]:
+    """Return the columns to print, in the order in which they were asked for."""
+    if only is None:
+        return list(columns)
+    asked = [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := [name for name in asked if name not in columns]:
+        raise CycloptsError(
+            msg=f"--columns {', '.join(unknown)}: give some of {','.join(columns)}."
+        )
+    return asked or list(columns)
+
+
+def _left_out(
+    widths: Mapping[str, int], expendable: Sequence[str], text: str | None, width: int
+) -> list[str]:
+    """Return the columns that a terminal of this width leaves out."""
+    left = {name: min(size, _LEAST_TEXT) if name == text else size for name, size in widths.items()}
+    gone = []
+    for name in expendable:
+        if _width(left) <= width:
+            break
+        if left.pop(name, None) is not None:
+            gone.append(name)
+    return gone
+
+
+def _width(widths: Mapping[str, int]) -> int:
+    return sum(size + _OF_A_COLUMN for size in widths.values()) + _OF_A_TABLE
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
@@ -88,13 +87,8 @@ def _store_settings() -> Iterator[Diagnosis]:
 
 def _database() -> Iterator[Diagnosis]:
     url = make_url(settings().database_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        yield mend(f"there is no file {url.database}", "run `python -m deployments.migrate`")
-        return
     with reading() as session:
-        is_postgresql = session.get_bind().dialect.name == "postgresql"
-        question = "SHOW transaction_read_only" if is_postgresql else "SELECT 'off'"
-        is_read_only = session.execute(text(question)).scalar_one() == "on"
+        is_read_only = session.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
     # psycopg takes a password in the query too, which is not hidden.
     shown = url.difference_update_query(["password"]).render_as_string(hide_password=True)
     if is_read_only:
@@ -135,32 +129,15 @@ def _of_blocker(blocker: Blocker) -> Iterator[Diagnosis]:
         )
 
 
-def _kind_of_database() -> Iterator[Diagnosis]:
-    url = make_url(settings().database_url)
-    unsafe = []
-    if url.get_backend_name() == "sqlite":
-        if not (url.database or "").startswith("/"):
-            unsafe.append(
-                mend(
-                    f"{url} is relative: each process would have a database of its own",
-                    "give an absolute path, as in sqlite:////var/lib/store.db",
-                )
-            )
-        unsafe.append(
-            warning(
-                "SQLite serves one machine, and one writer at a time",
-                "use PostgreSQL where there are more workers, or batches",
-            )
+def _shared_database() -> Iterator[Diagnosis]:
+    if _is_prefects(make_url(settings().database_url)):
+        yield mend(
+            "the store shares its database with Prefect's server, whose migrations and locks are "
+            "in its way",
+            "give the store a database of its own",
         )
-    if _is_prefects(url):
-        unsafe.append(
-            mend(
-                "the store shares its database with Prefect's server, whose migrations and locks "
-                "are in its way",
-                "give the store a database of its own",
-            )
-        )
-    yield from unsafe or [ok("PostgreSQL, for the store alone")]
+    else:
+        yield ok("the store has a database of its own")
 
 
 def _is_prefects(url: URL) -> bool:
@@ -347,7 +324,7 @@ STORE_CHECKS = (
     Check("store settings", _store_settings, needs=("settings",)),
     Check("database", _database, needs=("settings",)),
     Check("locks", _locks, needs=("database",)),
-    Check("kind of database", _kind_of_database, needs=("settings",)),
+    Check("shared database", _shared_database, needs=("settings",)),
     Check("migrations", _migrations, needs=("database",)),
     Check("orders", _orders, needs=("migrations",)),
     Check("compensations", _compensations, needs=("migrations",)),

@@ -126,6 +126,8 @@ def batch_checkout(
             remark = question(run_id, chunk_size).take_left(client)
         left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
         carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
+        # A claim of which the answer was lost in an outage.
+        carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
         left_to_recovery = 0
         while True:
             carry(

@@ -29,6 +29,7 @@ from store.models import (
 )
 from store.payments import wrong_method
 from store.settings import settings
+from tasks.retries import retried
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ def begin_attempt(
         return _as_found(found, run_id)
 
 
+@retried
 def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     """Begin a new attempt of orders that failed in another run, and make them this run's own.
 
@@ -175,6 +177,7 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
         return [id_ for id_, *_ in failed]
 
 
+@retried
 def failed_orders_without_customer(run_id: str) -> list[str]:
     """Return the run's rejected and compensated orders whose customer is gone, by id."""
     with reading() as session:

@@ -26,8 +26,10 @@ from store.models import (
 )
 from store.saga import lock_orders_where
 from store.sessions import WHOLE_RUN
+from tasks.retries import retried
 
 
+@retried
 def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
     """Record that the run carries a batch, or find it recorded already; return its record.
 
@@ -54,6 +56,7 @@ def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
     }
 
 
+@retried
 def touch_batch(run_id: str) -> None:
     """Give a sign of life of the batch, so that recovery lets it work."""
     with transaction() as session:
@@ -122,6 +125,7 @@ def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Ite
             last = page[-1]
 
 
+@retried
 def _page(run_id: str, status: OrderStatus, after: str, size: int) -> list[str]:
     with reading() as session:
         return list(
@@ -138,6 +142,7 @@ def _page(run_id: str, status: OrderStatus, after: str, size: int) -> list[str]:
         )
 
 
+@retried
 def count_by_status(run_id: str) -> dict[str, int]:
     """Return how many of the run's orders have each status."""
     with reading() as session:
@@ -149,13 +154,14 @@ def count_by_status(run_id: str) -> dict[str, int]:
         return dict(found.all())
 
 
+@retried
 def giving_back(order_ids: Sequence[str]) -> list[str]:
     """Return those of the orders that failed and hold something that is to be given back."""
     with reading() as session:
         return list(
             session.scalars(
                 select(Order.id).where(
-                    among(session, col(Order.id), order_ids),
+                    among(col(Order.id), order_ids),
                     col(Order.status) == OrderStatus.COMPENSATING,
                 )
             )
@@ -166,16 +172,15 @@ def last_move_of(order_ids: Sequence[str]) -> datetime | None:
     """Return when one of the orders last changed or did a step; None if there are no such."""
     with reading() as session:
         changed = session.scalar(
-            select(func.max(col(Order.updated_at))).where(among(session, col(Order.id), order_ids))
+            select(func.max(col(Order.updated_at))).where(among(col(Order.id), order_ids))
         )
         did = session.scalar(
-            select(func.max(col(SagaRecord.at))).where(
-                among(session, col(SagaRecord.order_id), order_ids)
-            )
+            select(func.max(col(SagaRecord.at))).where(among(col(SagaRecord.order_id), order_ids))
         )
         return max(filter(None, (changed, did)), default=None)
 
 
+@retried
 def waits_until(run_id: str) -> datetime | None:
     """Return when the wait of the run's last waiting order ends; none if none waits."""
     with reading() as session:
@@ -196,6 +201,7 @@ class FailedOrder:
     message: str
 
 
+@retried
 def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[FailedOrder]:
     """Return a page of the run's orders that have failed, by id.
 
@@ -236,6 +242,7 @@ class Sums:
     points_restored: int
 
 
+@retried
 def sums_of_run(run_id: str) -> Sums:
     """Return what the orders that the run owns have come to, in their present attempts."""
     with reading() as session:

@@ -27,7 +27,7 @@ from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNo
 from store.messages import CheckoutOrder
 from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
-from tasks.retries import retried_task
+from tasks.retries import retried, retried_task
 
 ORDERS_AT_ONCE = 1_000
 """Orders of a file that are recorded in one transaction; they bound the memory that it takes."""
@@ -113,7 +113,7 @@ def _answer(
 def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str]:
     found = session.execute(
         select(col(Customer.id), col(Customer.payment_method)).where(
-            among(session, col(Customer.id), user_ids)
+            among(col(Customer.id), user_ids)
         )
     )
     return dict(found.all())
@@ -121,16 +121,18 @@ def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str
 
 def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = session.execute(
-        select(col(Order.id), col(Order.request)).where(among(session, col(Order.id), order_ids))
+        select(col(Order.id), col(Order.request)).where(among(col(Order.id), order_ids))
     )
     return dict(found.all())
 
 
+@retried
 def claim_orders(run_id: str, limit: int) -> list[str]:
     """Make submitted orders the run's own, the oldest first.
 
     Orders that another run is claiming at this moment are passed over, so any number of runs
-    share the work and never the same order.
+    share the work and never the same order. Claimed twice in an outage, more orders than ``limit``
+    are the run's own.
 
     Args:
         run_id: The flow run that asks.

@@ -20,7 +20,6 @@ from sqlmodel import Session
 
 from reports import book_rules, order_rules
 from reports.rules import Check
-from store.dialects import Dialect
 from store.models import (
     UtcDateTime,
     utc_now,
@@ -59,7 +58,7 @@ def audit(session: Session) -> Iterator[Finding]:
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
     """
-    for check in checks(Dialect.of(session)):
+    for check in checks():
         yield from _findings(session, check)
 
 
@@ -87,9 +86,7 @@ def _findings(session: Session, check: Check) -> Iterator[Finding]:
         forgotten=now - timedelta(seconds=FORGOTTEN_SECONDS),
         unclaimed=now - timedelta(seconds=UNCLAIMED_SECONDS),
     )
-    rows = session.execute(
-        statement.columns(**check.kinds), execution_options={"yield_per": ROWS_AT_ONCE}
-    )
+    rows = session.execute(statement, execution_options={"yield_per": ROWS_AT_ONCE})
     for row in rows:
         yield _finding(check, row)
 
@@ -116,15 +113,15 @@ def _finding(check: Check, row: Row[Any]) -> Finding:
     )
 
 
-def checks(sql: Dialect) -> list[Check]:
-    """Return the checks, their queries in the database's words."""
+def checks() -> list[Check]:
+    """Return the checks."""
     found = [
         book_rules.books(),
-        book_rules.customers(sql),
+        book_rules.customers(),
         book_rules.couriers(),
-        order_rules.orders(sql),
-        order_rules.records(sql),
-        order_rules.reservations(sql),
+        order_rules.orders(),
+        order_rules.records(),
+        order_rules.reservations(),
         order_rules.decisions(),
         book_rules.notices(),
         order_rules.unfinished(),
@@ -132,5 +129,5 @@ def checks(sql: Dialect) -> list[Check]:
     ]
     movements = movements_query()
     if movements is not None:
-        found += [book_rules.charges(sql, movements), book_rules.unintended(movements)]
+        found += [book_rules.charges(movements), book_rules.unintended(movements)]
     return found

@@ -13,11 +13,12 @@ from sqlalchemy import CursorResult
 from sqlmodel import Session
 
 from reports.audit import forgotten_orders, with_moments
+from store import sql
 from store.blockers import Blocker, blockers
 from store.database import snapshot
-from store.dialects import Dialect, sql_list
 from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
 from store.settings import settings
+from store.sql import sql_list
 from tasks.steps import UNDOS
 
 WINDOW_SECONDS = 3600
@@ -90,7 +91,6 @@ def _asked(session: Session, query: str) -> CursorResult[Any]:
 
 
 def _orders(session: Session) -> tuple[dict[str, int], dict[str, float]]:
-    sql = Dialect.of(session)
     unfinished = _asked(
         session,
         f"""SELECT status, COUNT(*) AS number, {sql.seconds("MIN(updated_at)", ":now")} AS idle
@@ -107,7 +107,7 @@ def _orders(session: Session) -> tuple[dict[str, int], dict[str, float]]:
 def _waited_seconds(session: Session) -> float:
     left = _asked(
         session,
-        f"""SELECT {Dialect.of(session).seconds(":now", "MIN(wait_until)")}
+        f"""SELECT {sql.seconds(":now", "MIN(wait_until)")}
         FROM orders WHERE {UNFINISHED} AND status = '{OrderStatus.WAITING}'""",
     ).scalar()
     return 0.0 if left is None else max(0.0, settings().courier_timeout_seconds - float(left))
@@ -115,7 +115,7 @@ def _waited_seconds(session: Session) -> float:
 
 def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
     """Return what could not be given back, by step and currency; only money has cents."""
-    cents = Dialect.of(session).number("s.result", "amount_cents")
+    cents = sql.number("s.result", "amount_cents")
     found = _asked(
         session,
         f"""SELECT s.step, o.currency, COUNT(*) AS number, COALESCE(SUM({cents}), 0) AS cents
@@ -146,7 +146,6 @@ RECENT = f"""
 
 
 def _steps(session: Session) -> dict[tuple[str, str], Durations]:
-    sql = Dialect.of(session)
     found = _asked(
         session,
         f"""SELECT step, outcome, COUNT(*) AS number, AVG(seconds) AS average,

@@ -16,20 +16,20 @@ from reports.rules import (
     Check,
     Rule,
 )
-from store.dialects import Dialect, sql_list
+from store import sql
 from store.messages import ASSIGNED
 from store.models import (
     BEFORE_PIVOT,
     ENDED,
     OrderStatus,
     StepState,
-    UtcDateTime,
 )
+from store.sql import sql_list
 from tasks.points import CENTS_PER_POINT
 from tasks.steps import ALWAYS, BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS
 
 
-def orders(sql: Dialect) -> Check:
+def orders() -> Check:
     """Check each order against its lines and the records of its present attempt."""
     states = ", ".join(f"MAX(CASE WHEN step = '{s}' THEN state END) AS {s}" for s in SEQUENCE)
     return Check(
@@ -206,7 +206,7 @@ def _missing() -> Iterator[str]:
         yield f"({step.needed.sql} AND {lacks})"
 
 
-def records(sql: Dialect) -> Check:
+def records() -> Check:
     """Check each record of the saga log by itself."""
     return Check(
         subject="order {order_id}",
@@ -244,12 +244,12 @@ def records(sql: Dialect) -> Check:
                 "OR (state = 'undone') <> (COALESCE(CAST(undo_result AS TEXT), 'null') <> 'null')",
                 "{step} of attempt {attempt} is {state}, undone at {undone_at}",
             ),
-            *_rules_of_what_was_given_back(sql),
+            *_rules_of_what_was_given_back(),
         ],
     )
 
 
-def _rules_of_what_was_given_back(sql: Dialect) -> list[Rule]:
+def _rules_of_what_was_given_back() -> list[Rule]:
     """Return the rules of a step's result against its undo's."""
     # What a person has settled is booked as back, or as written off.
     copies_back = (
@@ -293,7 +293,7 @@ def _rules_of_what_was_given_back(sql: Dialect) -> list[Rule]:
     ]
 
 
-def reservations(sql: Dialect) -> Check:
+def reservations() -> Check:
     """Check that what an order has reserved is what its lines ask for, title by title."""
     reserved = sql.number_at("s.result", "copies", "l.book_id")
     return Check(
@@ -370,5 +370,4 @@ def unfinished() -> Check:
                 is_warning=True,
             ),
         ],
-        kinds={"updated_at": UtcDateTime, "wait_until": UtcDateTime},
     )

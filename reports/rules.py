@@ -1,16 +1,15 @@
 """The rules of the audit: what a query's row must not be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from store.dialects import sql_list
 from store.models import (
     GIVING_BACK,
     GOING_FORWARD,
     HOLDING,
     OrderStatus,
-    UtcDateTime,
 )
+from store.sql import sql_list
 from tasks.steps import SEQUENCE, STEPS, UNDOS
 
 
@@ -26,14 +25,12 @@ class Rule(NamedTuple):
 class Check(NamedTuple):
     """A query with one row for each subject, and its rules; a row is told by the first it breaks.
 
-    ``subject`` names a row by its columns. ``kinds`` says of which type a column is, where the
-    driver cannot know.
+    ``subject`` names a row by its columns.
     """
 
     subject: str
     rows: str
     rules: Sequence[Rule]
-    kinds: Mapping[str, type[UtcDateTime]] = {}
 
 
 HELD = sql_list(HOLDING)

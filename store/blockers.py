@@ -65,8 +65,6 @@ class Blocker:
 
 def blockers(session: Session) -> list[Blocker]:
     """Return the sessions that others wait for, the oldest transaction first."""
-    if session.get_bind().dialect.name == "sqlite":
-        return []
     return [
         Blocker(row.pid, row.name, row.state, float(row.seconds), row.waiting)
         for row in session.connection().execute(text(BLOCKERS))

@@ -7,14 +7,12 @@ Statements stay the same whatever the number of rows, so they are compiled once.
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     JSON,
     ColumnElement,
-    Dialect,
     Executable,
     FromClause,
     Select,
@@ -26,33 +24,24 @@ from sqlalchemy import (
     cast,
     column,
     func,
-    insert,
     literal,
     select,
-    true,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import NullType
 from sqlmodel import Session, SQLModel
 
-from store.models import UtcDateTime
-
-MOMENT = UtcDateTime()
+from store.models import UtcDateTime, in_utc
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
-def among(session: Session, id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
+def among(id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a column of text has one of the ids, however many there are."""
-    condition: ColumnElement[bool]
-    if _is_sqlite(session):
-        given = bindparam(None, list(ids), type_=JSON)
-        elements = func.json_each(given).table_valued(column("value", String))
-        condition = id_column.in_(select(elements.c.value))
-    else:
-        given = bindparam(None, _array_literal(list(ids)), type_=NullType())
-        condition = id_column == any_(cast(given, ARRAY(String)))
+    given = bindparam(None, _array_literal(list(ids)), type_=NullType())
+    condition: ColumnElement[bool] = id_column == any_(cast(given, ARRAY(String)))
     return condition
 
 
@@ -93,9 +82,7 @@ def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
     """
     if rows:
         table = _table_of(model)
-        session.connection().execute(
-            insert(table).from_select(*_source(session, table, rows, same))
-        )
+        session.connection().execute(insert(table).from_select(*_source(table, rows, same)))
 
 
 def insert_missing(
@@ -117,11 +104,9 @@ def insert_missing(
     values = sorted(rows, key=lambda row: [row[name] for name in key])
     if not values:
         return []
-    # A dialect comes with all of its drivers, so only the one that is used is imported.
-    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
     statement = (
-        dialect.insert(table)
-        .from_select(*_source(session, table, values, {}))
+        insert(table)
+        .from_select(*_source(table, values, {}))
         .on_conflict_do_nothing()
         .returning(*table.primary_key.columns)
     )
@@ -140,11 +125,11 @@ def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
     """
     if rows:
         table = _table_of(model)
-        given = _as_table(session, table, rows)
+        given = _as_table(table, rows)
         keys = table.primary_key.columns.keys()
         session.connection().execute(
             update(table)
-            .where(_matches(session, table, given, rows))
+            .where(_matches(table, given, rows))
             .values({name: given.c[name] for name in rows[0] if name not in keys} | same)
         )
 
@@ -166,23 +151,22 @@ def increase(
     table = _table_of(model)
     rows = [{"id": id_, name: amount} for id_, amount in amounts.items() if amount]
     if rows:
-        given = _as_table(session, table, rows)
+        given = _as_table(table, rows)
         session.connection().execute(
             update(table)
-            .where(_matches(session, table, given, rows))
+            .where(_matches(table, given, rows))
             .values({name: table.c[name] + given.c[name]})
         )
 
 
-def _source(session: Session, table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
+def _source(table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
     """Return what an INSERT takes: the columns' names, and the rows to select."""
-    given = _as_table(session, table, rows)
+    given = _as_table(table, rows)
     selected = select(
         *(given.c[name] for name in rows[0]),
         *(literal(value, table.c[name].type) for name, value in same.items()),
     )
-    # SQLite would take the ON of an ON CONFLICT for that of a join.
-    return [*rows[0], *same], selected.where(true())
+    return [*rows[0], *same], selected
 
 
 def _table_of(model: type[SQLModel]) -> Table:
@@ -191,22 +175,13 @@ def _table_of(model: type[SQLModel]) -> Table:
     return table
 
 
-def _as_table(session: Session, table: Table, rows: Rows) -> FromClause:
+def _as_table(table: Table, rows: Rows) -> FromClause:
     """Return rows as a table, with the types of ``table``'s columns."""
     columns = [column(name, table.c[name].type) for name in rows[0]]
     moments = [each.name for each in columns if isinstance(each.type, UtcDateTime)]
-    dialect = session.get_bind().dialect
     if moments:
-        rows = [{**row, **{name: _moment(row[name], dialect) for name in moments}} for row in rows]
+        rows = [{**row, **{name: _moment(row[name]) for name in moments}} for row in rows]
     given = bindparam(None, list(rows), type_=JSON)
-    if _is_sqlite(session):
-        each = func.json_each(given).table_valued(column("value", JSON))
-        return select(
-            *(
-                func.json_extract(each.c.value, f"$.{c.name}", type_=c.type).label(c.name)
-                for c in columns
-            )
-        ).subquery("given")
     return (
         func.json_to_recordset(given)
         .table_valued(*columns, name="given")
@@ -214,24 +189,14 @@ def _as_table(session: Session, table: Table, rows: Rows) -> FromClause:
     )
 
 
-def _matches(session: Session, table: Table, given: FromClause, rows: Rows) -> ColumnElement[bool]:
+def _matches(table: Table, given: FromClause, rows: Rows) -> ColumnElement[bool]:
     """Return the condition that a row of the table has the primary key of a given one."""
     first, *others = table.primary_key.columns.keys()
     same_key = and_(*(table.c[key] == given.c[key] for key in (first, *others)))
-    if _is_sqlite(session):
-        return same_key
     # PostgreSQL would read a whole table of middling size rather than look up its rows.
-    return and_(among(session, table.c[first], [row[first] for row in rows]), same_key)
+    return and_(among(table.c[first], [row[first] for row in rows]), same_key)
 
 
-def _moment(value: datetime | None, dialect: Dialect) -> str | None:
-    """Return a moment as the database keeps it, which is how its other moments compare with it."""
-    in_utc = MOMENT.process_bind_param(value, dialect)
-    if in_utc is None:
-        return None
-    zone = "" if dialect.name == "sqlite" else "+00:00"
-    return f"{in_utc.replace(tzinfo=None).isoformat(sep=' ', timespec='microseconds')}{zone}"
-
-
-def _is_sqlite(session: Session) -> bool:
-    return session.get_bind().dialect.name == "sqlite"
+def _moment(value: datetime | None) -> str | None:
+    """Return a moment as text, since JSON has no moments."""
+    return None if value is None else in_utc(value).isoformat()

@@ -1,8 +1,6 @@
 """The connection to the store's database: engine, transactions, migration.
 
-Every write happens inside :func:`transaction`. On SQLite it begins with ``BEGIN IMMEDIATE``,
-since a transaction that reads first and writes later fails there with "database is locked"
-whatever the busy timeout; on PostgreSQL rows are locked with ``SELECT … FOR UPDATE``, always
+Every write happens inside :func:`transaction`. Rows are locked with ``SELECT … FOR UPDATE``, always
 orders first, then books, customers and couriers, each by id, so that no two can deadlock.
 """
 
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from sqlalchemy import (
-    Connection,
     Engine,
     ExceptionContext,
     QueuePool,
@@ -36,7 +33,6 @@ from store.settings import settings
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SQLITE_BUSY_MILLISECONDS = 60_000
 MIGRATION_TRIES = 5
 """Each waits a few seconds at most for its locks, and lets the checkouts through in between."""
 
@@ -59,51 +55,28 @@ class ReleasingPool(QueuePool):
 @cache
 def engine(url: str) -> Engine:
     """Return this process's one engine for ``url``; nothing is connected before first use."""
-    options: dict[str, Any] = {
-        "hide_parameters": True,
-        "poolclass": ReleasingPool,
-        # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
-        "pool_size": 5,
-        "max_overflow": 30,
-        "json_serializer": _to_json,
-        "json_deserializer": orjson.loads,
-    }
     parts = make_url(url)
-    if parts.get_backend_name() != "sqlite":
-        postgresql = create_engine(
-            url,
-            pool_pre_ping=True,
-            **options,
-            # A prepared statement keeps the plan that was best while the tables were small.
-            connect_args={"prepare_threshold": None, **connect_arguments(parts)},
-        )
-        event.listen(postgresql, "handle_error", _leave_row_out)
-        event.listen(postgresql, "handle_error", _leave_read_only_server)
+    created = create_engine(
+        url,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        poolclass=ReleasingPool,
+        # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
+        pool_size=5,
+        max_overflow=30,
+        json_serializer=_to_json,
+        json_deserializer=orjson.loads,
+        # A prepared statement keeps the plan that was best while the tables were small.
+        connect_args={"prepare_threshold": None, **connect_arguments(parts)},
+    )
+    event.listen(created, "handle_error", _leave_row_out)
+    event.listen(created, "handle_error", _leave_read_only_server)
 
-        @event.listens_for(postgresql, "connect")
-        def set_up(connection: Any, _: object) -> None:
-            prepare(connection, is_named="application_name" in parts.query)
+    @event.listens_for(created, "connect")
+    def set_up(connection: Any, _: object) -> None:
+        prepare(connection, is_named="application_name" in parts.query)
 
-        return postgresql
-
-    sqlite = create_engine(url, connect_args={"check_same_thread": False}, **options)
-    event.listen(sqlite, "handle_error", leave_statement_out)
-
-    @event.listens_for(sqlite, "connect")
-    def configure(connection: Any, _: object) -> None:
-        # SQLAlchemy's begin listener below opens transactions, not the driver.
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MILLISECONDS}")
-
-    @event.listens_for(sqlite, "begin")
-    def begin(connection: Connection) -> None:
-        reading = connection.get_execution_options().get("store_reading", False)
-        connection.exec_driver_sql("BEGIN DEFERRED" if reading else "BEGIN IMMEDIATE")
-
-    return sqlite
+    return created
 
 
 def release_connections() -> None:
@@ -170,7 +143,7 @@ def transaction(limits: Limits = STEP) -> Iterator[Session]:
 def reading() -> Iterator[Session]:
     """Begin a session for reading only: it takes no lock that a writer waits for."""
     url = settings().database_url
-    with Session(engine(url).execution_options(store_reading=True)) as session:
+    with Session(engine(url)) as session:
         limit(session.connection(), READING)
         yield session
 
@@ -182,12 +155,7 @@ def snapshot() -> Iterator[Session]:
     As :func:`reading` it takes no lock that a writer waits for.
     """
     url = settings().database_url
-    bind = engine(url)
-    if bind.dialect.name == "sqlite":
-        bind = bind.execution_options(store_reading=True)
-    else:
-        bind = bind.execution_options(isolation_level="REPEATABLE READ")
-    with Session(bind) as session:
+    with Session(engine(url).execution_options(isolation_level="REPEATABLE READ")) as session:
         # A large result is read row by row to its end: all of it is wanted, not its first rows.
         limit(session.connection(), SNAPSHOT, cursor_tuple_fraction="1")
         yield session
@@ -221,7 +189,7 @@ def revisions(url: str) -> tuple[str | None, str | None]:
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    with engine(url).execution_options(store_reading=True).connect() as connection:
+    with engine(url).connect() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
     return present, ScriptDirectory.from_config(_migrations(url)).get_current_head()
 

@@ -6,14 +6,11 @@ It holds a password, so what is said of a wrong one quotes no part of it.
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-EXPLAINED = (
-    "it must be postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE, or "
-    "sqlite:////absolute/path.db"
-)
+EXPLAINED = "it must be postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE"
 ENCODING = (
     "in a user or a password write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
 )
-DRIVERS = ("postgresql+psycopg", "sqlite")
+DRIVER = "postgresql+psycopg"
 HIGHEST_PORT = 65_535
 
 
@@ -39,7 +36,12 @@ def checked_database_url(text: str) -> str:
         raise ValueError(
             f"begins with {given.partition(':')[0]}://; begin it with postgresql+psycopg://"
         )
-    if given.partition("://")[0] not in DRIVERS:
+    if given.startswith("sqlite"):
+        raise ValueError(
+            f"names a SQLite database, but the store needs PostgreSQL; {EXPLAINED}, and `make up` "
+            "brings one along"
+        )
+    if given.partition("://")[0] != DRIVER:
         raise ValueError(f"is no URL of a database that the store can use; {EXPLAINED}")
     if given.count("@") > 1:
         raise ValueError(f"has more than one @; {ENCODING}")

@@ -12,26 +12,31 @@ from sqlmodel import Field, SQLModel
 ID_LENGTH = 64
 
 
+def in_utc(moment: datetime) -> datetime:
+    """Return the moment in UTC.
+
+    Raises:
+        ValueError: it has no time zone.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment!r} has no time zone; use store.models.utc_now()")
+    return moment.astimezone(UTC)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, kept in UTC. SQLite drops the zone, so it is given back on reading."""
+    """A moment in UTC, whatever the time zone of the session."""
 
     impl = SqlDateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """Refuse a naive time, store the rest as UTC."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; use store.models.utc_now()")
-        return value.astimezone(UTC)
+        return None if value is None else in_utc(value)
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Return the time with its zone, whatever the database kept of it."""
+        """Return the time in UTC."""
         # Nearly all are one of these two; `astimezone` would be a tenth of a batch's Python.
-        if value is None or value.tzinfo is UTC:
-            return value
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 
 
 def utc_now() -> datetime:
@@ -139,7 +144,6 @@ class Order(SQLModel, table=True):
             "status",
             "updated_at",
             postgresql_where=text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
-            sqlite_where=text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
         ),
         # An order comes into it once, when it ends: the figures of the last hour cost no more in a
         # shop with years of orders.
@@ -148,7 +152,6 @@ class Order(SQLModel, table=True):
             "status",
             "updated_at",
             postgresql_where=text("status IN ('dispatched', 'rejected', 'compensated')"),
-            sqlite_where=text("status IN ('dispatched', 'rejected', 'compensated')"),
         ),
     )
 
@@ -254,7 +257,6 @@ class Decision(SQLModel, table=True):
             "attempt",
             unique=True,
             postgresql_where=text("accepted"),
-            sqlite_where=text("accepted"),
         ),
     )
 
@@ -278,7 +280,6 @@ class QueuedMessage(SQLModel, table=True):
             "order_queue_visible",
             "visible_at",
             postgresql_where=text("dead_at IS NULL"),
-            sqlite_where=text("dead_at IS NULL"),
         ),
     )
 

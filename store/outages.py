@@ -5,7 +5,6 @@ class that the driver gives it: a read-only server is an `InternalError`, a stat
 complex an `OperationalError`.
 """
 
-import sqlite3
 from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -54,23 +53,6 @@ OUTAGES = {
 }
 """Codes and whole classes, which are the first two characters of a code."""
 
-SQLITE_OUTAGES = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-    }
-)
-"""SQLite's primary result codes of the same kinds (sqlite.org/rescode.html)."""
-SQLITE_PRIMARY = 0xFF
-"""The bits of an extended result code that are its primary one."""
-
 
 def is_outage(error: BaseException) -> bool:
     """Return whether the database was away, busy or in transition when it raised ``error``."""
@@ -84,9 +66,6 @@ def is_outage(error: BaseException) -> bool:
     code = sqlstate_of(error)
     if code is not None:
         return why_it_passes(code) is not None
-    sqlite_code: int | None = getattr(error.orig, "sqlite_errorcode", None)
-    if sqlite_code is not None:
-        return sqlite_code & SQLITE_PRIMARY in SQLITE_OUTAGES
     # A connection that is refused or lost has no code: libpq gives its reason as text alone, a
     # wrong password or database as well. Nothing was sent, and settings of a server change.
     return isinstance(error, OperationalError)
@@ -99,7 +78,7 @@ def why_it_passes(code: str) -> str | None:
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of an error; None for one of SQLite and one without an answer."""
+    """Return the SQLSTATE of an error; None for one without an answer."""
     if isinstance(error, DBAPIError):
         error = error.orig
     code: str | None = getattr(error, "sqlstate", None)

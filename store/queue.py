@@ -172,7 +172,7 @@ class TableQueue:
             with transaction() as session:
                 session.execute(
                     delete(QueuedMessage).where(
-                        among(session, col(QueuedMessage.id), [m.id for m in messages])
+                        among(col(QueuedMessage.id), [m.id for m in messages])
                     )
                 )
 
@@ -189,7 +189,7 @@ class TableQueue:
         with transaction() as session:
             found = session.execute(
                 select(QueuedMessage.id, QueuedMessage.receive_count)
-                .where(among(session, col(QueuedMessage.id), received))
+                .where(among(col(QueuedMessage.id), received))
                 .order_by(QueuedMessage.id)
                 .with_for_update()
             ).all()

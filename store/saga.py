@@ -100,7 +100,7 @@ def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrd
     rows = read_rows(
         session,
         select(*_SAGA_ORDER)
-        .where(among(session, col(Order.id), order_ids))
+        .where(among(col(Order.id), order_ids))
         .order_by(col(Order.id))
         .with_for_update(),
     )
@@ -143,7 +143,7 @@ def _records(
     found = read_rows(
         session,
         select(*_STEP_RECORD).where(
-            among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
+            among(col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
         ),
     )
     records = map(StepRecord._make, found)
@@ -282,7 +282,7 @@ def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[st
     found = read_rows(
         session,
         select(SagaRecord.order_id, SagaRecord.attempt, SagaRecord.state).where(
-            among(session, col(SagaRecord.order_id), attempt), col(SagaRecord.step) == step
+            among(col(SagaRecord.order_id), attempt), col(SagaRecord.step) == step
         ),
     )
     return {id_: state for id_, in_attempt, state in found if in_attempt == attempt[id_]}

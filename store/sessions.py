@@ -80,8 +80,6 @@ def prepare(connection: Any, is_named: bool) -> None:
 
 def limit(connection: Connection, limits: Limits, **others: str) -> None:
     """Set limits, and other settings, for the rest of the present transaction."""
-    if connection.dialect.name != "postgresql":
-        return
     version = connection.connection.dbapi_connection.info.server_version  # type: ignore[union-attr]
     given = _settings(limits, version) | others
     pairs = list(given.items())

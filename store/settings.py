@@ -35,10 +35,9 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(
-        description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`, or "
-        "`sqlite:////absolute/path.db`. In a user or a password write `@` as `%40`, `:` as `%3A`, "
-        "`/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`. Relative SQLite paths would "
-        "point into a worker's temporary folder.",
+        description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`. In a "
+        "user or a password write `@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as "
+        "`%23` and `%` as `%25`.",
     )
     currency: str = Field(
         default="USD",

@@ -150,7 +150,7 @@ def settle_charge(_session: Session, taken: Mapping[str, Any], _put_back: bool) 
 
 def _present_customers(session: Session, orders: Sequence[SagaOrder]) -> set[str]:
     ids = {order.user_id for order in orders}
-    found = read_rows(session, select(Customer.id).where(among(session, col(Customer.id), ids)))
+    found = read_rows(session, select(Customer.id).where(among(col(Customer.id), ids)))
     return {id_ for (id_,) in found}
 
 

@@ -124,7 +124,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
             for row in read_rows(
                 session,
                 select(Order.id, Order.attempt, Order.status, Order.run_id).where(
-                    among(session, col(Order.id), ids)
+                    among(col(Order.id), ids)
                 ),
             )
         }
@@ -143,7 +143,7 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
                     col(Decision.courier_id),
                     col(Decision.reason),
                     col(Decision.decided_by),
-                ).where(among(session, col(Decision.order_id), ids), col(Decision.accepted)),
+                ).where(among(col(Decision.order_id), ids), col(Decision.accepted)),
             )
         }
         run_ids = {order.run_id for order in orders.values() if order.run_id}

@@ -190,7 +190,7 @@ def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
         session,
         select(OrderLine.order_id, OrderLine.quantity, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id))
-        .where(among(session, col(OrderLine.order_id), ids)),
+        .where(among(col(OrderLine.order_id), ids)),
     ):
         titles[order_id].append(f"{quantity} of “{title}”")
     return [dispatched(order, titles[order.id]) for order in orders]

@@ -110,7 +110,7 @@ def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, lis
     for order_id, book_id, quantity in read_rows(
         session,
         select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity).where(
-            among(session, col(OrderLine.order_id), order_ids)
+            among(col(OrderLine.order_id), order_ids)
         ),
     ):
         lines[order_id].append((book_id, quantity))
@@ -130,7 +130,7 @@ def _lock_books(session: Session, book_ids: Iterable[str]) -> dict[str, ShelfBoo
     books = read_rows(
         session,
         select(Book.id, Book.title, Book.price_cents, Book.quantity)
-        .where(among(session, col(Book.id), book_ids))
+        .where(among(col(Book.id), book_ids))
         .order_by(Book.id)
         .with_for_update(),
     )

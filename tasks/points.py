@@ -104,7 +104,7 @@ def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]
     customers = read_rows(
         session,
         select(Customer.id, Customer.points)
-        .where(among(session, col(Customer.id), user_ids))
+        .where(among(col(Customer.id), user_ids))
         .order_by(Customer.id)
         .with_for_update(),
     )

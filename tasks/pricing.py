@@ -25,7 +25,7 @@ def calculate_total(order_ids: list[str]) -> list[str]:
             step.session,
             select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity, Book.price_cents)
             .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-            .where(among(step.session, col(OrderLine.order_id), priced)),
+            .where(among(col(OrderLine.order_id), priced)),
         ):
             priced[order_id].append((book_id, quantity, price_cents))
         unit_prices = []

@@ -1,4 +1,4 @@
-"""What the tests stand on: a real database of each kind, and one Prefect server for the flows.
+"""What the tests stand on: a real PostgreSQL, and one Prefect server for the flows.
 
 Prefect reads its settings when it is first imported, so they are put in place before that.
 """
@@ -31,8 +31,7 @@ from seed.catalogue import empty, put_shop  # noqa: E402
 from store.database import engine, migrate  # noqa: E402
 from store.settings import settings  # noqa: E402
 from tests.books_balance import assert_books_balance  # noqa: E402
-
-KINDS = ("sqlite", "postgresql")
+from tests.prepared_cluster import prepare  # noqa: E402
 
 
 def pytest_unconfigure() -> None:
@@ -55,21 +54,23 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
 
 
 @pytest.fixture(scope="session")
-def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated SQLite database, used again by each test."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'store.db'}"
-    migrate(url)
-    return url
-
-
-@pytest.fixture(scope="session")
-def postgresql_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A migrated PostgreSQL database, used again by each test."""
+def store_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a migrated database, used again by each test."""
     postgres.create_database("store_tests")
     url = postgres.sqlalchemy_url("store_tests")
     migrate(url)
     yield url
     engine(url).dispose()
+
+
+@pytest.fixture
+def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database without tables."""
+    postgres.create_database("empty")
+    url = postgres.sqlalchemy_url("empty")
+    yield url
+    engine(url).dispose()
+    postgres.drop_database("empty")
 
 
 @pytest.fixture(autouse=True)
@@ -91,16 +92,13 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, object], None]:
     return change
 
 
-@pytest.fixture(params=KINDS)
-def database(
-    request: pytest.FixtureRequest, setting: Callable[[str, object], None]
-) -> Iterator[str]:
-    """The kind of a database with nothing but the shop's first data; its books balance after."""
-    kind: str = request.param
-    setting("database_url", request.getfixturevalue(f"{kind}_url"))
+@pytest.fixture
+def database(store_url: str, setting: Callable[[str, object], None]) -> Iterator[str]:
+    """The URL of a database with nothing but the shop's first data; its books balance after."""
+    setting("database_url", store_url)
     empty()
     put_shop()
-    yield kind
+    yield store_url
     assert_books_balance()
 
 
@@ -121,6 +119,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
 
     folder = tmp_path_factory.mktemp("prefect")
+    prepare(folder, tmp_path_factory)
     with (
         LocalSystem(folder, durable=False, preferred_port=0, worker=False) as system,
         # The end of every run waits for its thread of heartbeats, which sleeps for a second.

@@ -43,9 +43,8 @@ from tasks.steps import STEPS as TABLE
 
 T = TypeVar("T")
 
-sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-"""For what does not depend on the database."""
-postgresql_only = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+NOWHERE = "postgresql+psycopg://nobody@/store?host=/nowhere"
+"""The URL of a database that is not there."""
 
 STEPS: dict[str, Callable[[list[str]], list[str]]] = {
     **{step.name: step.task.fn for step in BEFORE_THE_WAIT},

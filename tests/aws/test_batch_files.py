@@ -14,9 +14,8 @@ from orders.intake import Intake, load_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import SourceUnavailable, UnreadableSource
 from tests.aws.cloud import Calls, Cloud, Faults, http
-from tests.shop import sqlite_only
 
-pytestmark = [sqlite_only, pytest.mark.usefixtures("database", "no_delays")]
+pytestmark = pytest.mark.usefixtures("database", "no_delays")
 
 KEY = "night/o.jsonl"
 

@@ -34,12 +34,9 @@ from tests.shop import (
     queued,
     saga,
     set_capacities,
-    sqlite_only,
     status,
 )
 from tests.shop import notices as notices_in_table
-
-pytestmark = sqlite_only
 
 CITY_VANS = [("courier assigned", "city-vans", True)]
 """The decision that the dispatcher comes to in the shop's first state."""

@@ -9,6 +9,7 @@ from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
 from store.queue import order_queue
 from tests.aws.cloud import Cloud
+from tests.shop import NOWHERE
 
 
 def looked(name: str) -> list[Diagnosis]:
@@ -20,7 +21,7 @@ def chosen(
     use_aws: Callable[[], dict[str, str]], setting: Callable[[str, object], None]
 ) -> dict[str, str]:
     chosen = use_aws()
-    setting("database_url", "sqlite:////nowhere.db")
+    setting("database_url", NOWHERE)
     return chosen
 
 

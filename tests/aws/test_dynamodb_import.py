@@ -21,7 +21,7 @@ from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE, empty, put_couriers
 from store.database import reading
 from store.models import Book, Customer
 from tests.aws.cloud import Faults, dynamodb_error, forget_clients
-from tests.shop import place, placed, sqlite_only
+from tests.shop import place, placed
 
 KEYS = {"book": "bookId", "user": "userId"}
 
@@ -124,7 +124,6 @@ def test_the_originals_items_become_books_and_customers(old_shop: OldShop) -> No
     assert old_shop.rejects() == []
 
 
-@sqlite_only
 def test_what_is_missing_is_made_up_for_and_said(
     old_shop: OldShop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +143,6 @@ def test_what_is_missing_is_made_up_for_and_said(
         assert f"{old_shop.tables[kind]}: {said}" in printed
 
 
-@sqlite_only
 def test_an_item_that_cannot_be_taken_is_listed_and_keeps_no_other_from_it(
     old_shop: OldShop,
 ) -> None:
@@ -157,7 +155,6 @@ def test_an_item_that_cannot_be_taken_is_listed_and_keeps_no_other_from_it(
     assert the_book("good") == ("The 10X Rule", 20_00, 500, 500)
 
 
-@sqlite_only
 def test_a_user_that_cannot_be_taken_is_listed_and_only_its_owner_may_read_it(
     old_shop: OldShop,
 ) -> None:
@@ -226,7 +223,6 @@ def stop_after(old_shop: OldShop, faults: Faults, no_delays: None) -> Callable[[
     return stop
 
 
-@sqlite_only
 def test_an_interrupted_import_goes_on_where_it_was(
     old_shop: OldShop,
     stop_after: Callable[[int], None],
@@ -250,7 +246,6 @@ def test_an_interrupted_import_goes_on_where_it_was(
     assert counts() == (7, 1)
 
 
-@sqlite_only
 def test_a_page_that_was_put_but_not_noted_is_put_once(
     old_shop: OldShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +260,6 @@ def test_a_page_that_was_put_but_not_noted_is_put_once(
     assert the_book() == ("The 10X Rule", 20_00, 500, 500)
 
 
-@sqlite_only
 def test_an_unfinished_import_of_something_else_is_refused(
     old_shop: OldShop, stop_after: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +270,6 @@ def test_an_unfinished_import_of_something_else_is_refused(
     assert "keeps an unfinished import of other tables" in capsys.readouterr().err
 
 
-@sqlite_only
 def test_a_table_that_is_not_there_and_one_of_another_shape_are_named(
     old_shop: OldShop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +285,6 @@ def test_a_table_that_is_not_there_and_one_of_another_shape_are_named(
     assert "its key is userId, not the text bookId" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_ten_thousand_items_move_in_with_totals_that_add_up(
     old_shop: OldShop, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from store.models import QueuedMessage
 from store.queue import MAX_RECEIVES, OrderQueue, QueueDepth, ReceivedMessage, TableQueue
 from store.settings import settings
 from tests.aws.cloud import Cloud
-from tests.shop import sqlite_only
 
 LONG_ENOUGH_SECONDS = 20.0
 """A wait that ends as soon as a message is there; reached only by a test that fails."""
@@ -32,7 +31,6 @@ class UnderTest:
 
 
 Make = Callable[..., UnderTest]
-pytestmark = sqlite_only
 
 
 @pytest.fixture(params=["table", "sqs"])

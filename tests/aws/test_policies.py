@@ -16,7 +16,7 @@ from store.settings import settings
 from tests.aws.cloud import Calls, Cloud
 from tests.aws.dispatcher import Dispatcher
 from tests.aws.test_provision import ACCOUNT, REGION
-from tests.shop import carry_on, placed, sqlite_only
+from tests.shop import NOWHERE, carry_on, placed
 
 BATCHES = {
     "SendMessageBatch": "SendMessage",
@@ -71,14 +71,12 @@ def provisioned(
     settings.cache_clear()
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database", "provisioned")
 def test_the_checkouts_policy_is_what_it_uses(calls: Calls) -> None:
     placed("order-1", "dispatch_order")
     assert used(calls) == allowed("checkout")
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database", "provisioned")
 def test_the_dispatchers_policy_is_what_it_uses(calls: Calls) -> None:
     placed("order-1", "prepare_order")
@@ -112,7 +110,7 @@ def test_the_operators_policy_is_what_redrive_doctor_and_metrics_use(
 
 @pytest.fixture
 def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////nowhere.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
 
 
 @pytest.mark.usefixtures("provisioned")

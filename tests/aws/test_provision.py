@@ -14,6 +14,7 @@ from store.queue import MAX_RECEIVES, order_queue
 from store.settings import settings
 from tests.aws.cloud import Calls, Cloud
 from tests.aws.test_topics import a_notice
+from tests.shop import NOWHERE
 
 ACCOUNT = "123456789012"
 REGION = "eu-central-1"
@@ -109,7 +110,7 @@ def test_what_it_prints_is_all_that_the_store_needs(
     _, output, _ = run(capsys, "--name", name)
     for variable, value in exported(output).items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////nowhere.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     settings.cache_clear()
     order_queue().send(["an order"])
     topic().publish([a_notice()])

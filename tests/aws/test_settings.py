@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from store.notifications import TableTopic, topic
 from store.queue import TableQueue, order_queue
 from store.settings import settings
+from tests.shop import NOWHERE
 
 QUEUE_URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/store-orders"
 TOPIC_ARN = "arn:aws:sns:eu-central-1:123456789012:store-notices"
@@ -24,7 +25,7 @@ COMPLETE = {
 
 @pytest.fixture(autouse=True)
 def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////nowhere.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:

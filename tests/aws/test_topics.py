@@ -13,7 +13,6 @@ from store.models import Notification
 from store.notifications import Notice, TableTopic, Topic
 from store.sns import SUBJECT_LENGTH, SnsTopic, subject_line
 from tests.aws.cloud import Calls, Cloud
-from tests.shop import sqlite_only
 
 
 @dataclass
@@ -58,14 +57,12 @@ def a_notice(number: int = 1, **changed: Any) -> Notice:
     return Notice(**{**fields, **changed})
 
 
-@sqlite_only
 def test_every_notice_arrives_with_its_data(under_test: UnderTest) -> None:
     notices = [a_notice(number) for number in range(25)]
     under_test.topic.publish(notices)
     assert under_test.read() == {n.key: (n.order_id, n.data) for n in notices}
 
 
-@sqlite_only
 def test_a_notice_published_twice_is_one_to_a_reader_who_knows_its_key(
     under_test: UnderTest,
 ) -> None:
@@ -74,7 +71,6 @@ def test_a_notice_published_twice_is_one_to_a_reader_who_knows_its_key(
     assert sorted(under_test.read()) == [a_notice(1).key, a_notice(2).key]
 
 
-@sqlite_only
 def test_no_notices_are_no_error(under_test: UnderTest) -> None:
     under_test.topic.publish([])
     assert under_test.read() == {}

@@ -33,7 +33,6 @@ from tests.shop import (
     saga,
     saga_records,
     set_order,
-    sqlite_only,
     status,
 )
 
@@ -119,7 +118,6 @@ def test_orders_whose_message_the_queue_does_not_take_wait_and_are_asked_about_a
     assert {status(id_) for id_ in ids} == {"dispatched"}
 
 
-@sqlite_only
 def test_a_queue_that_stays_away_is_tried_again_by_the_task_first(
     queue_url: str, sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +176,6 @@ def test_the_shop_is_told_once_of_a_queue_that_refuses(queue_url: str, sending: 
     carry_on(ids, after="prepare_order")
 
 
-@sqlite_only
 def test_the_shop_is_told_of_the_next_outage_again(queue_url: str, sending: Sending) -> None:
     billed(2)
     sending.answer = REFUSED["denied"]
@@ -191,7 +188,6 @@ def test_the_shop_is_told_of_the_next_outage_again(queue_url: str, sending: Send
     assert len(notices()) == 2
 
 
-@sqlite_only
 def test_a_notice_that_the_topic_refuses_too_is_published_when_it_takes_it(
     database: str,
     use_aws: Callable[[], dict[str, str]],
@@ -213,7 +209,6 @@ def test_a_notice_that_the_topic_refuses_too_is_published_when_it_takes_it(
     assert notice["Subject"] == "The order queue does not take messages"
 
 
-@sqlite_only
 def test_only_its_own_time_ends_the_wait_of_an_order_whose_message_is_not_out(
     queue_url: str, sending: Sending
 ) -> None:
@@ -229,7 +224,6 @@ def test_only_its_own_time_ends_the_wait_of_an_order_whose_message_is_not_out(
     assert status("order-00") == "compensated"
 
 
-@sqlite_only
 def test_an_order_that_ended_while_its_message_was_refused_is_left_alone(
     queue_url: str, sending: Sending
 ) -> None:
@@ -246,7 +240,6 @@ def test_an_order_that_ended_while_its_message_was_refused_is_left_alone(
     assert notices() == []
 
 
-@sqlite_only
 def test_an_order_beside_one_that_is_refused_is_carried_on(
     queue_url: str, sending: Sending
 ) -> None:

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from console.main import main
-from tests.shop import placed, set_order, sqlite_only
+from tests.shop import placed, set_order
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 def test_audit_prints_what_is_off_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     placed("o-1", "prepare_order")

@@ -12,14 +12,13 @@ from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable
 from store.messages import QUANTITY_RULE
 from tests.flows.runs import Runs
-from tests.shop import end_run, order_row, place, placed, sqlite_only, status
+from tests.shop import end_run, order_row, place, placed, status
 
 from .conftest import Call
 
 ORDER = {"orderId": "o-1", "userId": EDUARDO_SANTANA, "bookId": TEN_X_RULE, "quantity": 1}
 
 
-@sqlite_only
 def test_one_order_is_recorded_ahead_once(database: str, checkout: Call) -> None:
     assert checkout("batch", "submit", json.dumps(ORDER)).out == "submitted\n"
     assert checkout("batch", "submit", json.dumps(ORDER)).out == "known already; nothing changed\n"
@@ -32,7 +31,6 @@ def test_one_order_is_recorded_ahead_once(database: str, checkout: Call) -> None
     assert "quantity: Input should be greater than" in wrong.err
 
 
-@sqlite_only
 def test_the_lines_of_a_file_are_counted_and_a_wrong_one_is_named(
     database: str, checkout: Call, tmp_path: Path
 ) -> None:
@@ -54,7 +52,6 @@ def test_the_lines_of_a_file_are_counted_and_a_wrong_one_is_named(
     assert "none.csv cannot be read" in missing.err
 
 
-@sqlite_only
 def test_a_batch_is_carried_out_here_and_its_failures_are_listed(
     runs: Runs, checkout: Call, tmp_path: Path
 ) -> None:
@@ -69,7 +66,6 @@ def test_a_batch_is_carried_out_here_and_its_failures_are_listed(
     assert (empty.status, empty.data["report"]["orders"]) == (0, 0)
 
 
-@sqlite_only
 def test_a_file_with_a_line_for_each_title_is_submitted_and_carried_out_as_such(
     runs: Runs, checkout: Call, tmp_path: Path
 ) -> None:
@@ -85,7 +81,6 @@ def test_a_file_with_a_line_for_each_title_is_submitted_and_carried_out_as_such(
     assert order_row("o-1").copies == 1_002
 
 
-@sqlite_only
 def test_a_batch_of_a_file_without_an_order_fails(
     runs: Runs, checkout: Call, tmp_path: Path
 ) -> None:
@@ -124,7 +119,6 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
     assert list(csv.reader(io.StringIO(file.read_text()))) == rows
 
 
-@sqlite_only
 @pytest.mark.parametrize("command", [("failed",), ("failed", "--json"), ("run", "--failed-of")])
 def test_the_id_of_no_batch_is_refused(
     database: str, checkout: Call, command: tuple[str, ...]

@@ -38,7 +38,6 @@ from tests.shop import (
     points,
     set_order,
     shop,
-    sqlite_only,
     status,
     stock,
 )
@@ -54,7 +53,6 @@ Cancelling it gives back:
 """
 
 
-@sqlite_only
 @pytest.mark.parametrize("typed", ["n\n", "\n", ""])
 def test_without_a_yes_it_is_shown_what_would_be_given_back_and_nothing_happens(
     runs: Runs, checkout: Call, typed: str
@@ -68,7 +66,6 @@ def test_without_a_yes_it_is_shown_what_would_be_given_back_and_nothing_happens(
     assert (status("o-1"), shop()) == ("waiting", before)
 
 
-@sqlite_only
 @pytest.mark.parametrize("named", [True, False], ids=["named by its order", "named by Prefect"])
 def test_an_order_that_no_run_has_recorded_yet_is_cancelled_with_its_run(
     deployment: Runs, checkout: Call, named: bool
@@ -109,7 +106,6 @@ def test_with_a_yes_all_that_was_shown_is_given_back_through_a_compensation(
     assert run.state.is_completed()
 
 
-@sqlite_only
 def test_a_program_gets_what_was_given_back_as_data_and_is_not_asked(
     runs: Runs, checkout: Call
 ) -> None:
@@ -125,7 +121,6 @@ def test_a_program_gets_what_was_given_back_as_data_and_is_not_asked(
     ]
 
 
-@sqlite_only
 def test_an_order_that_took_nothing_is_rejected(runs: Runs, checkout: Call) -> None:
     place("o-1")
     submit_orders([an_order("o-2")])
@@ -137,7 +132,6 @@ def test_an_order_that_took_nothing_is_rejected(runs: Runs, checkout: Call) -> N
         assert status(order_id) == "rejected"
 
 
-@sqlite_only
 @pytest.mark.parametrize("up_to", ["find_couriers", "dispatch_order"])
 def test_an_order_that_a_courier_has_accepted_is_not_cancelled(
     runs: Runs, checkout: Call, up_to: str
@@ -150,7 +144,6 @@ def test_an_order_that_a_courier_has_accepted_is_not_cancelled(
     assert (status("o-1"), shop()) == before
 
 
-@sqlite_only
 def test_an_order_that_has_ended_is_not_cancelled_again(runs: Runs, checkout: Call) -> None:
     placed("o-1", "bill_customer")
     assert checkout("cancel", "o-1", "--yes").status == 0
@@ -179,7 +172,6 @@ def test_a_courier_who_accepts_between_the_question_and_the_answer_has_the_order
     carry_on(["o-1"], after="find_couriers")
 
 
-@sqlite_only
 def test_an_order_whose_time_ends_between_the_question_and_the_answer_keeps_its_own_reason(
     runs: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +184,6 @@ def test_an_order_whose_time_ends_between_the_question_and_the_answer_keeps_its_
     assert len(ledger("o-1")) == 2
 
 
-@sqlite_only
 def test_another_attempt_that_is_begun_between_the_question_and_the_answer_is_left_alone(
     runs: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +200,6 @@ def test_another_attempt_that_is_begun_between_the_question_and_the_answer_is_le
     assert (status("o-1"), order_row("o-1").attempt, kept_cents()) == ("waiting", 2, 700_00)
 
 
-@sqlite_only
 def test_another_attempt_that_is_begun_at_the_last_moment_is_left_alone(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +217,6 @@ def test_another_attempt_that_is_begun_at_the_last_moment_is_left_alone(
     assert (order_row("o-1").attempt, kept_cents()) == (2, 700_00)
 
 
-@sqlite_only
 def test_what_is_billed_between_the_question_and_the_answer_is_given_back_as_well(
     runs: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +250,6 @@ def test_of_two_cancellations_and_a_courier_at_the_same_moment_one_decides(runs:
         assert (stock(), points(), kept_cents()) == (500, 300, 0)
 
 
-@sqlite_only
 def test_a_cancellation_while_recovery_compensates_gives_everything_back_once(runs: Runs) -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
     set_order("o-1", wait_until=utc_now().replace(year=2020))
@@ -320,7 +308,6 @@ ENDS_AS: list[tuple[State[Any], StateType]] = [
 """A run without a process ends at once; one with a process is for its worker to end."""
 
 
-@sqlite_only
 def test_no_process_goes_on_with_a_cancelled_order(runs: Runs) -> None:
     ended = []
     for number, (state, _) in enumerate(ENDS_AS):
@@ -335,7 +322,6 @@ def test_no_process_goes_on_with_a_cancelled_order(runs: Runs) -> None:
     assert ended == ENDS_AS
 
 
-@sqlite_only
 def test_an_order_whose_run_is_gone_or_was_never_started_is_cancelled_all_the_same(
     runs: Runs,
 ) -> None:
@@ -343,7 +329,6 @@ def test_an_order_whose_run_is_gone_or_was_never_started_is_cancelled_all_the_sa
     assert cancel_order("o-1", 1, "").status == "compensated"
 
 
-@sqlite_only
 def test_what_cannot_be_given_back_is_loud_and_its_run_is_ended(
     runs: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from tests.shop import (
     points,
     saga,
     saga_records,
-    sqlite_only,
     status,
     stock,
     undos_fail,
@@ -51,7 +50,6 @@ def test_what_could_not_be_given_back_is_listed_with_what_is_at_stake(
     assert re.search(r"in \d+ s", table)
 
 
-@sqlite_only
 def test_what_failed_is_tried_again_at_once_alone_or_all_of_it(runs: Runs, checkout: Call) -> None:
     run = runs.client.create_flow_run(store_checkout, parameters={"order": an_order("o-1")})
     runs.client.set_flow_run_state(run.id, Running(), force=True)
@@ -122,7 +120,6 @@ def test_what_a_person_settles_ends_the_order_and_is_shown(runs: Runs, checkout:
     assert "bill_customer of order o-1 was settled by Ada" in twice.err
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -144,7 +141,6 @@ def test_a_settlement_without_who_why_and_what_is_wrong_usage(
     assert said in answer.err
 
 
-@sqlite_only
 def test_an_order_that_goes_on_has_nothing_to_be_tried_or_settled(
     runs: Runs, checkout: Call
 ) -> None:

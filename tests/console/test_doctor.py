@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
 
 import psutil
 import pytest
@@ -34,7 +33,7 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
 from tasks.couriers import record_answer
-from tests.shop import give_back, placed, postgresql_only, set_order, sqlite_only
+from tests.shop import NOWHERE, give_back, placed, set_order
 from tests.store.test_blockers import held_up, seen
 
 SAFE = {
@@ -111,17 +110,15 @@ def test_a_shop_that_is_well_has_nothing_to_mend(database: str) -> None:
         "store settings",
         "database",
         "locks",
+        "shared database",
         "migrations",
         "orders",
         "queue",
     ):
         assert verdicts(name) == {Verdict.OK}, name
-    kind = {Verdict.OK} if database == "postgresql" else {Verdict.WARNING}
-    assert verdicts("kind of database") == kind
     assert verdicts("topic") == verdicts("payments") == {Verdict.WARNING}
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("name", "value", "verdict"),
     [
@@ -144,7 +141,6 @@ def test_an_unsafe_setting_of_the_store_is_named(
     assert f"STORE_{name.upper()}" in diagnosis.says
 
 
-@postgresql_only
 def test_a_read_only_database_is_to_be_mended(
     database: str, setting: Callable[[str, object], None]
 ) -> None:
@@ -155,7 +151,6 @@ def test_a_read_only_database_is_to_be_mended(
     setting("database_url", url)
 
 
-@postgresql_only
 @pytest.mark.parametrize(
     ("held_seconds", "verdict"), [(1.0, None), (30.0, Verdict.WARNING), (61.0, Verdict.MEND)]
 )
@@ -178,7 +173,6 @@ def test_the_session_that_others_wait_for_is_named_with_its_age_and_process(
         assert f"for {held_seconds:.0f} s; 2 others wait" in diagnosis.says
 
 
-@sqlite_only
 def test_the_variables_of_prefect_yaml_are_no_unknown_settings(
     database: str, setting: Callable[[str, object], None]
 ) -> None:
@@ -186,14 +180,11 @@ def test_the_variables_of_prefect_yaml_are_no_unknown_settings(
     assert verdicts("store settings") == {Verdict.OK}
 
 
-def test_a_relative_database_is_refused(
-    setting: Callable[[str, object], None], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    setting("database_url", "sqlite:///store.db")
-    assert "there is no file store.db" in looked("database")[0].says
-    assert verdicts("kind of database") == {Verdict.MEND, Verdict.WARNING}
-    assert list(tmp_path.iterdir()) == []
+def test_a_sqlite_database_is_to_be_mended(setting: Callable[[str, object], None]) -> None:
+    setting("database_url", "sqlite:////srv/store.db")
+    [diagnosis] = looked("settings")
+    assert diagnosis.verdict == Verdict.MEND
+    assert diagnosis.says.startswith("STORE_DATABASE_URL: names a SQLite database")
 
 
 def test_a_database_that_is_prefects_as_well_is_refused(
@@ -205,8 +196,8 @@ def test_a_database_that_is_prefects_as_well_is_refused(
     with temporary_settings(
         {PREFECT_SERVER_DATABASE_CONNECTION_URL: "postgresql+asyncpg://prefect@db/shop"}
     ):
-        assert verdicts("kind of database") == {Verdict.MEND}
-    assert verdicts("kind of database") == {Verdict.OK}
+        assert verdicts("shared database") == {Verdict.MEND}
+    assert verdicts("shared database") == {Verdict.OK}
 
 
 def test_a_url_of_prefects_database_that_is_wrong_is_not_quoted(
@@ -217,10 +208,9 @@ def test_a_url_of_prefects_database_that_is_wrong_is_not_quoted(
     setting("database_url", "postgresql+psycopg://db/shop")
     wrong = "postgresql+asyncpg://prefect:a@b:hunter2@db/prefect"
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: wrong}):
-        assert "hunter2" not in str(looked("kind of database"))
+        assert "hunter2" not in str(looked("shared database"))
 
 
-@postgresql_only
 def test_a_password_in_the_query_of_a_url_is_not_shown(
     database: str, setting: Callable[[str, object], None]
 ) -> None:
@@ -232,22 +222,20 @@ def test_a_password_in_the_query_of_a_url_is_not_shown(
 
 
 def test_a_database_that_is_not_migrated_is_told(
-    setting: Callable[[str, object], None], tmp_path: Any
+    setting: Callable[[str, object], None], empty_url: str
 ) -> None:
-    (tmp_path / "store.db").touch()
-    setting("database_url", f"sqlite:///{tmp_path / 'store.db'}")
+    setting("database_url", empty_url)
     assert verdicts("database") == {Verdict.OK}
     [diagnosis] = looked("migrations")
     assert (diagnosis.verdict, "version none" in diagnosis.says) == (Verdict.MEND, True)
 
 
 def test_a_database_that_is_newer_than_the_code_is_not_to_be_migrated(
-    setting: Callable[[str, object], None], tmp_path: Any
+    setting: Callable[[str, object], None], empty_url: str
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    setting("database_url", url)
-    migrate(url)
-    with engine(url).begin() as connection:
+    setting("database_url", empty_url)
+    migrate(empty_url)
+    with engine(empty_url).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
     [diagnosis] = looked("migrations")
     assert diagnosis.verdict == Verdict.MEND
@@ -256,7 +244,6 @@ def test_a_database_that_is_newer_than_the_code_is_not_to_be_migrated(
     assert "deployments.migrate" not in diagnosis.remedy
 
 
-@sqlite_only
 def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(database: str) -> None:
     placed("o-1", "bill_customer")
     placed("o-2", "prepare_order")
@@ -278,7 +265,6 @@ def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(datab
     assert verdicts("compensations") == {Verdict.OK}
 
 
-@sqlite_only
 def test_the_first_orders_that_stand_still_are_named_and_the_rest_counted(database: str) -> None:
     for number in range(7):
         placed(f"o-{number}", "check_inventory")
@@ -394,7 +380,7 @@ def server_on_sqlite() -> Iterator[None]:
 def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
     setting: Callable[[str, object], None],
 ) -> None:
-    setting("database_url", "sqlite:////nowhere.db")
+    setting("database_url", NOWHERE)
     assert verdicts("prefect server") == verdicts("prefect version") == {Verdict.OK}
     [on_sqlite, leases, pauses] = looked("prefect database")
     assert (on_sqlite.verdict, "SQLite" in on_sqlite.says) == (Verdict.MEND, True)

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclopts import CycloptsError
 from prefect.logging.handlers import PrefectConsoleHandler
+from rich.text import Text
 from sqlalchemy import text
 
 from console.main import commands, main
@@ -22,7 +25,6 @@ from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
-from tests.shop import postgresql_only, sqlite_only
 
 
 @pytest.mark.parametrize("name", commands())
@@ -48,14 +50,13 @@ def test_a_missing_setting_is_named_as_its_variable(capsys: pytest.CaptureFixtur
 
 
 def test_a_database_without_tables_is_told_with_the_remedy(
-    setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+    empty_url: str, setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setting("database_url", "sqlite://")
+    setting("database_url", empty_url)
     assert main(["redrive"]) == 1
     assert "python -m deployments.migrate" in capsys.readouterr().err
 
 
-@postgresql_only
 def test_an_outage_of_the_database_is_told_as_what_passes(
     database: str, setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,15 +69,15 @@ def test_an_outage_of_the_database_is_told_as_what_passes(
 
 
 def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
+    empty_url: str,
     tmp_path: Path,
     setting: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    setting("database_url", url)
-    migrate(url)
-    with engine(url).begin() as connection:
+    setting("database_url", empty_url)
+    migrate(empty_url)
+    with engine(empty_url).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
         connection.execute(text("ALTER TABLE orders RENAME TO otherwise"))
     tables = ["--book-table", "b", "--user-table", "u", "--folder", str(tmp_path)]
@@ -143,6 +144,7 @@ def test_a_database_that_there_is_no_way_to_is_told_with_the_remedy(
         "postgresql+psycopg://ada:x@db:secret/store",
         "postgres://ada:secret@db/store",
         "'postgresql+psycopg://ada:secret@db/store'",
+        "sqlite:////srv/secret.db",
     ],
 )
 def test_every_command_tells_of_a_wrong_url_without_quoting_it(
@@ -167,7 +169,6 @@ def test_every_command_tells_of_a_wrong_url_without_quoting_it(
         assert "secret" not in said
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 def test_a_file_that_cannot_be_written_and_a_port_that_is_taken_are_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -191,7 +192,6 @@ def test_a_missing_folder_of_secrets_is_told(
     assert capsys.readouterr().err == "STORE_SECRETS_FOLDER: there is no folder /nowhere\n"
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("command", ["list", "list --json"])
 def test_a_reader_that_has_had_enough_is_no_error(command: str) -> None:
@@ -265,7 +265,6 @@ def test_what_a_run_of_the_command_logs_is_kept_off_the_terminal() -> None:
     assert "the next one" in terminal.getvalue()
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 def test_redrive_puts_dead_letters_back_and_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
     with transaction() as session:
@@ -274,3 +273,63 @@ def test_redrive_puts_dead_letters_back_and_counts_them(capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out) == {"redriven": 1}
     assert main(["redrive"]) == 0
     assert "again: 0" in capsys.readouterr().out
+
+
+def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Let what is printed from now on go to a terminal of this width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+
+ORDER_ID = "01G4E1AZW2Q1X3QQEYBACQXMFH"
+WHY = "BillingError: payment declined: the card was declined"
+NAMES = ["order", "status", "total", "customer", "why"]
+
+
+def print_an_order(**options: Any) -> None:
+    row = [ORDER_ID, "compensated", "1000.00 USD", ORDER_ID, WHY]
+    expendable = ["customer", "total"]
+    print_table("Orders", NAMES, [row], empty="none", text="why", expendable=expendable, **options)
+
+
+def plain(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What was printed on both streams, without its colours."""
+    printed, hint = capsys.readouterr()
+    return Text.from_ansi(printed).plain, hint
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_line_of_a_table_is_wider_than_its_terminal_and_no_id_is_broken(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_terminal(monkeypatch, width)
+    print_an_order()
+    printed, hint = plain(capsys)
+    assert all(len(line) <= width for line in printed.splitlines())
+    assert ORDER_ID in printed
+    assert ("1000.00 USD" in printed) == (width >= 100)
+    assert printed.count(ORDER_ID) == (2 if width == 160 else 1)
+    assert (WHY in printed) == (width == 160)
+    assert bool(hint) == (width < 160)
+
+
+def test_what_a_narrow_table_leaves_out_is_printed_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_terminal(monkeypatch, 80)
+    print_an_order(wide=True)
+    printed, hint = plain(capsys)
+    assert (WHY in printed, printed.count(ORDER_ID), hint) == (True, 2, "")
+    print_an_order(only="customer, why")
+    printed, _ = plain(capsys)
+    assert "compensated" not in printed
+    assert ORDER_ID in printed
+    with pytest.raises(CycloptsError, match=r"--columns whi: give some of order,status"):
+        print_an_order(only="order,whi")
+
+
+def test_a_pipe_gets_every_column_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    print_an_order()
+    printed, hint = capsys.readouterr()
+    assert WHY in printed
+    assert hint == ""

@@ -18,7 +18,7 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from tasks.couriers import record_answer
 from tests.polling import wait_until
-from tests.shop import give_back, placed, postgresql_only, sqlite_only
+from tests.shop import NOWHERE, give_back, placed
 from tests.store.test_blockers import held_up, seen
 
 
@@ -31,7 +31,6 @@ def samples(text: str) -> dict[str, float]:
     }
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 def test_every_metric_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     placed("o-1", "prepare_order", 2)
@@ -60,7 +59,6 @@ def test_every_metric_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[
     give_back("o-3")
 
 
-@postgresql_only
 @pytest.mark.usefixtures("database")
 def test_the_session_that_others_wait_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metrics"]) == 0
@@ -75,7 +73,6 @@ def test_the_session_that_others_wait_for_is_named(capsys: pytest.CaptureFixture
     assert found[f"store_blocked_sessions{session}"] == 2
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database")
 def test_they_are_written_to_a_file(tmp_path: Path) -> None:
     file = tmp_path / "store.prom"
@@ -89,7 +86,7 @@ def test_they_are_served_until_a_signal_also_while_the_database_is_away(tmp_path
     served = Leashed(
         [str(Path(sys.executable).parent / "checkout"), "metrics", "--port", str(port)],
         log=tmp_path / "log",
-        env={**os.environ, "STORE_DATABASE_URL": f"sqlite:///{tmp_path / 'nobody.db'}"},
+        env={**os.environ, "STORE_DATABASE_URL": NOWHERE},
     )
     try:
         found = samples(wait_until(lambda: got(port, served), "metrics"))

@@ -21,7 +21,7 @@ from store.models import utc_now
 from store.settings import settings
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import an_order, end_run, ledger, order_row, place, placed, set_order, sqlite_only
+from tests.shop import an_order, end_run, ledger, order_row, place, placed, set_order
 
 from .conftest import Call
 
@@ -69,7 +69,6 @@ def test_an_order_from_options_is_started_once_however_often_it_is_sent(
     assert (other.status, len(deployment.of_order("o-1"))) == (1, 1)
 
 
-@sqlite_only
 def test_an_order_whose_run_ended_before_it_was_recorded_is_started_anew(
     deployment: Runs, checkout: Call
 ) -> None:
@@ -81,7 +80,6 @@ def test_an_order_whose_run_ended_before_it_was_recorded_is_started_anew(
     assert checkout(*example).data == second
 
 
-@sqlite_only
 @pytest.mark.parametrize("state", [Pending(), Cancelling()])
 def test_no_run_that_nobody_carries_out_is_given_back(
     deployment: Runs,
@@ -102,7 +100,6 @@ def test_no_run_that_nobody_carries_out_is_given_back(
     deployment.end_all(order_id)
 
 
-@sqlite_only
 def test_an_order_comes_from_standard_input_or_a_file_as_well(
     deployment: Runs, checkout: Call, tmp_path: Path
 ) -> None:
@@ -126,7 +123,6 @@ def test_an_order_comes_from_standard_input_or_a_file_as_well(
     ]
 
 
-@sqlite_only
 def test_a_submitted_order_that_no_batch_has_taken_is_started(
     deployment: Runs, checkout: Call
 ) -> None:
@@ -167,7 +163,6 @@ WRONG: list[tuple[list[str], str, int, str]] = [
 ]
 
 
-@sqlite_only
 @pytest.mark.parametrize(("arguments", "typed", "status", "said"), WRONG)
 def test_an_order_that_cannot_be_names_its_field_and_starts_nothing(
     deployment: Runs,
@@ -188,7 +183,6 @@ def test_an_order_that_cannot_be_names_its_field_and_starts_nothing(
     assert len(deployment.client.read_flow_runs()) == len(before)
 
 
-@sqlite_only
 def test_a_deployment_that_is_not_there_is_named(
     deployment: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +194,6 @@ def test_a_deployment_that_is_not_there_is_named(
     assert "prefect deploy --all" in said.err
 
 
-@sqlite_only
 def test_what_needs_prefect_changes_nothing_where_no_server_is_named_or_answers(
     database: str, checkout: Call
 ) -> None:
@@ -252,7 +245,6 @@ def test_the_list_has_the_newest_first_and_takes_its_options_together(
     assert "no such order" in checkout("list", "--customer", "nobody").out
 
 
-@sqlite_only
 def test_an_order_is_listed_with_its_figures_as_data(database: str, checkout: Call) -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
     (order,) = checkout("list", "--json").data
@@ -272,7 +264,6 @@ def test_an_order_is_listed_with_its_figures_as_data(database: str, checkout: Ca
     }
 
 
-@sqlite_only
 def test_a_failed_order_is_tried_again_once_however_often_it_is_asked_for(
     deployment: Runs, checkout: Call
 ) -> None:
@@ -301,7 +292,6 @@ def test_a_failed_order_is_tried_again_once_however_often_it_is_asked_for(
     assert len(deployment.of_order("o-1")) == 1
 
 
-@sqlite_only
 def test_a_rejected_order_without_an_id_of_its_own_is_tried_again_as_itself(
     deployment: Runs,
 ) -> None:
@@ -319,7 +309,6 @@ def test_a_rejected_order_without_an_id_of_its_own_is_tried_again_as_itself(
     assert retry(run_id).id not in (run.id, second.id)
 
 
-@sqlite_only
 @pytest.mark.parametrize("command", ["show", "cancel", "retry"])
 def test_an_order_that_is_not_there_is_refused(
     deployment: Runs, checkout: Call, command: str

@@ -29,13 +29,11 @@ from tests.shop import (
     place,
     placed,
     set_order,
-    sqlite_only,
 )
 
 from .conftest import Call
 
 
-@sqlite_only
 def test_one_timeline_holds_what_the_store_and_prefect_know_of_all_attempts(
     runs: Runs, checkout: Call
 ) -> None:
@@ -98,7 +96,6 @@ def test_one_timeline_holds_what_the_store_and_prefect_know_of_all_attempts(
     assert "Eduardo" not in table
 
 
-@sqlite_only
 def test_while_prefect_is_away_the_rest_is_shown_and_that_is_said(
     database: str, checkout: Call
 ) -> None:
@@ -115,7 +112,6 @@ def test_while_prefect_is_away_the_rest_is_shown_and_that_is_said(
     assert "The runs in Prefect are not shown" in table.out
 
 
-@sqlite_only
 def test_an_order_is_shown_before_its_run_has_recorded_it_and_if_it_never_did(
     runs: Runs, checkout: Call
 ) -> None:
@@ -128,7 +124,6 @@ def test_an_order_is_shown_before_its_run_has_recorded_it_and_if_it_never_did(
     assert "Cancelled" in table
 
 
-@sqlite_only
 def test_continuations_and_a_run_in_place_of_a_lost_one_are_told(
     runs: Runs, checkout: Call
 ) -> None:
@@ -150,7 +145,6 @@ def test_continuations_and_a_run_in_place_of_a_lost_one_are_told(
     assert "continued 2 times after crashes" in checkout("show", "o-1").out
 
 
-@sqlite_only
 def test_a_run_that_prefect_does_not_have_any_more_is_said_to_be_gone(
     runs: Runs, checkout: Call
 ) -> None:
@@ -164,7 +158,6 @@ def test_a_run_that_prefect_does_not_have_any_more_is_said_to_be_gone(
     assert shown["next"].endswith(BY_RECOVERY[Move.CONTINUE])
 
 
-@sqlite_only
 def test_of_a_batch_the_form_is_said_to_be_for_all_its_orders(
     database: str, checkout: Call
 ) -> None:
@@ -209,7 +202,6 @@ def _failing(order_id: str) -> None:
     failed(order_id, "bill_customer")
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("make", "run", "said"),
     [

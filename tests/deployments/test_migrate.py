@@ -1,7 +1,6 @@
 """The command that migrates says what is wrong, where, and what to do, and changes nothing then."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -13,10 +12,9 @@ Setting = Callable[[str, object], None]
 
 
 @pytest.fixture
-def url(tmp_path: Path, setting: Setting) -> str:
-    found = f"sqlite:///{tmp_path / 'store.db'}"
-    setting("database_url", found)
-    return found
+def url(empty_url: str, setting: Setting) -> str:
+    setting("database_url", empty_url)
+    return empty_url
 
 
 def version_of(url: str) -> str:

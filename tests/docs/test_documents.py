@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prefect import Flow, Task
 from pydantic_core import PydanticUndefined
+from sqlmodel import SQLModel
 
 import orders
 import store.errors
@@ -103,6 +104,10 @@ def errors_below(base: type[Exception]) -> set[str]:
         below = errors_below(error)
         found |= below or {error.__name__}
     return found
+
+
+def test_each_table_of_the_store_has_its_row_in_the_architecture() -> None:
+    assert set(table("docs/architecture.md ## Tables", "Table")) == set(SQLModel.metadata.tables)
 
 
 @cache

@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("PREFECT_API_URL", None)
     with tempfile.TemporaryDirectory(prefix="store-faults-prefect-") as home:
         os.environ["PREFECT_HOME"] = home
-        from tests.faults.databases import new_database
+        from tests.faults.databases import new_database, new_server
 
-        with new_database("postgresql" if asked.postgresql else "sqlite") as url:
+        with new_server() as server, new_database(server) as url:
             if asked.seed is not None:
                 return _one(asked.seed, url, shrinks=asked.shrink)
             return _many(range(asked.first, asked.first + asked.number), url)
@@ -46,7 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--seed", type=int, help="run this seed alone and tell its story")
     parser.add_argument("--shrink", action="store_true", help="with --seed: leave faults out")
-    parser.add_argument("--postgresql", action="store_true", help="not on SQLite")
     return parser
 
 

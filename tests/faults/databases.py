@@ -1,4 +1,4 @@
-"""A database for simulations: SQLite in memory's own file system, or an embedded PostgreSQL."""
+"""A database for simulations, on an embedded PostgreSQL of its own."""
 
 import tempfile
 from collections.abc import Iterator
@@ -6,27 +6,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deployments.embedded import EmbeddedPostgres
-from store.database import migrate
+from store.database import engine, migrate
 from tests.faults.simulation import dispose
-
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of its own is made in it)
 
 
 @contextmanager
-def new_database(kind: str) -> Iterator[str]:
-    """Give the address of a new, migrated database that is gone afterwards."""
-    fast = _SHARED_MEMORY if kind == "sqlite" and _SHARED_MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="store-faults-", dir=fast) as folder:
-        if kind == "sqlite":
-            yield from _migrated(f"sqlite:///{folder}/store.db")
-            return
-        with EmbeddedPostgres(Path(folder) / "data", durable=False) as server:
-            server.create_database("faults")
-            yield from _migrated(server.sqlalchemy_url("faults"))
+def new_server() -> Iterator[EmbeddedPostgres]:
+    """Start a PostgreSQL that is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="store-faults-") as folder,
+        EmbeddedPostgres(Path(folder) / "data", durable=False) as server,
+    ):
+        yield server
 
 
-def _migrated(url: str) -> Iterator[str]:
+@contextmanager
+def new_database(server: EmbeddedPostgres) -> Iterator[str]:
+    """Give the address of a new, migrated database for simulations."""
+    server.create_database("faults")
+    url = server.sqlalchemy_url("faults")
     migrate(url)
+    # A message for each transaction, of which there are hundreds in a seed.
+    engine(url).pool._pre_ping = False
     try:
         yield url
     finally:

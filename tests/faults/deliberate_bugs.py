@@ -147,7 +147,7 @@ def points_are_given_back_that_were_never_taken() -> Patches:
     ]
 
 
-@bug("I2 points", seeds_from=21)
+@bug("I2 points", seeds_from=35)
 def points_are_put_back_to_their_old_number() -> Patches:
     before: dict[str, int] = {}
 
@@ -248,7 +248,7 @@ def the_copies_are_given_back_before_their_record() -> Patches:
     return [(tasks.inventory, "backward", wrong)]
 
 
-@bug("I4 one decision", "I4 courier", "I4 capacity")
+@bug("I4 one decision", "I4 courier", "I4 capacity", seeds_from=10)
 def a_second_decision_counts_as_well() -> Patches:
     def waits(order: SagaOrder, attempt: int) -> bool:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
@@ -259,7 +259,7 @@ def a_second_decision_counts_as_well() -> Patches:
 
 def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
     """Insert what the unique index lets pass, as a database without it would take all."""
-    from sqlalchemy.dialects.sqlite import insert
+    from sqlalchemy.dialects.postgresql import insert
 
     if rows:
         session.execute(insert(model).on_conflict_do_nothing(), rows)
@@ -275,7 +275,7 @@ def a_run_ends_the_orders_of_other_runs() -> Patches:
     return [(flows.compensation, "orders_of_run", wrong)]
 
 
-@bug("I4 attempts", seeds_from=81)
+@bug("I4 attempts", seeds_from=87)
 def a_restart_begins_a_new_attempt() -> Patches:
     def wrong(_run_id: str) -> str:
         return str(uuid4())
@@ -312,7 +312,7 @@ def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
     return [(flows.courier_wait, "expire_waits", wrong), (flows.recovery, "expire_waits", wrong)]
 
 
-@bug("I4 pivot", "I4 capacity", seeds_from=12)
+@bug("I4 pivot", "I4 capacity", seeds_from=34)
 def a_failure_after_the_pivot_is_compensated() -> Patches:
     return [(store.saga, "BEFORE_PIVOT", (*BEFORE_PIVOT, OrderStatus.DISPATCHING))]
 
@@ -340,7 +340,7 @@ def a_courier_is_never_free_again() -> Patches:
     return [(tasks.dispatch, "increase", wrong)]
 
 
-@bug("I4 capacity", seeds_from=9)
+@bug("I4 capacity", seeds_from=24)
 def a_late_answer_holds_its_courier() -> Patches:
     right = tasks.couriers.record_answer
 
@@ -399,7 +399,7 @@ def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
     return [(flows.recovery, "next_move", wrong)]
 
 
-@bug("I4 a crash is no failure", seeds_from=13)
+@bug("I4 a crash is no failure", seeds_from=20)
 def a_crash_is_taken_for_a_failure() -> Patches:
     return [
         (flows.compensation, "is_interruption", lambda _: False),
@@ -411,7 +411,7 @@ def a_read_only_database_is_taken_for_a_defect() -> Patches:
     return [(store.outages, "OUTAGES", {})]
 
 
-@bug("I4 a crash is no failure", seeds_from=37)
+@bug("I4 a crash is no failure", seeds_from=74)
 def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     right = flows.work_pool.pool_is_closed
 

@@ -1,9 +1,8 @@
 """What must be true of the shop at every moment: I1 to I5, as plain SQL over its tables.
 
-Each query returns the rows that are off, as a name and a sentence; none, if all is well. They run
-on SQLite and PostgreSQL, read the tables alone, and hold between any two transactions, also in
-the middle of a charge or a refund. What holds only once everything has come to rest stands in
-``AT_REST``.
+Each query returns the rows that are off, as a name and a sentence; none, if all is well. They read
+the tables alone, and hold between any two transactions, also in the middle of a charge or a refund.
+What holds only once everything has come to rest stands in ``AT_REST``.
 """
 # ruff: noqa: S608  (the queries are put together from the constants below, from nothing else)
 

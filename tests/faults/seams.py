@@ -70,6 +70,8 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
 
     replaced: list[tuple[Any, str, Any]] = [
         (store.database, "Session", WatchedSession),
+        # A message for each transaction that reads. Nothing stands still here by the real clock.
+        (store.database, "limit", lambda *_, **__: None),
         (store.models, "datetime", Today),
         (store.queue, "time", clock),
         (store.queue, "uuid4", world.new_id),
@@ -80,6 +82,8 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (tasks.dispatch, "topic", lambda: BadLineTopic(world)),
         (reports.notices, "topic", lambda: BadLineTopic(world)),
         (tasks.retries, "TaskRunContext", SimpleNamespace(get=prefect.task_try)),
+        (tasks.retries, "time", clock),
+        (tasks.retries, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),
         (Task, "__call__", call_task),
         (Flow, "__call__", call_flow),
         (flows.checkout, "runtime", runtime),
@@ -102,7 +106,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (flows.dispatch, "ThreadPoolExecutor", OneAfterAnother),
         (flows.work_pool, "runtime", runtime),
-        (flows.order_events, "_emit", lambda _: None),
+        (flows.order_events, "emit_event", lambda **_: None),
         (flows.order_events, "_publish_timeline", lambda _: None),
         (flows.order_events, "url_for", lambda *_, **__: "http://prefect/run"),
         *(

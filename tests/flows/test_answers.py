@@ -13,7 +13,7 @@ from orders.lookup import read_order
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
 from store.saga import abandon
-from tests.shop import give_back, placed, set_capacities, sqlite_only, status
+from tests.shop import give_back, placed, set_capacities, status
 
 RUN = str(uuid4())
 
@@ -64,7 +64,6 @@ def inputs(monkeypatch: pytest.MonkeyPatch) -> Inputs:
     return kept
 
 
-@sqlite_only
 def test_what_was_answered_in_an_outage_counts_once_the_server_answers_again(
     database: str, inputs: Inputs
 ) -> None:
@@ -75,7 +74,6 @@ def test_what_was_answered_in_an_outage_counts_once_the_server_answers_again(
     assert (status("o-1"), inputs.ended_pauses, list(inputs.left)) == ("dispatching", 1, [key])
 
 
-@sqlite_only
 def test_what_a_batch_was_answered_in_an_outage_counts_and_is_not_read_again(
     database: str, inputs: Inputs
 ) -> None:
@@ -87,7 +85,6 @@ def test_what_a_batch_was_answered_in_an_outage_counts_and_is_not_read_again(
     give_back("o-1")
 
 
-@sqlite_only
 def test_a_refused_answer_is_told_and_forgotten(database: str, inputs: Inputs) -> None:
     placed("o-1", "prepare_order", 5, run_id=RUN)
     set_capacities(city_vans=5)

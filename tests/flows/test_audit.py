@@ -10,7 +10,7 @@ from store.database import transaction
 from store.errors import BooksDoNotBalance
 from store.notifications import TableTopic
 from tests.flows.runs import Runs
-from tests.shop import notices, placed, set_order, sqlite_only
+from tests.shop import notices, placed, set_order
 
 
 def last_artifact(runs: Runs) -> str:
@@ -21,7 +21,6 @@ def last_artifact(runs: Runs) -> str:
     return str(found[0].data)
 
 
-@sqlite_only
 def test_an_audit_that_finds_nothing_completes_with_its_artifact(runs: Runs) -> None:
     placed("o-1", "dispatch_order")
     report = audit_books()
@@ -30,7 +29,6 @@ def test_an_audit_that_finds_nothing_completes_with_its_artifact(runs: Runs) -> 
     assert [key for key in notices() if key.startswith("audit")] == []
 
 
-@sqlite_only
 def test_what_is_off_fails_the_run_and_the_shop_is_told(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -40,7 +41,7 @@ from store.models import OrderStatus
 from store.notifications import Notice, TableTopic
 from tasks.dispatch import dispatch_order
 from tests.flows.runs import Runs
-from tests.polling import wait_until
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -54,7 +55,6 @@ from tests.shop import (
     queued,
     remove_customer,
     set_capacities,
-    sqlite_only,
     status,
     stock,
 )
@@ -115,10 +115,12 @@ class Batches:
 
     def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended, and the queue is empty."""
-        self.ended(running)
-        while queued():
+        state = self.ended(running)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := {id_: status(id_) for id_ in queued()}:
+            assert time.monotonic() < deadline, f"{state!r} has left messages about {left}"
             dispatch_orders(listen_seconds=1)
-        return running.result()
+        return state
 
     def ended(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended."""
@@ -206,7 +208,6 @@ def test_a_file_of_orders_ends_with_each_order_on_its_own(batches: Batches, tmp_
     assert (stock(), kept_cents()) == (493, 7 * 20_00)
 
 
-@sqlite_only
 def test_two_batches_at_once_share_the_orders(batches: Batches) -> None:
     submit(20)
     first, second = batches.start(chunk_size=4), batches.start(chunk_size=4)
@@ -217,7 +218,6 @@ def test_two_batches_at_once_share_the_orders(batches: Batches) -> None:
     assert (stock(), count_orders(OrderStatus.SUBMITTED), queued()) == (480, 0, [])
 
 
-@sqlite_only
 def test_prefect_keeps_nothing_of_the_chunks_that_are_done(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +237,6 @@ def test_prefect_keeps_nothing_of_the_chunks_that_are_done(
     assert max(kept) < 10
 
 
-@sqlite_only
 def test_the_garbage_collector_leaves_out_what_is_there_before_the_chunks(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +252,6 @@ def test_the_garbage_collector_leaves_out_what_is_there_before_the_chunks(
     assert gc.get_freeze_count() == 0
 
 
-@sqlite_only
 def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches) -> None:
     set_capacities(only=5)
     submit(8)
@@ -262,7 +260,6 @@ def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches)
     assert (assigned_copies(), queued()) == ({}, [])
 
 
-@sqlite_only
 def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None:
     set_capacities(only=5)
     submit(2)
@@ -280,7 +277,6 @@ def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None
     assert batches.runs.client.read_flow_run(run.id).state_type == StateType.COMPLETED
 
 
-@sqlite_only
 def test_a_person_answers_for_all_orders_that_still_wait(batches: Batches) -> None:
     submit(4)
     running = batches.start(chunk_size=2, tolerated_failures=0.5)
@@ -303,7 +299,6 @@ def test_a_person_answers_for_all_orders_that_still_wait(batches: Batches) -> No
     assert (order_row("o-000").attempt, status("other-000")) == (2, "submitted")
 
 
-@sqlite_only
 def test_failed_orders_whose_customer_is_gone_are_named_and_not_taken_again(
     batches: Batches,
 ) -> None:
@@ -319,7 +314,6 @@ def test_failed_orders_whose_customer_is_gone_are_named_and_not_taken_again(
     assert [order_row(id_).attempt for id_ in ("goes-000", "stays-000")] == [1, 2]
 
 
-@sqlite_only
 def test_an_answer_is_about_the_orders_that_waited_when_it_was_given(batches: Batches) -> None:
     submit(2)
     running = batches.start(tolerated_failures=1.0)
@@ -334,7 +328,6 @@ def test_an_answer_is_about_the_orders_that_waited_when_it_was_given(batches: Ba
     assert batches.dispatched(again).message == "4 orders: 2 compensated, 2 dispatched"
 
 
-@sqlite_only
 def test_what_was_answered_to_a_dead_batch_is_recorded_before_others_begin_to_wait(
     batches: Batches,
 ) -> None:
@@ -352,7 +345,6 @@ def test_what_was_answered_to_a_dead_batch_is_recorded_before_others_begin_to_wa
     assert order_row("o-000").message == "snow"
 
 
-@sqlite_only
 def test_who_answers_for_more_orders_than_the_courier_has_room_for_is_told(
     batches: Batches,
 ) -> None:
@@ -367,7 +359,6 @@ def test_who_answers_for_more_orders_than_the_courier_has_room_for_is_told(
     assert batches.dispatched(running).message == "3 orders: 3 dispatched"
 
 
-@sqlite_only
 def test_the_wait_of_a_batch_ends(batches: Batches, setting: Callable[[str, object], None]) -> None:
     setting("courier_timeout_seconds", 3)
     submit(2)
@@ -376,7 +367,6 @@ def test_the_wait_of_a_batch_ends(batches: Batches, setting: Callable[[str, obje
     assert order_row("o-000").error == "CourierWaitExpired"
 
 
-@sqlite_only
 def test_a_defect_that_one_order_hits_costs_that_order_only(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,7 +417,6 @@ def test_a_batch_that_died_goes_on_where_it_was(
     assert (stock(), kept_cents()) == (491, 9 * 20_00)
 
 
-@sqlite_only
 def test_a_batch_that_starts_over_does_not_need_its_file_again(
     batches: Batches, tmp_path: Path
 ) -> None:
@@ -440,7 +429,6 @@ def test_a_batch_that_starts_over_does_not_need_its_file_again(
     assert "Read to its end by an earlier execution of the run" in report
 
 
-@sqlite_only
 def test_a_file_that_nobody_has_read_is_asked_for(batches: Batches, tmp_path: Path) -> None:
     submit(1)
     state = batches.start(source=str(tmp_path / "orders.jsonl")).result()
@@ -449,7 +437,6 @@ def test_a_file_that_nobody_has_read_is_asked_for(batches: Batches, tmp_path: Pa
     assert status("o-000") == "submitted"
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     "refusal",
     [TopicUnavailable("away"), TopicRefused("no rights"), PermissionError("not allowed")],
@@ -482,7 +469,6 @@ def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
     assert count_by_status(str(run.id)) == {OrderStatus.DISPATCHED: 4}
 
 
-@sqlite_only
 def test_only_the_failed_orders_of_a_batch_can_be_asked_for(batches: Batches) -> None:
     submit(1)
     state = batches.start(failed_of="typo").result()
@@ -491,7 +477,6 @@ def test_only_the_failed_orders_of_a_batch_can_be_asked_for(batches: Batches) ->
     assert status("o-000") == "submitted"
 
 
-@sqlite_only
 def test_progress_that_cannot_be_counted_does_not_end_the_batch(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,7 +488,6 @@ def test_progress_that_cannot_be_counted_does_not_end_the_batch(
     assert batches.dispatched(batches.start()).message == "2 orders: 2 dispatched"
 
 
-@sqlite_only
 def test_an_order_of_a_batch_is_cancelled_alone_and_the_last_that_waits_wakes_it(
     batches: Batches,
 ) -> None:
@@ -520,7 +504,6 @@ def test_an_order_of_a_batch_is_cancelled_alone_and_the_last_that_waits_wakes_it
     assert (kept_cents(), stock()) == (0, 500)
 
 
-@sqlite_only
 def test_a_cancelled_batch_gives_everything_back(batches: Batches) -> None:
     submit(5)
     running = batches.start(chunk_size=2)
@@ -532,7 +515,6 @@ def test_a_cancelled_batch_gives_everything_back(batches: Batches) -> None:
     assert running.result().is_failed()
 
 
-@sqlite_only
 def test_recovery_leaves_a_batch_alone_that_works_and_ends_one_that_died(
     batches: Batches, setting: Callable[[str, object], None]
 ) -> None:

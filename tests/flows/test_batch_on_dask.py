@@ -18,10 +18,10 @@ from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
 from tests.shop import (
+    NOWHERE,
     assigned_copies,
     kept_cents,
     order_row,
-    postgresql_only,
     queued,
     status,
     stock,
@@ -33,7 +33,6 @@ def has_carried_a_chunk() -> bool:
     return "flows.batch" in sys.modules
 
 
-@postgresql_only
 def test_two_processes_of_a_cluster_carry_the_chunks(
     runs: Runs, setting: Callable[[str, object], None]
 ) -> None:
@@ -59,7 +58,7 @@ def test_two_processes_of_a_cluster_carry_the_chunks(
 def test_without_an_address_a_cluster_of_this_machine_is_started(
     setting: Callable[[str, object], None],
 ) -> None:
-    setting("database_url", "sqlite://")
+    setting("database_url", NOWHERE)
     setting("batch_task_runner", "dask")
     runner = task_runner(3)
     assert isinstance(runner, DaskTaskRunner)
@@ -85,7 +84,6 @@ def is_started_again_and_ends_well(batches: Batches, given_up: list[str]) -> Non
     assert (stock(), kept_cents(), assigned_copies()) == (497, 3 * 20_00, {})
 
 
-@postgresql_only
 def test_a_chunk_that_does_not_move_is_lost_and_the_run_is_started_again(
     runs: Runs,
     setting: Callable[[str, object], None],
@@ -108,7 +106,6 @@ def test_a_chunk_that_does_not_move_is_lost_and_the_run_is_started_again(
     is_started_again_and_ends_well(batches, given_up)
 
 
-@postgresql_only
 def test_a_chunk_whose_worker_is_killed_fails_no_order(
     runs: Runs, setting: Callable[[str, object], None], given_up: list[str]
 ) -> None:
@@ -136,7 +133,6 @@ def test_a_chunk_whose_worker_is_killed_fails_no_order(
     is_started_again_and_ends_well(batches, given_up)
 
 
-@postgresql_only
 def test_a_cluster_that_is_away_fails_no_order(
     runs: Runs, setting: Callable[[str, object], None], given_up: list[str]
 ) -> None:

@@ -45,7 +45,6 @@ from tests.shop import (
     points,
     saga,
     shop,
-    sqlite_only,
     status,
     stock,
 )
@@ -95,7 +94,6 @@ def test_the_originals_example_is_dispatched(runs: Runs) -> None:
     assert runs.compensations("example") == []
 
 
-@sqlite_only
 def test_a_run_without_an_order_id_is_named_by_the_order_that_it_is(runs: Runs) -> None:
     state = runs.check_out(an_order(None, 501)).result()
     assert state.is_failed()
@@ -106,7 +104,6 @@ def test_a_run_without_an_order_id_is_named_by_the_order_that_it_is(runs: Runs) 
     assert status(run.name) == "rejected"
 
 
-@sqlite_only
 def test_points_are_not_touched_by_an_order_that_does_not_redeem(runs: Runs) -> None:
     running = runs.check_out(an_order("plain", 50))
     run = runs.assign("plain")
@@ -115,7 +112,6 @@ def test_points_are_not_touched_by_an_order_that_does_not_redeem(runs: Runs) -> 
     assert runs.tasks_of(run, at_least=5) == [s for s in SIX_STEPS if s != "redeem_points"]
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("refusal", "calls"), [(QueueRefused("ExpiredToken"), 1), (QueueUnavailable("away"), 4)]
 )
@@ -172,7 +168,6 @@ def test_an_order_that_no_courier_takes_is_given_back_under_its_run(runs: Runs) 
     ]
 
 
-@sqlite_only
 def test_only_what_was_done_is_undone(runs: Runs) -> None:
     state = runs.check_out(
         an_order("o-1", 50, redeem=True, payment_method="pm_card_chargeDeclined")
@@ -186,7 +181,6 @@ def test_only_what_was_done_is_undone(runs: Runs) -> None:
     assert runs.tasks_of(runs.run_of("o-1"), at_least=5) == [*SIX_STEPS[:4], "compensate"]
 
 
-@sqlite_only
 def test_a_rejected_order_undoes_nothing(runs: Runs) -> None:
     before = shop()
     state = runs.check_out(an_order("o-1", 501, redeem=True)).result()
@@ -197,7 +191,6 @@ def test_a_rejected_order_undoes_nothing(runs: Runs) -> None:
     assert runs.tasks_of(runs.run_of("o-1"), at_least=1) == ["check_inventory"]
 
 
-@sqlite_only
 def test_an_unknown_user_is_refused_and_nothing_is_recorded(runs: Runs) -> None:
     before = shop()
     state = runs.check_out(an_order("o-1", user_id="nobody", redeem=True)).result()
@@ -207,7 +200,6 @@ def test_an_unknown_user_is_refused_and_nothing_is_recorded(runs: Runs) -> None:
     assert runs.tasks_of(runs.run_of("o-1")) == []
 
 
-@sqlite_only
 def test_a_gateway_that_fails_twice_is_asked_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +212,6 @@ def test_a_gateway_that_fails_twice_is_asked_again(
     assert ledger() == [("o-1:1", "captured", 20_00)]
 
 
-@sqlite_only
 def test_a_charge_that_stays_unknown_ends_the_order_after_four_tries(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +226,6 @@ def test_a_charge_that_stays_unknown_ends_the_order_after_four_tries(
     assert (status("o-1"), ledger()) == ("compensated", [("o-1:1", "void", 20_00)])
 
 
-@sqlite_only
 def test_a_wait_that_nobody_answers_expires(
     runs: Runs, setting: Callable[[str, object], None]
 ) -> None:
@@ -249,7 +239,6 @@ def test_a_wait_that_nobody_answers_expires(
     assert undoing.state.is_completed()
 
 
-@sqlite_only
 def test_a_decision_of_the_last_moment_beats_the_time_out(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, setting: Callable[[str, object], None]
 ) -> None:
@@ -266,7 +255,6 @@ def test_a_decision_of_the_last_moment_beats_the_time_out(
     assert runs.run_of("example").state_type == state.type
 
 
-@sqlite_only
 def test_an_answer_without_sense_is_refused_and_the_run_waits_on(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -280,7 +268,6 @@ def test_an_answer_without_sense_is_refused_and_the_run_waits_on(runs: Runs) -> 
     assert running.result().result().courier == "night-rail"
 
 
-@sqlite_only
 def test_a_form_that_is_not_filled_in_is_rejected_by_prefect(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -293,7 +280,6 @@ def test_a_form_that_is_not_filled_in_is_rejected_by_prefect(runs: Runs) -> None
     assert running.result().is_completed()
 
 
-@sqlite_only
 def test_an_order_decided_before_the_pause_is_never_paused(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +294,6 @@ def test_an_order_decided_before_the_pause_is_never_paused(
     assert "PAUSED" not in runs.state_types(runs.run_of("example").id)
 
 
-@sqlite_only
 def test_a_second_run_of_an_order_ends_at_once_and_says_where_the_order_is(runs: Runs) -> None:
     first = runs.check_out(EXAMPLE)
     owner = runs.paused("example")
@@ -324,7 +309,6 @@ def test_a_second_run_of_an_order_ends_at_once_and_says_where_the_order_is(runs:
     assert books() == (450, 0)
 
 
-@sqlite_only
 def test_a_second_run_undoes_nothing_of_the_first_ones_order(runs: Runs) -> None:
     first = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -336,7 +320,6 @@ def test_a_second_run_undoes_nothing_of_the_first_ones_order(runs: Runs) -> None
     assert (status("example"), books()) == ("compensated", AS_BEFORE)
 
 
-@sqlite_only
 def test_a_run_that_takes_an_order_over_may_begin_before_it_is_the_owner(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +342,6 @@ def test_a_run_that_takes_an_order_over_may_begin_before_it_is_the_owner(
     assert status("example") == "dispatched"
 
 
-@sqlite_only
 def test_a_run_whose_order_cannot_be_recorded_for_an_outage_is_crashed(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +357,6 @@ def test_a_run_whose_order_cannot_be_recorded_for_an_outage_is_crashed(
     )
 
 
-@sqlite_only
 def test_a_run_with_the_same_order_id_and_other_content_does_the_first_no_harm(runs: Runs) -> None:
     first = runs.check_out(EXAMPLE)
     runs.paused("example")
@@ -388,7 +369,6 @@ def test_a_run_with_the_same_order_id_and_other_content_does_the_first_no_harm(r
     assert first.result().is_completed()
 
 
-@sqlite_only
 def test_a_retry_of_a_compensated_order_is_a_new_attempt_and_charges_once(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -406,7 +386,6 @@ def test_a_retry_of_a_compensated_order_is_a_new_attempt_and_charges_once(runs: 
     assert books() == (450, 0)
 
 
-@sqlite_only
 def test_a_retry_of_a_rejected_order_tries_anew(runs: Runs) -> None:
     order = an_order("o-1", 501)
     assert runs.check_out(order).result().is_failed()
@@ -414,7 +393,6 @@ def test_a_retry_of_a_rejected_order_tries_anew(runs: Runs) -> None:
     assert (status("o-1"), order_row("o-1").attempt, ledger()) == ("rejected", 2, [])
 
 
-@sqlite_only
 def test_a_retry_of_a_dispatched_order_gives_its_receipt_and_does_nothing(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.assign("example")
@@ -426,7 +404,6 @@ def test_a_retry_of_a_dispatched_order_gives_its_receipt_and_does_nothing(runs: 
     assert (shop(), order_row("example").attempt) == (before, 1)
 
 
-@sqlite_only
 def test_a_run_that_starts_over_in_the_middle_does_only_the_rest(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,7 +423,6 @@ def test_a_run_that_starts_over_in_the_middle_does_only_the_rest(
     assert (order_row("example").attempt, books()) == (1, (450, 0))
 
 
-@sqlite_only
 def test_a_defect_after_the_charge_gives_everything_back(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,7 +439,6 @@ def test_a_defect_after_the_charge_gives_everything_back(
     assert books() == AS_BEFORE
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     "interruption",
     [
@@ -489,7 +464,6 @@ def test_a_run_that_fails_for_no_reason_of_its_order_is_started_again_and_refund
     assert (status("example"), books()) == ("started", (450, 0))
 
 
-@sqlite_only
 def test_a_failing_notification_after_the_pivot_refunds_nothing(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,7 +482,6 @@ def test_a_failing_notification_after_the_pivot_refunds_nothing(
     assert (status("example"), ledger()) == ("dispatched", [("example:1", "captured", 700_00)])
 
 
-@sqlite_only
 def test_a_cancelled_run_gives_its_order_back(runs: Runs) -> None:
     place("o-1", 50, redeem=True, run_id=str(UUID(int=7)))
     check_inventory.fn(["o-1"])
@@ -520,7 +493,6 @@ def test_a_cancelled_run_gives_its_order_back(runs: Runs) -> None:
     assert books() == AS_BEFORE
 
 
-@sqlite_only
 def test_a_server_that_was_away_is_no_failure_of_the_order(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

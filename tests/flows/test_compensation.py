@@ -24,13 +24,11 @@ from tests.shop import (
     points,
     saga,
     saga_records,
-    sqlite_only,
     status,
     stock,
 )
 
 
-@sqlite_only
 def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,7 +65,6 @@ def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
     assert len(ledger("o-1")) == 2
 
 
-@sqlite_only
 def test_an_undo_that_meets_an_outage_is_tried_again_by_itself(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +100,6 @@ def test_a_group_is_given_back_order_by_order(runs: Runs) -> None:
     assert stock() == 480
 
 
-@sqlite_only
 def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +116,6 @@ def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
     assert (stock(), kept_cents()) == (500, 0)
 
 
-@sqlite_only
 def test_a_defect_that_one_undo_hits_is_recorded_with_that_order_alone(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +141,6 @@ def test_a_defect_that_one_undo_hits_is_recorded_with_that_order_alone(
     assert (stock(), kept_cents()) == (500, 0)
 
 
-@sqlite_only
 def test_the_run_of_a_compensation_is_found_by_each_of_its_orders(runs: Runs) -> None:
     group = ["o-1", "o-2"]
     for order_id in group:
@@ -157,7 +151,6 @@ def test_the_run_of_a_compensation_is_found_by_each_of_its_orders(runs: Runs) ->
     assert first.id == second.id
 
 
-@sqlite_only
 def test_orders_that_go_on_are_left_alone(runs: Runs) -> None:
     placed("o-1", "find_couriers", 50, redeem=True)
     placed("o-2", "bill_customer", 5)

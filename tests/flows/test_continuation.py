@@ -24,7 +24,7 @@ from flows.checkout import store_checkout
 from flows.continuation import CONTINUATION, CONTINUED, continue_run, who_asked
 from orders.batches import begin_batch
 from tests.flows.runs import Runs
-from tests.shop import an_order, order_row, placed, sqlite_only
+from tests.shop import an_order, order_row, placed
 
 RETRY: State[Any] = AwaitingRetry(message="From the Prefect UI")
 RETRY_BY_CLI: State[Any] = Scheduled(message="Retried via CLI")
@@ -51,7 +51,6 @@ def put(runs: Runs, run_id: UUID, *states: State[Any]) -> None:
         runs.client.set_flow_run_state(run_id, state.fresh_copy(), force=True)
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     "states",
     [
@@ -76,7 +75,6 @@ def test_a_person_asks_with_each_start_and_retry(
     assert who_asked(str(run.id)) not in (None, asked)
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("states", "tags"),
     [
@@ -100,7 +98,6 @@ def test_nobody_asks_with_what_the_store_or_a_resume_starts(
     assert who_asked(str(a_run(*states, tags=tags).id)) is None
 
 
-@sqlite_only
 def test_a_person_may_retry_a_run_that_took_another_ones_place(
     a_run: Callable[..., FlowRun],
 ) -> None:
@@ -108,7 +105,6 @@ def test_a_person_may_retry_a_run_that_took_another_ones_place(
     assert who_asked(str(run.id)) is not None
 
 
-@sqlite_only
 def test_a_run_that_takes_a_batch_over_has_its_parameters(
     runs: Runs, setting: Callable[[str, object], None]
 ) -> None:

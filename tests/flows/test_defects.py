@@ -23,7 +23,6 @@ from tests.shop import (
     place,
     placed,
     saga_records,
-    sqlite_only,
     status,
 )
 
@@ -93,7 +92,6 @@ def test_what_fails_is_given_up_for_one_order_or_as_a_whole(
     assert sorted([*done, *(order for part in parts for order in part)]) == ["a", "b", "c", "d"]
 
 
-@sqlite_only
 def test_a_chunk_in_which_prefects_server_goes_away_ends_no_order(
     database: str, carry: Callable[[Step], None]
 ) -> None:
@@ -104,7 +102,6 @@ def test_a_chunk_in_which_prefects_server_goes_away_ends_no_order(
     give_back(*GROUP)
 
 
-@sqlite_only
 def test_the_defect_of_one_order_is_logged_once(
     database: str, carry: Callable[[Step], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,7 +114,6 @@ def test_the_defect_of_one_order_is_logged_once(
     ]
 
 
-@sqlite_only
 def test_a_refusal_that_names_no_order_is_asked_about_once_for_the_group(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

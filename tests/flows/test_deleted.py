@@ -22,9 +22,9 @@ from store.models import ENDED
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import decisions, ledger, order_row, placed, set_order, sqlite_only, status
+from tests.shop import decisions, ledger, order_row, placed, set_order, status
 
-pytestmark = [sqlite_only, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 NO_TIME = timedelta(0)
 Stage = Callable[[Pool, Wait], FlowRun]

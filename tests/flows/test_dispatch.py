@@ -22,7 +22,6 @@ from tests.shop import (
     points,
     queued,
     set_capacities,
-    sqlite_only,
     status,
     stock,
 )
@@ -70,7 +69,6 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
 
 
-@sqlite_only
 def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
     too_large = runs.check_out(an_order("too-large", 121))
     twice = runs.check_out(an_order("twice", 3))
@@ -107,7 +105,6 @@ def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
     assert stock() == 493
 
 
-@sqlite_only
 def test_a_message_of_an_order_without_a_free_courier_is_handed_back_fresh(runs: Runs) -> None:
     set_capacities(only=5)
     placed("busy", "find_couriers", 4)
@@ -121,7 +118,6 @@ def test_a_message_of_an_order_without_a_free_courier_is_handed_back_fresh(runs:
     assert dead_letters() == []
 
 
-@sqlite_only
 def test_a_run_that_is_not_there_does_not_keep_the_others_waiting(runs: Runs) -> None:
     placed("orphan", "prepare_order", 3)
     running = runs.check_out(an_order("o-1", 3))
@@ -137,7 +133,6 @@ def test_a_run_that_is_not_there_does_not_keep_the_others_waiting(runs: Runs) ->
     assert "orphan" in queued()
 
 
-@sqlite_only
 def test_an_error_of_the_dispatcher_loses_no_message(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +145,6 @@ def test_an_error_of_the_dispatcher_loses_no_message(
     assert status("o-1") == "waiting"
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     "unreadable",
     [

@@ -31,12 +31,11 @@ from tests.shop import (
     placed,
     queued,
     set_order,
-    sqlite_only,
     status,
     stock,
 )
 
-pytestmark = [sqlite_only, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from store.models import utc_now
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import end_run, order_row, placed, sqlite_only, status
+from tests.shop import end_run, order_row, placed, status
 
-pytestmark = [sqlite_only, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 ORDER = "lost"
 

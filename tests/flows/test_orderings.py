@@ -26,7 +26,6 @@ from tests.shop import (
     order_row,
     queued,
     shop,
-    sqlite_only,
     status,
 )
 
@@ -43,7 +42,6 @@ def the_courier_that_counts() -> str | None:
     return counting
 
 
-@sqlite_only
 def test_of_two_persons_who_answer_the_first_one_counts(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -56,7 +54,6 @@ def test_of_two_persons_who_answer_the_first_one_counts(runs: Runs) -> None:
     assert the_courier_that_counts() == "night-rail"
 
 
-@sqlite_only
 def test_of_a_person_and_the_dispatcher_at_the_same_moment_one_counts(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.paused("example")
@@ -77,7 +74,6 @@ def test_of_a_person_and_the_dispatcher_at_the_same_moment_one_counts(runs: Runs
     assert the_courier_that_counts() in {"night-rail", "city-vans"}
 
 
-@sqlite_only
 def test_a_person_whose_answer_comes_after_the_dispatchers_decision_is_too_late_and_kept(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +90,6 @@ def test_a_person_whose_answer_comes_after_the_dispatchers_decision_is_too_late_
     assert decisions("example") == [(ASSIGNED, "city-vans", True), (ASSIGNED, "night-rail", False)]
 
 
-@sqlite_only
 def test_an_answer_to_a_run_that_has_ended_changes_nothing(runs: Runs) -> None:
     running = runs.check_out(EXAMPLE)
     run = runs.assign("example", "night-rail")
@@ -107,7 +102,6 @@ def test_an_answer_to_a_run_that_has_ended_changes_nothing(runs: Runs) -> None:
     assert the_courier_that_counts() == "night-rail"
 
 
-@sqlite_only
 def test_an_order_whose_message_is_lost_is_asked_about_again(
     runs: Runs, setting: Callable[[str, object], None]
 ) -> None:

@@ -30,7 +30,6 @@ from flows.run_states import is_cancelled_by_prefect
 from store.errors import BillingError
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
-from tests.shop import sqlite_only
 
 PRODUCT = (
     "flows",
@@ -140,7 +139,6 @@ def test_the_states_that_the_store_asks_for_by_name_have_these_names() -> None:
     assert Suspended().type == StateType.PAUSED
 
 
-@sqlite_only
 def test_a_suspended_run_that_is_resumed_is_scheduled_under_the_name_resuming(runs: Runs) -> None:
     with Pool(runs) as pool:
         run = pool.check_out("suspended", how="suspend")

@@ -9,6 +9,7 @@ from sqlalchemy import ExceptionContext, NullPool, create_engine, event, text
 
 from flows import compensation
 from flows.batch import STEPS, batch_checkout
+from orders.intake import claim_orders
 from store.database import engine
 from store.outages import READ_ONLY, sqlstate_of
 from store.payments import Answer, Charge, Ledger
@@ -17,7 +18,7 @@ from tasks.dispatch import send_again
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
-from tests.shop import kept_cents, ledger, order_row, postgresql_only, status, stock
+from tests.shop import kept_cents, ledger, order_row, status, stock
 
 ORDERS = 24
 READ_ONLY_SECONDS = 1.5
@@ -40,6 +41,12 @@ class Failover:
 
     def end(self) -> None:
         self._set("ALTER SYSTEM RESET default_transaction_read_only", "off")
+
+    def end_later(self) -> None:
+        """End it some time after the first call that it refused."""
+        wait_until(lambda: self.refused, "a call that was refused")
+        time.sleep(READ_ONLY_SECONDS)
+        self.end()
 
     def _set(self, statement: str, value: str) -> None:
         with self._switch.connect() as connection:
@@ -84,20 +91,13 @@ def all_are_well(orders: list[str]) -> None:
     assert {state for _, state, _ in ledger()} == {"captured"}
 
 
-@postgresql_only
 def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     runs: Runs, failover: Failover
 ) -> None:
     orders = submit(ORDERS)
     batches = Batches(runs)
     with ThreadPoolExecutor(1) as operator:
-
-        def end_later() -> None:
-            wait_until(lambda: failover.refused, "a call that was refused")
-            time.sleep(READ_ONLY_SECONDS)
-            failover.end()
-
-        ended = operator.submit(end_later)
+        ended = operator.submit(failover.end_later)
         running = batches.start(chunk_size=ORDERS)
         ended.result()
         state = batches.dispatched(running)
@@ -105,7 +105,30 @@ def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     all_are_well(orders)
 
 
-@postgresql_only
+def test_a_batch_claims_orders_when_the_failover_is_over(
+    runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[list[str]] = []
+
+    def claim_late(run_id: str, limit: int) -> list[str]:
+        if claims:
+            wait_until(lambda: failover.refused, "a call that was refused")
+        claims.append(claim_orders(run_id, limit))
+        return claims[-1]
+
+    monkeypatch.setattr("flows.batch.claim_orders", claim_late)
+    orders = submit(ORDERS)
+    batches = Batches(runs)
+    with ThreadPoolExecutor(1) as operator:
+        ended = operator.submit(failover.end_later)
+        running = batches.start(chunk_size=ORDERS // 2)
+        ended.result()
+        state = batches.dispatched(running)
+    assert state.message == f"{ORDERS} orders: {ORDERS} dispatched"
+    assert [len(claimed) for claimed in claims] == [ORDERS // 2, ORDERS // 2, 0]
+    all_are_well(orders)
+
+
 def test_a_batch_that_gives_up_is_started_again_and_nobody_is_refunded(
     runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
 ) -> None:

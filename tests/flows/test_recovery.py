@@ -34,7 +34,6 @@ from tests.shop import (
     placed,
     saga_records,
     set_order,
-    sqlite_only,
     status,
 )
 
@@ -44,7 +43,6 @@ def a_checkout() -> None:
     """Stand in for a checkout's run, of which only the state is looked at."""
 
 
-@sqlite_only
 def test_the_runs_of_any_number_of_orders_are_closed(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +65,6 @@ CANCELLED: list[tuple[State[Any], bool]] = [
 ]
 
 
-@sqlite_only
 @pytest.mark.parametrize(("state", "by_a_person"), CANCELLED)
 def test_a_cancellation_is_a_persons_only_if_the_state_says_so(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, state: State[Any], by_a_person: bool
@@ -84,7 +81,6 @@ def test_a_cancellation_is_a_persons_only_if_the_state_says_so(
     assert runs.state_types(run.id)[-1] == ("CANCELLED" if by_a_person else "COMPLETED")
 
 
-@sqlite_only
 @pytest.mark.parametrize("state", [Cancelling(), Cancelled(), Crashed()])
 def test_a_run_whose_order_a_courier_had_accepted_says_so_at_its_end(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, state: State[Any]
@@ -105,7 +101,6 @@ def test_a_run_whose_order_a_courier_had_accepted_says_so_at_its_end(
     assert before_the_cancellation == (not state.is_crashed())
 
 
-@sqlite_only
 def test_an_order_that_recovery_dispatches_leaves_no_failed_run(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +113,6 @@ def test_an_order_that_recovery_dispatches_leaves_no_failed_run(
     assert (status("o-1"), runs.state_types(run.id)[-1]) == ("dispatched", "COMPLETED")
 
 
-@sqlite_only
 def test_a_retry_that_was_just_asked_for_is_not_ended_with_the_attempt_before(runs: Runs) -> None:
     run = runs.client.create_flow_run(a_checkout, state=Running())
     placed("o-1", "prepare_order", run_id=str(run.id))
@@ -130,7 +124,6 @@ def test_a_retry_that_was_just_asked_for_is_not_ended_with_the_attempt_before(ru
     assert runs.state_types(run.id)[-1] == "SCHEDULED"
 
 
-@sqlite_only
 def test_an_answer_that_was_accepted_before_a_cancellation_counts(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +140,6 @@ def test_an_answer_that_was_accepted_before_a_cancellation_counts(
     assert status("o-1") == "dispatching"
 
 
-@sqlite_only
 def test_a_kind_of_work_that_never_ends_keeps_no_other_from_its_turn(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +158,6 @@ def test_a_kind_of_work_that_never_ends_keeps_no_other_from_its_turn(
     ]
 
 
-@sqlite_only
 def test_an_answer_to_a_batch_that_came_in_time_counts_although_its_run_is_dead(
     runs: Runs,
 ) -> None:
@@ -183,7 +174,6 @@ def test_an_answer_to_a_batch_that_came_in_time_counts_although_its_run_is_dead(
     )
 
 
-@sqlite_only
 def test_the_wait_of_an_order_whose_run_is_deleted_ends(runs: Runs) -> None:
     run = runs.client.create_flow_run(a_checkout, state=Crashed())
     placed("o-1", "prepare_order", run_id=str(run.id))
@@ -194,7 +184,6 @@ def test_the_wait_of_an_order_whose_run_is_deleted_ends(runs: Runs) -> None:
     assert status("o-1") == "compensated"
 
 
-@sqlite_only
 def test_an_answer_that_cannot_be_read_is_none(runs: Runs) -> None:
     run = runs.client.create_flow_run(a_checkout, state=Crashed())
     placed("o-1", "prepare_order", run_id=str(run.id))
@@ -204,7 +193,6 @@ def test_an_answer_that_cannot_be_read_is_none(runs: Runs) -> None:
     assert (status("o-1"), decisions("o-1")) == ("compensated", [])
 
 
-@sqlite_only
 def test_a_defect_that_one_order_hits_keeps_no_other_from_its_turn(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +215,6 @@ def test_a_defect_that_one_order_hits_keeps_no_other_from_its_turn(
     }
 
 
-@sqlite_only
 def test_an_undo_that_fails_is_tried_once_in_a_round(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +241,6 @@ def test_an_undo_that_fails_is_tried_once_in_a_round(
     assert saga_records("o-2")["bill_customer"].undo_tries == 1
 
 
-@sqlite_only
 def test_messages_that_the_queue_refuses_are_sent_once_in_a_round(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from orders.intake import ORDERS_AT_ONCE, load_orders
 from orders.sources import opened
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import UnreadableSource
-from tests.shop import order_row, sqlite_only
+from tests.shop import order_row
 
 CASES = Path(__file__).parent / "order_files"
 HEADER = "orderId,userId,bookId,quantity,redeem\n"
@@ -228,7 +228,6 @@ def test_an_id_that_a_spreadsheet_has_rounded_is_rejected_with_the_remedy(column
     assert "rounded by a spreadsheet" in found[1]
 
 
-@sqlite_only
 @pytest.mark.parametrize("name", ["blank_rows.csv", "ragged.csv"])
 def test_what_spreadsheets_leave_empty_is_passed_over(database: str, name: str) -> None:
     with opened(str(CASES / name)) as copy:
@@ -237,7 +236,6 @@ def test_what_spreadsheets_leave_empty_is_passed_over(database: str, name: str) 
     assert len(taken(entries)) == {"blank_rows.csv": 2, "ragged.csv": 20}[name]
 
 
-@sqlite_only
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
 def test_a_file_is_read_in_the_encoding_that_its_mark_tells(
@@ -250,7 +248,6 @@ def test_a_file_is_read_in_the_encoding_that_its_mark_tells(
         assert set(taken(list(read_orders(copy, name, line_items=False)))) == {"1", "2"}
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -301,7 +298,6 @@ def test_an_order_in_several_lines_is_recorded_once_and_known_the_second_time(
     assert (order_row("1001").copies, order_row("1002").copies) == (3, 2)
 
 
-@sqlite_only
 def test_a_refused_order_in_several_lines_rejects_each_of_them(
     database: str, tmp_path: Path
 ) -> None:
@@ -311,7 +307,6 @@ def test_a_refused_order_in_several_lines_rejects_each_of_them(
     assert [(each.line, each.field) for each in intake.rejects] == [(2, "userId"), (3, "userId")]
 
 
-@sqlite_only
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
 def test_a_file_of_which_each_line_is_wrong_is_unreadable_and_names_the_first(
     database: str, tmp_path: Path, name: str
@@ -325,7 +320,6 @@ def test_a_file_of_which_each_line_is_wrong_is_unreadable_and_names_the_first(
     assert Path(f"{path}.rejects.csv").read_text().startswith("line,field,reason\n")
 
 
-@sqlite_only
 def test_a_header_is_refused_without_being_quoted(database: str, tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
     path.write_text("Jane Doe,jane@example.com,quantity\n")

@@ -25,9 +25,7 @@ from tests.shop import (
     at_once,
     carry_on,
     order_row,
-    postgresql_only,
     shop,
-    sqlite_only,
     status,
 )
 
@@ -189,7 +187,6 @@ def test_the_same_file_twice_changes_nothing(database: str, tmp_path: Path) -> N
     assert (shop(), count_orders(OrderStatus.SUBMITTED)) == (before, ORDERS_AT_ONCE + 2)
 
 
-@sqlite_only
 def test_a_batch_that_reads_its_file_keeps_its_heartbeat(database: str, tmp_path: Path) -> None:
     path = tmp_path / "o.jsonl"
     path.write_text("not an order\n")
@@ -204,7 +201,6 @@ def test_a_batch_that_reads_its_file_keeps_its_heartbeat(database: str, tmp_path
         assert session.get_one(Batch, run_id).moved_at > long_ago
 
 
-@sqlite_only
 def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Path) -> None:
     cart = json_line("cart", bookId=None, quantity=None, items=[{"bookId": "b", "quantity": 2}])
     intake = load(
@@ -225,14 +221,12 @@ def test_json_lines_take_the_single_checkouts_input(database: str, tmp_path: Pat
     assert "red" not in str(intake.rejects)
 
 
-@sqlite_only
 def test_a_rejected_lines_field_is_quoted_in_short(database: str, tmp_path: Path) -> None:
     text = json_line("o-1", **{"x" * 60_000: 1}) + json_line("o-2")
     (reject,) = load(tmp_path / "o.jsonl", text).rejects
     assert (len(reject.field), reject.reason) == (FIELD_LENGTH, "is not a known field")
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -251,7 +245,6 @@ def test_a_file_that_cannot_be_read_is_refused_whole(
         load(tmp_path / name, text)
 
 
-@sqlite_only
 def test_only_the_folder_of_orders_is_read_where_it_is_set(
     database: str, tmp_path: Path, setting: Callable[[str, object], None]
 ) -> None:
@@ -269,7 +262,6 @@ def test_only_the_folder_of_orders_is_read_where_it_is_set(
         load_orders.fn("missing.jsonl")
 
 
-@postgresql_only
 def test_orders_that_another_run_is_claiming_are_passed_over(database: str) -> None:
     from sqlmodel import col, select
 

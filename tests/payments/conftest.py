@@ -1,4 +1,4 @@
-"""The payment gateways: the ledger on each database, and Stripe against its stand-in."""
+"""The payment gateways: the ledger, and Stripe against its stand-in."""
 
 from collections.abc import Callable, Iterator
 
@@ -37,14 +37,14 @@ def stripe_gateway(stand_in: StripeStandIn) -> StripeGateway:
     return StripeGateway(SecretStr(SECRET), stand_in.url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "stripe"])
+@pytest.fixture(params=["ledger", "stripe"])
 def party(request: pytest.FixtureRequest, setting: Callable[[str, object], None]) -> Party:
     """A gateway with nothing in it."""
     if request.param == "stripe":
         return StripeParty(
             request.getfixturevalue("stripe_gateway"), request.getfixturevalue("stand_in")
         )
-    setting("database_url", request.getfixturevalue(f"{request.param}_url"))
+    setting("database_url", request.getfixturevalue("store_url"))
     empty()
     return LedgerParty(Ledger())
 

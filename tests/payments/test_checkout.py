@@ -33,7 +33,6 @@ from tests.shop import (
     saga,
     saga_records,
     set_order,
-    sqlite_only,
     status,
 )
 
@@ -73,7 +72,6 @@ def test_each_order_of_a_group_has_the_ending_of_its_own_charge(
     assert paid_by_stripe.refunded() == {"lost-after:1": 20_00}
 
 
-@sqlite_only
 def test_a_charge_is_refunded_by_the_name_that_stripe_gave_it(
     database: str, paid_by_stripe: StripeStandIn
 ) -> None:
@@ -87,7 +85,6 @@ def test_a_charge_is_refunded_by_the_name_that_stripe_gave_it(
     assert end_run("o-1") == "compensated"
 
 
-@sqlite_only
 def test_an_order_that_was_left_alone_for_a_day_while_it_was_billed_is_not_charged_again(
     database: str, paid_by_stripe: StripeStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +102,6 @@ def test_an_order_that_was_left_alone_for_a_day_while_it_was_billed_is_not_charg
     assert paid_by_stripe.captured() == {"o-1:1": 20_00}
 
 
-@sqlite_only
 def test_a_refund_that_stripe_refuses_is_left_to_a_person_and_the_others_are_settled(
     database: str, paid_by_stripe: StripeStandIn
 ) -> None:
@@ -233,7 +229,6 @@ def test_processes_that_refund_at_once_after_a_refusal_give_back_once(
     assert paid_by_stripe.refunded() == {"o-1:1": 40_00}
 
 
-@sqlite_only
 def test_checkouts_in_prefect_are_charged_declined_and_refunded(
     runs: Runs,
     paid_by_stripe: StripeStandIn,
@@ -262,7 +257,6 @@ def test_checkouts_in_prefect_are_charged_declined_and_refunded(
     assert paid_by_stripe.refunded() == {"refunded:1": 40_00}
 
 
-@sqlite_only
 def test_a_charge_that_gets_no_answer_is_tried_three_times_more_by_prefect(
     runs: Runs,
     paid_by_stripe: StripeStandIn,
@@ -277,7 +271,6 @@ def test_a_charge_that_gets_no_answer_is_tried_three_times_more_by_prefect(
     assert paid_by_stripe.captured() == {"o-1:1": 20_00}
 
 
-@sqlite_only
 def test_a_declined_card_is_not_tried_again_by_prefect(
     runs: Runs,
     paid_by_stripe: StripeStandIn,

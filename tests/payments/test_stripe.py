@@ -32,7 +32,7 @@ from store.stripe_gateway import (
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn
-from tests.shop import at_once, end_run, placed, set_order, sqlite_only
+from tests.shop import at_once, end_run, placed, set_order
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 PAYS = {"confirm": "true"}
@@ -491,7 +491,6 @@ def looked_at_payments() -> list[Diagnosis]:
     return list(next(check for check in CHECKS if check.name == "payments").look())
 
 
-@sqlite_only
 def test_the_doctor_asks_stripe_and_knows_a_test_key(
     database: str, paid_by_stripe: StripeStandIn, setting: Callable[[str, object], None]
 ) -> None:
@@ -503,7 +502,6 @@ def test_the_doctor_asks_stripe_and_knows_a_test_key(
     }
 
 
-@sqlite_only
 def test_the_doctor_tells_of_a_key_that_stripe_does_not_accept(
     database: str, paid_by_stripe: StripeStandIn
 ) -> None:
@@ -515,7 +513,6 @@ def test_the_doctor_tells_of_a_key_that_stripe_does_not_accept(
         looked_at_payments()
 
 
-@sqlite_only
 @pytest.mark.usefixtures("database", "paid_by_stripe")
 def test_the_audit_holds_orders_against_their_records_and_says_what_it_does_not_compare() -> None:
     placed("o-1", "prepare_order", 2)

@@ -35,7 +35,6 @@ from tests.shop import (
     saga_records,
     set_order,
     shop,
-    sqlite_only,
     status,
     stock,
     undos_fail,
@@ -86,7 +85,6 @@ def test_what_a_cancellation_would_give_back_is_what_it_then_gives_back(
     assert (after.stock, after.points) == (before.stock, before.points)
 
 
-@sqlite_only
 def test_a_charge_without_an_answer_is_shown_as_in_doubt(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +103,6 @@ def test_a_charge_without_an_answer_is_shown_as_in_doubt(
     end_run("o-1")
 
 
-@sqlite_only
 def test_an_order_that_is_not_there_holds_nothing_and_says_so(database: str) -> None:
     with pytest.raises(OrderNotFound, match="There is no order o-1, or its run has not begun yet"):
         open_undos("o-1")
@@ -152,7 +149,6 @@ def test_the_tries_of_what_was_given_back_keep_nothing_waiting(database: str) ->
     give_back("o-1")
 
 
-@sqlite_only
 def test_an_undo_that_is_being_tried_has_no_next_time(database: str) -> None:
     failed("o-1", "bill_customer")
     set_order("o-1", status="compensating")
@@ -161,7 +157,6 @@ def test_an_undo_that_is_being_tried_has_no_next_time(database: str) -> None:
     give_back("o-1")
 
 
-@sqlite_only
 def test_the_queue_begins_with_the_orders_that_wait_longest_and_has_as_many_as_asked_for(
     database: str,
 ) -> None:
@@ -255,7 +250,6 @@ def _never_billed(order_id: str) -> None:
         end_run(order_id)
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -293,7 +287,6 @@ def test_of_a_person_and_recovery_at_the_same_moment_one_puts_the_copies_back(
     assert (status("o-1"), stock()) == ("compensated", 500)
 
 
-@sqlite_only
 def test_money_that_is_refunded_while_a_person_gives_it_back_is_found_by_the_books(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,6 @@ from tests.shop import (
     placed,
     remove_customer,
     set_order,
-    sqlite_only,
 )
 
 
@@ -58,7 +57,6 @@ def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> N
     assert "| unknown | 1 | not known yet |" in timeline("o-1").splitlines()
 
 
-@sqlite_only
 def test_the_notice_of_a_failed_compensation_says_of_which_attempt_it_is(database: str) -> None:
     placed("o-1", "bill_customer", 50, redeem=True)
     end_run("o-1")
@@ -72,7 +70,6 @@ def test_the_notice_of_a_failed_compensation_says_of_which_attempt_it_is(databas
     give_back("o-1")
 
 
-@sqlite_only
 def test_the_shop_is_reminded_once_of_each_attempt_whose_wait_is_nearly_over(
     database: str,
 ) -> None:
@@ -93,7 +90,6 @@ def test_the_shop_is_reminded_once_of_each_attempt_whose_wait_is_nearly_over(
     assert [key for key in notices() if key.endswith("reminder")] == []
 
 
-@sqlite_only
 def test_a_reminder_of_an_order_in_a_batch_says_that_the_answer_counts_for_others_too(
     database: str,
 ) -> None:

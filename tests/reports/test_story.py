@@ -16,7 +16,7 @@ from store.models import QueuedMessage, utc_now
 from store.payments import Ledger
 from store.queue import TableQueue
 from tasks.couriers import record_answer
-from tests.shop import assign, carry_on, end_run, give_back, place, placed, sqlite_only
+from tests.shop import assign, carry_on, end_run, give_back, place, placed
 
 
 def told(order_id: str, *kinds: str) -> list[tuple[int | None, str, str]]:
@@ -75,7 +75,6 @@ def test_a_second_attempt_is_told_behind_the_first(database: str) -> None:
     ]
 
 
-@sqlite_only
 def test_no_customer_is_named_and_everything_is_there_as_data(database: str) -> None:
     placed("o-1", "dispatch_order", 50, redeem=True)
     text = json.dumps([asdict(event) for event in story("o-1").events], default=str)
@@ -87,7 +86,6 @@ def test_no_customer_is_named_and_everything_is_there_as_data(database: str) -> 
     assert billed.facts["result"] == {"amount_cents": 700_00, "reference": "o-1:1"}
 
 
-@sqlite_only
 def test_intents_refusals_and_failed_undos_are_told_as_what_they_are(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +124,6 @@ def test_intents_refusals_and_failed_undos_are_told_as_what_they_are(
     end_run("o-2")
 
 
-@sqlite_only
 def test_dead_letters_are_told_and_other_messages_are_left_out(database: str) -> None:
     placed("o-1", "prepare_order")
     placed("o-11", "prepare_order")
@@ -142,7 +139,6 @@ def test_dead_letters_are_told_and_other_messages_are_left_out(database: str) ->
     assert dead == f"{sent.partition(',')[0]}: the order does not exist"
 
 
-@sqlite_only
 def test_what_another_service_keeps_is_said_to_be_there(
     database: str, setting: Callable[[str, object], None]
 ) -> None:
@@ -160,7 +156,6 @@ def test_what_another_service_keeps_is_said_to_be_there(
     assert "SNS" in in_sns
 
 
-@sqlite_only
 def test_an_order_that_is_not_there_has_no_story(database: str) -> None:
     with pytest.raises(OrderNotFound):
         story("o-1")

@@ -8,14 +8,15 @@ import pytest
 
 from seed import __main__, dynamodb
 from store.errors import SourceUnavailable
+from tests.shop import NOWHERE
 
 TABLES = ("--book-table", "books", "--user-table", "users")
 ADVICE = "What was read is kept; the same command goes on from there."
 
 
 @pytest.fixture
-def folder(tmp_path: Path, sqlite_url: str, setting: Callable[[str, object], None]) -> Path:
-    setting("database_url", sqlite_url)
+def folder(tmp_path: Path, store_url: str, setting: Callable[[str, object], None]) -> Path:
+    setting("database_url", store_url)
     return tmp_path
 
 
@@ -30,7 +31,7 @@ def test_what_stands_in_the_way_is_told_without_a_traceback(
     monkeypatch.setattr("sys.argv", [module, *(TABLES if module == "seed.dynamodb" else ())])
     for url, told in (
         ("", "STORE_DATABASE_URL: is empty; it must be postgresql+psycopg://"),
-        ("sqlite:////nowhere/store.db", "The store's database cannot be used: unable to open"),
+        (NOWHERE, "The store's database cannot be used: connection is bad"),
     ):
         setting("database_url", url)
         assert command() == 1

@@ -19,7 +19,7 @@ from seed.catalogue import (
 )
 from store.database import reading
 from store.models import Book, Courier, Customer
-from tests.shop import carry_on, place, placed, points, shop, sqlite_only, stock
+from tests.shop import carry_on, place, placed, points, shop, stock
 
 
 def seed(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: str | None = None) -> int:
@@ -88,7 +88,6 @@ def test_what_is_missing_is_put_and_the_rest_stays(database: str) -> None:
     assert stock() == 450
 
 
-@sqlite_only
 def test_the_catalogue_is_the_same_each_time_and_a_larger_one_begins_with_it(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +129,6 @@ def test_reset_deletes_nothing_unless_it_is_answered_yes(
     assert shop() == before
 
 
-@sqlite_only
 def test_reset_deletes_nothing_where_nobody_answers(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +153,6 @@ def test_reset_starts_over(database: str, monkeypatch: pytest.MonkeyPatch, asked
     assert (stock(), points()) == (500, 300)
 
 
-@sqlite_only
 @pytest.mark.parametrize("arguments", [("--books", "-1"), ("--users", "-1"), ("--books", "many")])
 def test_a_number_that_is_none_is_refused(
     database: str,
@@ -170,15 +167,13 @@ def test_a_number_that_is_none_is_refused(
 
 
 def test_seeding_makes_the_tables_of_an_empty_database(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"sqlite:///{tmp_path_factory.mktemp('new') / 'store.db'}"
-    monkeypatch.setenv("STORE_DATABASE_URL", url)
+    monkeypatch.setenv("STORE_DATABASE_URL", empty_url)
     seed(monkeypatch)
     assert (stock(), points()) == (500, 300)
 
 
-@sqlite_only
 def test_a_shop_puts_couriers_of_its_own_without_the_example_data(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +189,6 @@ def test_a_shop_puts_couriers_of_its_own_without_the_example_data(
     assert [(each.id, each.capacity_copies) for each in couriers] == [("anna", 30), ("otto", 50)]
 
 
-@sqlite_only
 def test_a_courier_keeps_room_for_what_it_has_in_hand(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

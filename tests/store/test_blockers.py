@@ -15,7 +15,6 @@ from store.database import engine, reading, transaction
 from store.models import Book
 from store.settings import settings
 from tests.polling import wait_until
-from tests.shop import postgresql_only
 
 
 def lock_a_book() -> None:
@@ -49,7 +48,6 @@ def test_a_shop_in_which_nobody_waits_has_none(database: str) -> None:
         assert blockers(session) == []
 
 
-@postgresql_only
 def test_the_session_that_all_others_wait_for_is_named_with_their_number(database: str) -> None:
     with held_up(3) as session:
         pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
@@ -60,7 +58,6 @@ def test_the_session_that_all_others_wait_for_is_named_with_their_number(databas
         assert blocker.seconds > 0
 
 
-@postgresql_only
 def test_of_another_roles_session_an_ordinary_role_sees_who_it_is_alone(database: str) -> None:
     url = settings().database_url
     with engine(url).begin() as owner, suppress(DBAPIError):

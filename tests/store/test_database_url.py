@@ -14,6 +14,7 @@ WRONG = [
     (f'"postgresql+psycopg://shop:{PASSWORD}@db/store"', "quotation marks"),
     (f"postgres://shop:{PASSWORD}@db/store", "begin it with postgresql+psycopg://"),
     (f"postgresql://shop:{PASSWORD}@db/store", "begin it with postgresql+psycopg://"),
+    (f"sqlite:////srv/{PASSWORD}.db", "names a SQLite database, but the store needs PostgreSQL"),
     (f"mysql://shop:{PASSWORD}@db/store", "it must be postgresql"),
     (f"shop:{PASSWORD}@db/store", "it must be postgresql"),
     (f"postgresql+psycopg:shop:{PASSWORD}@db/store", "it must be postgresql"),
@@ -45,7 +46,6 @@ def test_a_wrong_url_is_explained_and_not_quoted(
         ("postgresql+psycopg://shop:p/s?s#@db/store", "p/s?s#", "db"),
         ("\ufeff postgresql+psycopg://shop:secret@[::1]/store\n", "secret", "::1"),
         ("postgresql+psycopg://postgres@/store?host=/tmp/a b", None, None),
-        ("sqlite:////srv/store.db", None, None),
     ],
 )
 def test_a_right_url_is_read_as_it_is_meant(

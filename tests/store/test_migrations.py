@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +21,13 @@ from sqlmodel import SQLModel
 
 import store.database
 import store.models
-from deployments.embedded import EmbeddedPostgres
 from deployments.migrate import main
 from seed.catalogue import put_shop
 from store.database import engine, migrate, revisions
 from store.models import OrderStatus
 from store.outages import is_outage
 from tests.books_balance import assert_books_balance
-from tests.conftest import KINDS
-from tests.shop import STEPS, assign, at_once, carry_on, end_run, place, placed, status
+from tests.shop import NOWHERE, STEPS, assign, at_once, carry_on, end_run, place, placed, status
 
 VERSIONS = Path(str(store.database.__file__)).parent / "migrations" / "versions"
 NEXT_MIGRATION = """
@@ -59,22 +57,6 @@ def downgrade():
         orders.drop_column("gift_note")
 """
 """A migration as the next version may bring it: code that knows nothing of it goes on."""
-
-
-@pytest.fixture(params=KINDS)
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database without tables."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'empty.db'}"
-        yield url
-        engine(url).dispose()
-        return
-    server: EmbeddedPostgres = request.getfixturevalue("postgres")
-    server.create_database("migrations")
-    url = server.sqlalchemy_url("migrations")
-    yield url
-    engine(url).dispose()
-    server.drop_database("migrations")
 
 
 @pytest.fixture
@@ -231,7 +213,6 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(new_shop: str, tmp_p
     assert differences(new_shop) == []
 
 
-@pytest.mark.parametrize("empty_url", ["postgresql"], indirect=True)
 def test_a_migration_does_not_wait_for_a_reader_for_long(new_shop: str, tmp_path: Path) -> None:
     # Behind a waiting ALTER TABLE every checkout would wait as well.
     with engine(new_shop).connect() as reader:
@@ -259,7 +240,7 @@ def test_the_databases_checks_are_there(empty_url: str) -> None:
 
 
 def test_there_is_one_newest_migration() -> None:
-    assert len(ScriptDirectory.from_config(config("sqlite://")).get_heads()) == 1
+    assert len(ScriptDirectory.from_config(config(NOWHERE)).get_heads()) == 1
 
 
 def test_the_command_migrates_and_says_between_which_versions(

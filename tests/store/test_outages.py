@@ -3,11 +3,9 @@
 import os
 import pickle
 import signal
-import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -238,41 +236,3 @@ def test_connections_to_a_read_only_server_are_dropped(hurt: Engine) -> None:
         ask(session, "SET TRANSACTION READ ONLY", "UPDATE books SET n = 0")
     with hurt.connect() as one, hurt.connect() as other:
         assert not before & {backend(one), backend(other)}
-
-
-def sqlite_error(tmp_path: Path, kind: str) -> sqlite3.Error:
-    path = tmp_path / "shop.db"
-    with sqlite3.connect(path) as shop:
-        shop.execute("CREATE TABLE books (n)")
-    other = sqlite3.connect(path, timeout=0)
-    try:
-        match kind:
-            case "busy":
-                shop.execute("BEGIN EXCLUSIVE")
-                other.execute("INSERT INTO books VALUES (1)")
-            case "read-only":
-                other.execute("PRAGMA query_only = on")
-                other.execute("INSERT INTO books VALUES (1)")
-            case "full":
-                other.execute("PRAGMA max_page_count = 1")
-                other.execute("INSERT INTO books VALUES (zeroblob(1000000))")
-            case "no folder":
-                sqlite3.connect(tmp_path / "gone" / "shop.db")
-            case "no table":
-                other.execute("SELECT * FROM customers")
-    except sqlite3.Error as error:
-        return error
-    finally:
-        other.close()
-        shop.close()
-    raise AssertionError(kind)
-
-
-@pytest.mark.parametrize(
-    ("kind", "passes"),
-    [("busy", True), ("read-only", True), ("full", True), ("no folder", True), ("no table", False)],
-)
-def test_sqlite_is_told_by_its_result_code(tmp_path: Path, kind: str, passes: bool) -> None:
-    error = sqlite_error(tmp_path, kind)
-    assert type(error).__name__ == "OperationalError"
-    assert is_outage(OperationalError("INSERT", {}, error)) is passes

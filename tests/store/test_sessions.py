@@ -23,7 +23,6 @@ from store.sessions import (
     limit,
 )
 from store.settings import settings
-from tests.shop import postgresql_only
 
 NAMES = (
     "lock_timeout",
@@ -38,7 +37,6 @@ def limits_of(session: Session) -> Limits:
     return Limits(*(session.execute(text(query), {"name": name}).scalar_one() for name in NAMES))
 
 
-@postgresql_only
 @pytest.mark.parametrize(
     ("begin", "limits"),
     [
@@ -59,7 +57,6 @@ def test_each_kind_of_session_has_its_limits_and_the_next_one_its_own(
         assert limits_of(session) == STEP
 
 
-@postgresql_only
 def test_a_longer_limit_holds_where_a_shorter_one_has_begun(database: str) -> None:
     with engine(settings().database_url).connect() as connection:
         connection.execute(text("SET transaction_timeout = '1s'"))
@@ -75,14 +72,12 @@ def test_whoever_waits_for_a_frozen_session_gets_its_lock_in_a_minute() -> None:
     assert STEP.statement_seconds < STEP.transaction_seconds <= 60
 
 
-@postgresql_only
 def test_a_session_is_named_by_its_host_and_process(database: str) -> None:
     with transaction() as session:
         name = session.execute(text("SHOW application_name")).scalar_one()
     assert name == f"store {socket.gethostname()}:{os.getpid()}"
 
 
-@postgresql_only
 def test_a_long_host_name_keeps_the_process(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "é" * 80)
     release_connections()
@@ -93,7 +88,6 @@ def test_a_long_host_name_keeps_the_process(database: str, monkeypatch: pytest.M
     assert name.endswith(f":{os.getpid()}")
 
 
-@postgresql_only
 def test_a_connection_notices_that_its_server_is_gone(database: str) -> None:
     with engine(settings().database_url).connect() as connection:
         driver = connection.connection.dbapi_connection
@@ -101,7 +95,6 @@ def test_a_connection_notices_that_its_server_is_gone(database: str) -> None:
     assert {name: int(given[name]) for name in TO_THE_SERVER} == TO_THE_SERVER
 
 
-@postgresql_only
 def test_what_the_address_gives_comes_first(database: str) -> None:
     url = make_url(settings().database_url).update_query_dict(
         {"application_name": "mine", "connect_timeout": "77"}

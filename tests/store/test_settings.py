@@ -7,7 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from store.settings import Settings, settings
+from tests.shop import NOWHERE
 
+BY_FILE = "postgresql+psycopg://by-file@db/store"
 SECRET = "sk_test_not_to_be_seen_anywhere"  # noqa: S105
 
 
@@ -34,7 +36,7 @@ def test_the_database_has_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_setting_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv(f"STORE_{name.upper()}", value)
     with pytest.raises(ValidationError, match=name):
         settings()
@@ -42,7 +44,7 @@ def test_a_wrong_setting_is_refused_by_its_name(
 
 @pytest.mark.parametrize("given", [None, ""])
 def test_stripe_needs_its_key(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("STORE_PAYMENTS", "stripe")
     if given is not None:
         monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", given)
@@ -51,7 +53,7 @@ def test_stripe_needs_its_key(monkeypatch: pytest.MonkeyPatch, given: str | None
 
 
 def test_stripe_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("STORE_PAYMENTS", "stripe")
     monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", SECRET)
     monkeypatch.setattr("store.settings.find_spec", lambda _: None)
@@ -63,7 +65,7 @@ def test_stripe_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_currency_without_hundredths_is_refused_by_its_name_and_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, currency: str
 ) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("STORE_CURRENCY", currency)
     with pytest.raises(ValidationError, match=f"currency\n.* {currency} .* set STORE_CURRENCY to"):
         settings()
@@ -73,7 +75,7 @@ def test_a_currency_without_hundredths_is_refused_by_its_name_and_with_the_remed
 def test_a_currency_that_stripe_counts_otherwise_does_not_go_with_it(
     monkeypatch: pytest.MonkeyPatch, currency: str, goes: bool
 ) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("STORE_PAYMENTS", "stripe")
     monkeypatch.setenv("STORE_STRIPE_SECRET_KEY", SECRET)
     monkeypatch.setenv("STORE_CURRENCY", currency)
@@ -101,28 +103,28 @@ def test_no_secret_is_shown_by_the_settings_or_their_errors(
 def test_a_secret_may_be_a_file_and_a_variable_goes_before_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "store_database_url").write_text("sqlite:////srv/by-file.db\n")
+    (tmp_path / "store_database_url").write_text(f"{BY_FILE}\n")
     (tmp_path / "store_currency").write_text("EUR\n")
     monkeypatch.delenv("STORE_DATABASE_URL", raising=False)
     monkeypatch.setenv("STORE_SECRETS_FOLDER", str(tmp_path))
     monkeypatch.setenv("STORE_CURRENCY", "CHF")
-    assert settings().database_url == "sqlite:////srv/by-file.db"
+    assert settings().database_url == BY_FILE
     assert settings().currency == "CHF"
 
 
 def test_a_folder_of_secrets_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////srv/store.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     monkeypatch.setenv("STORE_SECRETS_FOLDER", str(tmp_path / "gone"))
     with pytest.raises(NotADirectoryError, match="STORE_SECRETS_FOLDER: there is no"):
         settings()
 
 
 def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/one.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)
     first = settings()
-    monkeypatch.setenv("STORE_DATABASE_URL", "sqlite:////tmp/two.db")
+    monkeypatch.setenv("STORE_DATABASE_URL", f"{NOWHERE}/else")
     assert settings() is first
 
 

@@ -20,7 +20,7 @@ from store.settings import settings
 from tasks.couriers import find_couriers
 from tasks.retries import is_transient
 from tests.polling import wait_until
-from tests.shop import messages_about, placed, postgresql_only, status
+from tests.shop import messages_about, placed, status
 from tests.store.test_blockers import seen
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -56,7 +56,6 @@ def decide(*order_ids: str) -> list[str]:
     raise AssertionError("four tries were not enough")
 
 
-@postgresql_only
 def test_others_go_on_behind_a_frozen_dispatcher_which_harms_nothing_later(database: str) -> None:
     for order_id in ("o-1", "o-2"):
         placed(order_id, "prepare_order")
@@ -72,7 +71,6 @@ def test_others_go_on_behind_a_frozen_dispatcher_which_harms_nothing_later(datab
     assert status("o-1") == status("o-2") == "dispatching"
 
 
-@postgresql_only
 def test_a_dispatcher_frozen_in_a_large_result_is_ended_by_those_who_wait(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

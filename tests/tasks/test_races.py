@@ -35,7 +35,6 @@ from tests.shop import (
     order_row,
     place,
     points,
-    postgresql_only,
     status,
     stock,
 )
@@ -183,7 +182,6 @@ def remind_of(orders: list[str]) -> None:
     remind(dict.fromkeys(orders, ""))
 
 
-@postgresql_only
 @pytest.mark.parametrize("act", [count, hand_over, prolong, remind_of, send_again])
 def test_orders_are_locked_by_their_ids_whatever_order_they_are_found_in(
     database: str, act: Callable[[list[str]], object], setting: Callable[[str, object], None]

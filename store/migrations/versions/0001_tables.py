@@ -96,7 +96,6 @@ def upgrade() -> None:
             ["visible_at"],
             unique=False,
             postgresql_where=sa.text("dead_at IS NULL"),
-            sqlite_where=sa.text("dead_at IS NULL"),
         )
 
     op.create_table(
@@ -133,7 +132,6 @@ def upgrade() -> None:
             ["status", "updated_at"],
             unique=False,
             postgresql_where=sa.text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
-            sqlite_where=sa.text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
         )
 
     op.create_table(
@@ -159,7 +157,6 @@ def upgrade() -> None:
             ["order_id", "attempt"],
             unique=True,
             postgresql_where=sa.text("accepted"),
-            sqlite_where=sa.text("accepted"),
         )
         batch_op.create_index(batch_op.f("ix_decisions_order_id"), ["order_id"], unique=False)
 
@@ -204,7 +201,6 @@ def downgrade() -> None:
         batch_op.drop_index(
             "decisions_one_accepted",
             postgresql_where=sa.text("accepted"),
-            sqlite_where=sa.text("accepted"),
         )
 
     op.drop_table("decisions")
@@ -212,7 +208,6 @@ def downgrade() -> None:
         batch_op.drop_index(
             "orders_unfinished",
             postgresql_where=sa.text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
-            sqlite_where=sa.text("status NOT IN ('dispatched', 'rejected', 'compensated')"),
         )
         batch_op.drop_index("orders_by_run")
 
@@ -221,7 +216,6 @@ def downgrade() -> None:
         batch_op.drop_index(
             "order_queue_visible",
             postgresql_where=sa.text("dead_at IS NULL"),
-            sqlite_where=sa.text("dead_at IS NULL"),
         )
 
     op.drop_table("order_queue")

@@ -20,7 +20,6 @@ def upgrade() -> None:
         "orders",
         ["status", "updated_at"],
         postgresql_where=ended,
-        sqlite_where=ended,
     )
 
 
