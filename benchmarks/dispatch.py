@@ -22,13 +22,13 @@ from rich.table import Table
 from benchmarks.ground import RUN_ID, Ground, put_orders
 from flows import dispatch
 from flows.dispatch import IN_HAND_AT_MOST, RESUMERS, DispatchReport, InHand, look_after, take_in
+from orders.intake import claim_orders
 from store.bulk import update_rows
 from store.database import transaction
 from store.models import Order
 from store.queue import order_queue
 from tasks.billing import bill_customer
 from tasks.dispatch import prepare_order
-from tasks.intake import claim_orders
 from tasks.inventory import check_inventory
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total

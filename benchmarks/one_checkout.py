@@ -17,7 +17,8 @@ from benchmarks.ground import an_order, answer
 from flows import checkout
 from store.messages import OrderMessage
 from store.models import utc_now
-from tasks.dispatch import find_couriers, prepare_order
+from tasks.couriers import find_couriers
+from tasks.dispatch import prepare_order
 
 WARM_UP = 3
 

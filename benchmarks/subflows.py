@@ -15,13 +15,14 @@ from sqlmodel import col, select
 
 from benchmarks.ground import RUN_ID, answer
 from flows.bulk import few_collections
+from orders.batches import begin_batch
+from orders.intake import claim_orders
 from store.database import reading
 from store.messages import OrderMessage
 from store.models import Order, OrderStatus
-from tasks.batches import begin_batch
 from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, find_couriers, prepare_order
-from tasks.intake import claim_orders
+from tasks.couriers import find_couriers
+from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from sqlalchemy.exc import DBAPIError
 
+from console.deployment_checks import DEPLOYMENT_CHECKS
 from console.diagnosis import Check, Diagnosis, Verdict, mend, not_checked
 from console.output import AsJson, print_json, terminal
 from console.prefect_checks import PREFECT_CHECKS
@@ -12,7 +13,7 @@ from console.run_checks import RUN_CHECKS
 from console.store_checks import STORE_CHECKS
 from store.errors import one_line
 
-CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *RUN_CHECKS)
+CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *DEPLOYMENT_CHECKS, *RUN_CHECKS)
 STYLES = {
     Verdict.OK: "green",
     Verdict.WARNING: "yellow",

@@ -11,18 +11,18 @@ from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from console.deployment_checks import PREFECT_YAML
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
-from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
+from reports.audit import forgotten_orders
+from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
-from store.errors import DatabaseTooNew, PaymentRefused
+from store.errors import DatabaseTooNew, PaymentRefused, and_more
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
 from store.wrong_input import described
-from tasks.audit import forgotten_orders
-from tasks.figures import sums_of_failed_undos
 from tasks.unsent import unsent_messages
 
 LEAST_VISIBILITY_SECONDS = 30
@@ -183,9 +183,9 @@ def _orders() -> Iterator[Diagnosis]:
         named = [f"{order.subject} {order.facts}" for order in islice(forgotten, NAMED)]
         more = sum(1 for _ in forgotten)
     if named:
-        rest = [f"and {more} more"] if more else []
+        names = "; ".join([*named, *and_more(more)])
         yield warning(
-            f"{len(named) + more} orders have not moved for long: {'; '.join([*named, *rest])}",
+            f"{len(named) + more} orders have not moved for long: {names}",
             "see that recover-orders runs; `checkout audit` names them all",
         )
     else:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
@@ -16,15 +18,29 @@ from store.outages import is_outage
 
 logger = logging.getLogger("store.retries")
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 RETRIES = 3
 """The original retries BillCustomer three times; the same patience serves every step."""
 RETRY_DELAYS_SECONDS = [1.0, 4.0, 10.0]
 """Long enough for a restart of a database, short enough for a customer who waits."""
 RETRY_JITTER = 0.5
 """Spreads the retries of many runs that were hit by the same outage."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried_task(work: Callable[P, T]) -> Task[P, T]:
+    """Make a Prefect task of a step, an undo or a load; retry it after a transient failure.
+
+    Nothing of it is cached: what is done is in the database, and is asked there.
+    """
+    return task(
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_jitter_factor=RETRY_JITTER,
+        retry_condition_fn=if_transient,
+        cache_policy=NO_CACHE,
+    )(work)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from flows import by_hand, compensation
 from flows.by_hand import cancel_order
 from flows.checkout import store_checkout
 from flows.recovery import recover_orders
+from orders.intake import submit_orders
 from store.errors import (
     CourierHasOrder,
     CourierWaitExpired,
@@ -22,7 +23,6 @@ from store.errors import (
 )
 from store.models import OrderStatus, utc_now
 from store.payments import Ledger
-from tasks.intake import submit_orders
 from tests.flows.runs import Runs
 from tests.shop import (
     an_order,

@@ -21,13 +21,14 @@ import flows.courier_wait
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import orders.acceptance
 import store.outages
 import store.payments
 import store.saga
 import tasks.billing
+import tasks.couriers
 import tasks.dispatch
 import tasks.inventory
-import tasks.orders
 import tasks.points
 import tests.faults.seams
 from store.bulk import Rows, increase, insert_missing
@@ -253,7 +254,7 @@ def a_second_decision_counts_as_well() -> Patches:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         return order.status in decidable and order.attempt == attempt
 
-    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert_rows", _insert_if_first)]
+    return [(tasks.couriers, "_waits", waits), (tasks.couriers, "insert_rows", _insert_if_first)]
 
 
 def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
@@ -284,12 +285,12 @@ def a_restart_begins_a_new_attempt() -> Patches:
 
 @bug("I4 an ending is final", "I4 forward", "I4 endings")
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
-    right = tasks.orders._put_back
+    right = orders.acceptance._put_back
 
     def wrong(session: Session, attempts: Rows, run_id: str) -> None:
         right(session, [{**row, "attempt": row["attempt"] - 1} for row in attempts], run_id)
 
-    return [(tasks.orders, "_put_back", wrong)]
+    return [(orders.acceptance, "_put_back", wrong)]
 
 
 @bug("I4 pivot", "I4 capacity", seeds_from=130)
@@ -341,7 +342,7 @@ def a_courier_is_never_free_again() -> Patches:
 
 @bug("I4 capacity", seeds_from=24)
 def a_late_answer_holds_its_courier() -> Patches:
-    right = tasks.dispatch.record_answer
+    right = tasks.couriers.record_answer
 
     def wrong(order_id: str, answer: CourierAnswer) -> Decision:
         decision = right(order_id, answer)
@@ -401,7 +402,7 @@ def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
 @bug("I4 a crash is no failure", seeds_from=20)
 def a_crash_is_taken_for_a_failure() -> Patches:
     return [
-        (flows.compensation, "is_transient", lambda _: False),
+        (flows.compensation, "is_interruption", lambda _: False),
     ]
 
 

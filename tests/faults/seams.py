@@ -21,12 +21,12 @@ import flows.order_events
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import reports.notices
 import store.database
 import store.models
 import store.queue
 import tasks.billing
 import tasks.dispatch
-import tasks.reports
 import tasks.retries
 from tests.faults.partners import BadLineGateway, BadLineQueue, BadLineTopic
 from tests.faults.prefect_model import Prefect
@@ -80,7 +80,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (tasks.billing, "payment_gateway", lambda: BadLineGateway(world)),
         (tasks.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (tasks.dispatch, "topic", lambda: BadLineTopic(world)),
-        (tasks.reports, "topic", lambda: BadLineTopic(world)),
+        (reports.notices, "topic", lambda: BadLineTopic(world)),
         (tasks.retries, "TaskRunContext", SimpleNamespace(get=prefect.task_try)),
         (tasks.retries, "time", clock),
         (tasks.retries, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),

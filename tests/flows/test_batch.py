@@ -25,6 +25,9 @@ from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
+from orders.batches import begin_batch, count_by_status, failed_orders
+from orders.intake import submit_orders
+from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import (
     BatchFailed,
@@ -36,10 +39,7 @@ from store.errors import (
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
 from store.notifications import Notice, TableTopic
-from tasks.batches import begin_batch, count_by_status, failed_orders
 from tasks.dispatch import dispatch_order
-from tasks.intake import submit_orders
-from tasks.orders import count_orders
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (

@@ -10,7 +10,8 @@ from flows.compensation import UNDO, abandon_and_compensate, compensate
 from store.errors import CheckoutFailed, CompensationFailed, PaymentGatewayUnavailable
 from store.messages import NO_COURIER
 from store.payments import Charge, Ledger
-from store.saga import COMPENSABLE, abandon
+from store.saga import abandon
+from tasks.steps import UNDOS
 from tests.flows.runs import Runs
 from tests.shop import (
     an_order,
@@ -42,7 +43,7 @@ def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
         assert running.result().is_failed()
 
     assert status("o-1") == "compensation_failed"
-    assert {step: saga("o-1")[step] for step in COMPENSABLE} == {
+    assert {step: saga("o-1")[step] for step in UNDOS} == {
         "bill_customer": "done",
         "check_inventory": "undone",
         "redeem_points": "undone",

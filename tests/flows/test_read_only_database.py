@@ -9,12 +9,12 @@ from sqlalchemy import ExceptionContext, NullPool, create_engine, event, text
 
 from flows import compensation
 from flows.batch import STEPS, batch_checkout
+from orders.intake import claim_orders
 from store.database import engine
 from store.outages import READ_ONLY, sqlstate_of
 from store.payments import Answer, Charge, Ledger
 from store.settings import settings
 from tasks.dispatch import send_again
-from tasks.intake import claim_orders
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until

@@ -14,6 +14,8 @@ from flows import recovery
 from flows.batch import batch_checkout
 from flows.dispatch import dispatch_orders
 from flows.recovery import close_runs, recover_orders
+from orders.batches import begin_batch
+from orders.waits import expire_waits
 from store.database import transaction
 from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
@@ -22,8 +24,6 @@ from store.payments import Answer, Charge, Ledger
 from store.queue import TableQueue
 from store.saga import abandon
 from store.settings import settings
-from tasks.batches import begin_batch
-from tasks.dispatch import expire_waits
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (

@@ -33,8 +33,8 @@ from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
 from store.messages import NO_COURIER
 from store.models import ENDED, Customer, LedgerEntry, Order
-from store.saga import SEQUENCE
 from store.settings import settings
+from tasks.steps import SEQUENCE
 from tests.books_balance import assert_books_balance
 from tests.e2e.conftest import wait_until
 from tests.kills.killer import FOLDER, PROJECT, RECOVERY

@@ -15,6 +15,7 @@ from localstripe import resources
 
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
+from reports.audit import audit, is_compared_with_gateway
 from store import stripe_gateway as stripe_gateway_module
 from store.database import snapshot
 from store.errors import TEXT_AT_MOST, KeyReused, PaymentGatewayUnavailable
@@ -28,7 +29,6 @@ from store.stripe_gateway import (
     REFUND_REMEDIES,
     StripeGateway,
 )
-from tasks.audit import audit, is_compared_with_gateway
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from orders.intake import claim_orders, submit_orders
 from store.errors import (
     BillingError,
     CheckoutFailed,
@@ -17,7 +18,6 @@ from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
-from tasks.intake import claim_orders, submit_orders
 from tests.shop import (
     add_customer,
     an_order,

@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
+from orders.lookup import outcome_error, read_order
+from orders.waits import expire_waits
 from seed.catalogue import TEN_X_RULE
 from store.database import transaction
 from store.errors import (
@@ -30,8 +32,7 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import Customer, utc_now
 from store.payments import Answer, Charge, Ledger
 from store.saga import abandon
-from tasks.dispatch import expire_waits, record_answer
-from tasks.orders import outcome_error, read_order
+from tasks.couriers import record_answer
 from tests.shop import (
     add_customer,
     carry_on,

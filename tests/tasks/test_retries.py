@@ -20,7 +20,7 @@ from store.errors import (
     RetryableError,
     UserNotFound,
 )
-from tasks import billing, dispatch, inventory, points, pricing
+from tasks import billing, couriers, dispatch, inventory, points, pricing
 from tasks.retries import (
     RETRIES,
     RETRY_DELAYS_SECONDS,
@@ -33,7 +33,7 @@ from tasks.retries import (
 
 TASKS: list[Task[..., object]] = [
     found
-    for module in (billing, dispatch, inventory, points, pricing)
+    for module in (billing, couriers, dispatch, inventory, points, pricing)
     for found in vars(module).values()
     if isinstance(found, Task)
 ]

@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from orders.sources import file_format
 from store.errors import UnreadableSource
 from store.messages import QUANTITY_RULE, REDEEM_RULE
-from tasks.sources import file_format
 
 LINE_BYTES = 64 * 1024
 """A longer line is no order: a cart of 100 titles has about 10 KB."""

@@ -9,16 +9,17 @@ from uuid import uuid4
 import pytest
 from sqlmodel import select
 
+from orders.acceptance import accept_order
+from orders.batches import begin_batch
+from orders.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
+from orders.lookup import count_orders
+from orders.rows import LINE_BYTES
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import QUANTITY_RULE
 from store.models import Batch, OrderLine, OrderStatus, utc_now
 from store.wrong_input import FIELD_LENGTH
-from tasks.batches import begin_batch
-from tasks.intake import ORDERS_AT_ONCE, Intake, claim_orders, load_orders, submit_orders
-from tasks.order_rows import LINE_BYTES
-from tasks.orders import accept_order, count_orders
 from tests.shop import (
     an_order,
     at_once,

@@ -12,14 +12,14 @@ from typing import Any
 from sqlalchemy import CursorResult
 from sqlmodel import Session
 
+from reports.audit import forgotten_orders, with_moments
 from store import sql
 from store.blockers import Blocker, blockers
 from store.database import snapshot
 from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
-from store.saga import COMPENSABLE
 from store.settings import settings
 from store.sql import sql_list
-from tasks.audit import forgotten_orders, with_moments
+from tasks.steps import UNDOS
 
 WINDOW_SECONDS = 3600
 """What has happened is told of this time."""
@@ -121,7 +121,7 @@ def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
         f"""SELECT s.step, o.currency, COUNT(*) AS number, COALESCE(SUM({cents}), 0) AS cents
         FROM orders o JOIN saga_log s ON s.order_id = o.id AND s.attempt = o.attempt
         WHERE o.{UNFINISHED} AND o.status IN {sql_list(GIVING_BACK)}
-          AND s.step IN {sql_list(COMPENSABLE)} AND s.state IN {sql_list(HOLDING)}
+          AND s.step IN {sql_list(list(UNDOS))} AND s.state IN {sql_list(HOLDING)}
           AND s.undo_error IS NOT NULL
         GROUP BY s.step, o.currency""",
     )

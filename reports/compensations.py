@@ -1,29 +1,25 @@
-"""The compensation queue: what orders have still to give back, and what a person settled by hand.
+"""The compensation queue: what orders have still to give back.
 
 What an order would give back is read from the saga log alone, so it can be shown before anything
-is done. Settling records an undo that failed as done, with who made it good and why, and corrects
-the books to agree with it (docs/adr/0010-settled-by-hand.md).
+is done.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlmodel import Session, col, exists, select
 
+from orders.lookup import read_order
 from store.database import reading
-from store.errors import NothingToUndo
-from store.messages import money
 from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState
-from store.saga import COMPENSABLE, StepRecord, backward
-from tasks.inventory import settle_copies
-from tasks.orders import read_order
-from tasks.points import settle_points
+from tasks.steps import UNDOS
+from tasks.undo import Taken
 
 RETRY_UNDO_FIRST = timedelta(minutes=1)
 RETRY_UNDO_LAST = timedelta(hours=1)
 """A failed undo is tried again after a time that doubles between these."""
+NOTHING = "nothing"
 DOUBLED_AT_MOST = 10
 """Times; far past the longest time, and small enough for a date."""
 
@@ -47,14 +43,15 @@ class Copies:
 class OpenUndo:
     """A step of an order that is, or would be, to be undone, and what is at stake.
 
-    The amount counts for ``bill_customer``, the copies for ``check_inventory`` and the points for
-    ``redeem_points``. ``in_doubt`` says that nobody knows whether the amount was captured.
+    ``at_stake`` says it in words; amount, copies and points are those of the steps that take such.
+    ``in_doubt`` says that the step's outcome is unknown.
     """
 
     order_id: str
     attempt: int
     step: str
     currency: str
+    at_stake: str
     amount_cents: int = 0
     in_doubt: bool = False
     copies: tuple[Copies, ...] = ()
@@ -63,23 +60,12 @@ class OpenUndo:
     error: str | None = None
     next_try_at: datetime | None = None
 
-    @property
-    def at_stake(self) -> str:
-        """Return what is at stake in words."""
-        match self.step:
-            case "bill_customer":
-                amount = money(self.amount_cents, self.currency)
-                return f"{amount}, if it was captured" if self.in_doubt else amount
-            case "check_inventory":
-                return ", ".join(f"{each.quantity} of “{each.title}”" for each in self.copies)
-            case _:
-                return f"{self.points} points"
-
 
 def open_undos(order_id: str) -> list[OpenUndo]:
     """Return what the order holds and would give back if it were cancelled now; reads only.
 
-    The undos are in their order. One of no points at all is left out, unless it has failed.
+    The undos are in their order. One of nothing, such as of no points, is left out unless it has
+    failed.
 
     Raises:
         OrderNotFound: no order has the id.
@@ -89,7 +75,7 @@ def open_undos(order_id: str) -> list[OpenUndo]:
         records = _held(session, [order])
         titles = _titles(session, records)
     found = [_open_undo(order, record, titles) for record in records]
-    return [undo for undo in found if undo.amount_cents or undo.copies or undo.points or undo.error]
+    return [undo for undo in found if undo.at_stake != NOTHING or undo.error]
 
 
 def failed_undos(limit: int) -> list[OpenUndo]:
@@ -132,13 +118,13 @@ def _held(session: Session, orders: Sequence[Order]) -> list[SagaRecord]:
     found = session.exec(
         select(SagaRecord).where(
             col(SagaRecord.order_id).in_(attempts),
-            col(SagaRecord.step).in_(COMPENSABLE),
+            col(SagaRecord.step).in_(UNDOS),
             col(SagaRecord.state).in_(HOLDING),
         )
     )
     return sorted(
         (record for record in found if record.attempt == attempts[record.order_id]),
-        key=lambda record: COMPENSABLE.index(record.step),
+        key=lambda record: UNDOS[record.step].place,
     )
 
 
@@ -161,13 +147,16 @@ def _open_undo(
     next_try: datetime | None = None,
 ) -> OpenUndo:
     taken = record.result
+    in_doubt = record.state == StepState.INTENDED
+    words = UNDOS[record.step].in_words(Taken(taken, order.currency, in_doubt, titles))
     return OpenUndo(
         order_id=order.id,
         attempt=record.attempt,
         step=record.step,
         currency=order.currency,
+        at_stake=words or NOTHING,
         amount_cents=taken.get("amount_cents", 0),
-        in_doubt=record.step == "bill_customer" and record.state == StepState.INTENDED,
+        in_doubt=in_doubt,
         copies=tuple(
             Copies(id_, titles.get(id_, id_), quantity)
             for id_, quantity in taken.get("copies", {}).items()
@@ -176,77 +165,4 @@ def _open_undo(
         tries=record.undo_tries,
         error=record.undo_error,
         next_try_at=next_try,
-    )
-
-
-def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = False) -> None:
-    """Record a failed undo as done by a person; the gateway is not asked again.
-
-    Args:
-        order_id: The order.
-        step: The step whose undo failed.
-        by: Who has seen to it.
-        reason: What was done, or why nothing can be.
-        put_back: Whether the copies or points are the shop's or the customer's again, which is
-            then booked; otherwise they are written off. Money was given back in either case.
-
-    Raises:
-        OrderNotFound: no order has the id.
-        NothingToUndo: the undo is done, was never needed, or has not failed; nothing changed.
-    """
-    read_order(order_id)
-    with backward(step, [order_id]) as undo:
-        failed = [record for _, record in undo.todo if record.undo_error is not None]
-        if failed:
-            (record,) = failed
-            undo.undone(
-                record,
-                {
-                    **_settle(undo.session, record, put_back=put_back),
-                    "settled_by": by,
-                    "reason": reason,
-                    "failed_with": record.undo_error,
-                },
-            )
-            return
-    raise NothingToUndo(why_not_open(order_id, step))
-
-
-def _settle(session: Session, record: StepRecord, *, put_back: bool) -> dict[str, Any]:
-    """Correct the books; return what the record says was given back and what was written off."""
-    match record.step:
-        case "bill_customer":
-            return {"amount_cents": record.result["amount_cents"]}
-        case "check_inventory":
-            copies = record.result["copies"]
-            settle_copies(session, copies, put_back=put_back)
-            return {"copies": copies} if put_back else {"copies": {}, "written_off": copies}
-        case _:
-            points = record.result["points"]
-            settle_points(session, record.result["user_id"], points, put_back=put_back)
-            return {"points": points} if put_back else {"points": 0, "written_off": points}
-
-
-def why_not_open(order_id: str, step: str) -> str:
-    """Say why an undo is not among those that have failed."""
-    with reading() as session:
-        order = session.get_one(Order, order_id)
-        record = session.get(SagaRecord, (order_id, order.attempt, step))
-        if record is None or record.state == StepState.VOID:
-            return f"order {order_id}, which is {order.status}, has not taken anything in {step}"
-        if record.undone_at is not None:
-            by = (record.undo_result or {}).get("settled_by")
-            how = f"settled by {by}" if by else "given back by itself"
-            return (
-                f"{step} of order {order_id} was {how} at {record.undone_at:%Y-%m-%d %H:%M:%S} "
-                "UTC; it is not to be given back once more"
-            )
-        if order.status not in GIVING_BACK:
-            return (
-                f"order {order_id} is {order.status}, so nothing of it is to be given back; "
-                f"`checkout cancel {order_id}` ends it, before a courier has accepted"
-            )
-    return (
-        f"giving back {step} of order {order_id} has not failed; it is under way. "
-        "`checkout compensations` shows what has failed"
     )

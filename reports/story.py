@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
+from orders.lookup import read_order
+from reports.compensations import Copies
 from store.database import reading
 from store.messages import OrderMessage, money
 from store.models import (
@@ -26,8 +28,7 @@ from store.models import (
     StepState,
 )
 from store.settings import settings
-from tasks.compensations import Copies
-from tasks.orders import read_order
+from texts.words import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,20 +257,3 @@ def _notes() -> list[str]:
     if settings().topic == "sns":
         notes.append("Notifications went to SNS, which keeps none of them.")
     return notes
-
-
-def in_words(result: Mapping[str, Any], currency: str) -> str:
-    """Return a record's result as people read it; who the customer is stays out of it."""
-    words = []
-    for name, value in result.items():
-        if name == "user_id":
-            continue
-        if name.endswith("_cents"):
-            amount = money(value, currency)
-            words.append(f"{name.removesuffix('_cents').replace('_', ' ')} {amount}")
-        elif isinstance(value, Mapping):
-            copies = ", ".join(f"{count} of {id_}" for id_, count in value.items())
-            words.append(f"{name.replace('_', ' ')} {copies or 'none'}")
-        else:
-            words.append(f"{name.replace('_', ' ')} {value}")
-    return ", ".join(words)

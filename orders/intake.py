@@ -15,21 +15,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
+from orders.acceptance import new_order, refused_method, require_same
+from orders.batches import touch_batch
+from orders.files import Reject, read_orders
+from orders.sources import opened, put_beside
 from store.bulk import among, insert_missing, insert_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import CheckoutOrder
 from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import touch_batch
-from tasks.order_files import Reject, read_orders
-from tasks.orders import new_order, refused_method, require_same
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, retried
-from tasks.sources import opened, put_beside
+from tasks.retries import retried, retried_task
 
 ORDERS_AT_ONCE = 1_000
 """Orders of a file that are recorded in one transaction; they bound the memory that it takes."""
@@ -166,13 +164,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
         return list(claimed)
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def load_orders(source: str, run_id: str | None = None, *, line_items: bool = False) -> Intake:
     """Submit the orders of a file; a second time changes nothing.
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from orders.files import LINES_OF_AN_ORDER, Entry, read_orders
+from orders.intake import ORDERS_AT_ONCE, load_orders
+from orders.sources import opened
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import UnreadableSource
-from tasks.intake import ORDERS_AT_ONCE, load_orders
-from tasks.order_files import LINES_OF_AN_ORDER, Entry, read_orders
-from tasks.sources import opened
 from tests.shop import order_row
 
 CASES = Path(__file__).parent / "order_files"

@@ -9,6 +9,9 @@ from sqlalchemy import delete
 from sqlmodel import col
 
 from flows.recovery import Move, next_move
+from orders.settlement import settle
+from orders.unfinished import as_unfinished
+from reports.compensations import failed_undos, next_try_at, open_undos
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import CheckoutFailed, CompensationFailed, NothingToUndo, OrderNotFound
@@ -16,8 +19,6 @@ from store.models import Book, Customer, LedgerEntry
 from store.payments import Ledger
 from store.saga import conclude_compensation
 from tasks.billing import refund_customer
-from tasks.compensations import failed_undos, next_try_at, open_undos, settle
-from tasks.orders import as_unfinished
 from tests.books_balance import assert_books_balance, imbalances
 from tests.shop import (
     STEPS,

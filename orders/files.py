@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from orders.rows import Row, rows
 from store.messages import CheckoutOrder
-from store.wrong_input import problems
-from tasks.order_rows import Row, rows
+from store.wrong_input import first_problem
 
 LINES_OF_AN_ORDER = 1_000
 """Bounds the memory that one order takes; an order has at most 100 titles."""
@@ -184,7 +184,8 @@ def _entry(group: list[Row]) -> Entry:
     try:
         order = CheckoutOrder.model_validate(common | {"items": items})
     except ValidationError as error:
-        return _rejected(group, *_first_problem(error))
+        problem = first_problem(error)
+        return _rejected(group, problem.field, problem.reason)
     return Entry(tuple(row.number for row in group), order)
 
 
@@ -208,12 +209,6 @@ def _order(row: Row, fields: dict[str, Any]) -> CheckoutOrder | None:
         try:
             return CheckoutOrder.model_validate(fields)
         except ValidationError as error:
-            row.wrong = _first_problem(error)
+            problem = first_problem(error)
+            row.wrong = (problem.field, problem.reason)
     return None
-
-
-def _first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the field and the reason of the first problem, and how many more there are."""
-    first, *others = problems(error)
-    more = f" (and {len(others)} more)" if others else ""
-    return first.field, first.reason + more

@@ -6,6 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
+from orders.settlement import settle
+from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
 from store.errors import CompensationFailed, NoCourierAvailable, OrderNotFound
@@ -13,9 +15,7 @@ from store.messages import ASSIGNED, NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, utc_now
 from store.payments import Ledger
 from store.queue import TableQueue
-from tasks.compensations import settle
-from tasks.dispatch import record_answer
-from tasks.story import story
+from tasks.couriers import record_answer
 from tests.shop import assign, carry_on, end_run, give_back, place, placed
 
 

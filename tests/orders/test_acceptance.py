@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from orders.acceptance import (
+    accept_order,
+    begin_attempt,
+    claim_failed_orders,
+    failed_orders_without_customer,
+    known_order,
+)
+from orders.intake import claim_orders, load_orders, submit_orders
+from orders.lookup import find_orders, read_order
+from orders.ownership import orders_of_run
+from orders.unfinished import as_unfinished
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import transaction
 from store.errors import (
@@ -20,18 +31,6 @@ from store.errors import (
 )
 from store.messages import CheckoutOrder
 from store.models import Book, OrderStatus, utc_now
-from tasks.intake import claim_orders, load_orders, submit_orders
-from tasks.orders import (
-    accept_order,
-    as_unfinished,
-    begin_attempt,
-    claim_failed_orders,
-    failed_orders_without_customer,
-    find_orders,
-    known_order,
-    orders_of_run,
-    read_order,
-)
 from tests.shop import (
     add_book,
     add_customer,

@@ -1,11 +1,9 @@
 """The orders themselves: taking one in, owning it, and what is left of them to be finished."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, update
+from sqlalchemy import ColumnElement, exists
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
@@ -13,33 +11,23 @@ from store.bulk import Rows, insert_missing, insert_rows, update_rows
 from store.database import reading, transaction
 from store.errors import (
     BookNotFound,
-    OrderError,
     OrderIdConflict,
     OrderInProgress,
-    OrderNotFound,
     UnknownTestMethod,
     UserNotFound,
-    recorded_error,
 )
 from store.messages import CheckoutOrder
 from store.models import (
-    BEFORE_PIVOT,
-    ENDED,
     GIVING_BACK,
-    HOLDING,
     Attempt,
-    Batch,
     Book,
     Customer,
     Order,
     OrderLine,
     OrderStatus,
-    SagaRecord,
     utc_now,
 )
 from store.payments import wrong_method
-from store.saga import lock_orders_where
-from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.retries import retried
 
@@ -363,219 +351,3 @@ def _customer_of(session: Session, order: CheckoutOrder) -> Customer:
     if customer is None:
         raise UserNotFound(f"userId: no customer has the id {order.user_id}")
     return customer
-
-
-def orders_of_run(run_id: str) -> dict[str, int]:
-    """Return the orders that the flow run owns and that have not ended, each with its attempt."""
-    with reading() as session:
-        found = session.execute(
-            select(col(Order.id), col(Order.attempt))
-            .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
-            .order_by(col(Order.id))
-        )
-        return dict(found.all())
-
-
-def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
-    """Return those of the runs that own an order, each with whether one of these has not ended."""
-    with reading() as session:
-        found = session.execute(
-            select(col(Order.run_id), func.count().filter(col(Order.status).not_in(ENDED)))
-            .where(col(Order.run_id).in_(run_ids))
-            .group_by(col(Order.run_id))
-        )
-        return {str(run_id): unfinished > 0 for run_id, unfinished in found}
-
-
-def finished_orders_of_run(run_id: str) -> list[Order]:
-    """Return the orders that the flow run owns if all of them have ended, else none."""
-    with reading() as session:
-        orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
-        session.expunge_all()
-        return orders if all(order.status in ENDED for order in orders) else []
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedOrder:
-    """What recovery sees of an order that has not ended.
-
-    ``moved_at`` is its last change or step, or its batch's last sign of life; ``asked_at`` is when
-    a courier was last asked for it. ``undo_tries`` is how often giving back what it still holds has
-    failed.
-    """
-
-    id: str
-    attempt: int
-    status: str
-    run_id: str | None
-    wait_until: datetime | None
-    moved_at: datetime
-    asked_at: datetime | None
-    continuations: int
-    undo_tries: int
-    reminded: bool
-    in_batch: bool = False
-
-
-def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
-    """Return a page of the orders that some run has begun and that have not ended, by id."""
-    with reading() as session:
-        orders = session.exec(
-            select(Order)
-            .where(col(Order.status).not_in([*ENDED, OrderStatus.SUBMITTED]), col(Order.id) > after)
-            .order_by(Order.id)
-            .limit(limit)
-        ).all()
-        return _as_unfinished(session, orders)
-
-
-def as_unfinished(order: Order) -> UnfinishedOrder:
-    """Return what recovery sees of this order."""
-    with reading() as session:
-        return _as_unfinished(session, [order])[0]
-
-
-def _as_unfinished(session: Session, orders: Sequence[Order]) -> list[UnfinishedOrder]:
-    records: dict[str, list[SagaRecord]] = {order.id: [] for order in orders}
-    attempts = {order.id: order.attempt for order in orders}
-    for record in session.exec(select(SagaRecord).where(col(SagaRecord.order_id).in_(records))):
-        if record.attempt == attempts[record.order_id]:
-            records[record.order_id].append(record)
-    batches = {
-        batch.run_id: batch.moved_at
-        for batch in session.exec(
-            select(Batch).where(col(Batch.run_id).in_({order.run_id for order in orders}))
-        )
-    }
-    return [
-        _unfinished(order, records[order.id], batches.get(order.run_id or "")) for order in orders
-    ]
-
-
-def _unfinished(
-    order: Order, records: Sequence[SagaRecord], batch_moved_at: datetime | None
-) -> UnfinishedOrder:
-    moves = [order.updated_at, *(record.at for record in records)]
-    if batch_moved_at is not None and order.status in BEFORE_PIVOT:
-        moves.append(batch_moved_at)
-    return UnfinishedOrder(
-        id=order.id,
-        attempt=order.attempt,
-        status=order.status,
-        run_id=order.run_id,
-        wait_until=order.wait_until if order.status == OrderStatus.WAITING else None,
-        moved_at=max(moves),
-        asked_at=next((r.at for r in records if r.step == "prepare_order"), None),
-        continuations=order.continuations,
-        undo_tries=max((r.undo_tries for r in records if r.state in HOLDING), default=0),
-        # A batch is asked about as a whole; hundreds of reminders would help nobody.
-        reminded=order.reminded_attempt == order.attempt or batch_moved_at is not None,
-        in_batch=batch_moved_at is not None,
-    )
-
-
-def count_continuation(run_id: str, seen: int) -> bool:
-    """Count one more continuation of the run's unfinished orders; say whether nobody was faster.
-
-    Args:
-        run_id: The run that owns them.
-        seen: The highest number of continuations among them when the caller looked.
-    """
-    with transaction(WHOLE_RUN) as session:
-        order_ids = lock_orders_where(
-            session,
-            col(Order.run_id) == run_id,
-            col(Order.status).not_in(ENDED),
-            col(Order.continuations) <= seen,
-        )
-        update_rows(
-            session,
-            Order,
-            [{"id": id_} for id_ in order_ids],
-            continuations=seen + 1,
-            updated_at=utc_now(),
-        )
-        return bool(order_ids)
-
-
-def continuations_of_run(run_id: str) -> int:
-    """Return how often the run's unfinished orders were continued, at most."""
-    with reading() as session:
-        return (
-            session.scalar(
-                select(func.max(col(Order.continuations))).where(
-                    col(Order.run_id) == run_id, col(Order.status).not_in(ENDED)
-                )
-            )
-            or 0
-        )
-
-
-def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
-    """Make another run the owner of an order, if it still belongs to ``from_run``."""
-    with transaction() as session:
-        session.execute(
-            update(Order)
-            .where(col(Order.id) == order_id, col(Order.run_id) == from_run)
-            .values(run_id=to_run, updated_at=utc_now())
-        )
-
-
-def read_order(order_id: str) -> Order:
-    """Return the order as it stands.
-
-    Raises:
-        OrderNotFound: no order has the id.
-    """
-    with reading() as session:
-        order = session.get(Order, order_id)
-        if order is None:
-            raise OrderNotFound(
-                f"There is no order {order_id}, or its run has not begun yet. "
-                "`checkout list` shows those there are."
-            )
-        session.expunge(order)
-        return order
-
-
-def find_orders(
-    *,
-    status: OrderStatus | None = None,
-    user_id: str | None = None,
-    book_id: str | None = None,
-    accepted_from: datetime | None = None,
-    accepted_until: datetime | None = None,
-    limit: int,
-) -> list[Order]:
-    """Return the newest orders that fit all that is given."""
-    wanted = select(Order)
-    if status is not None:
-        wanted = wanted.where(col(Order.status) == status)
-    if user_id is not None:
-        wanted = wanted.where(col(Order.user_id) == user_id)
-    if book_id is not None:
-        with_book = select(OrderLine.order_id).where(col(OrderLine.book_id) == book_id)
-        wanted = wanted.where(col(Order.id).in_(with_book))
-    if accepted_from is not None:
-        wanted = wanted.where(col(Order.created_at) >= accepted_from)
-    if accepted_until is not None:
-        wanted = wanted.where(col(Order.created_at) <= accepted_until)
-    newest_first = (col(Order.created_at).desc(), col(Order.id).desc())
-    with reading() as session:
-        found = list(session.exec(wanted.order_by(*newest_first).limit(limit)))
-        session.expunge_all()
-        return found
-
-
-def count_orders(status: OrderStatus) -> int:
-    """Return how many orders have the status."""
-    with reading() as session:
-        return (
-            session.scalar(select(func.count(col(Order.id))).where(col(Order.status) == status))
-            or 0
-        )
-
-
-def outcome_error(order: Order) -> OrderError:
-    """Return the error that ended, or is ending, the order."""
-    return recorded_error(order.error, order.message)

@@ -1,7 +1,7 @@
 """What is asked about all orders of a batch at once."""
 
+from orders.batches import sums_of_run
 from seed.catalogue import TEN_X_RULE
-from tasks.batches import sums_of_run
 from tests.shop import carry_on, end_run, ledger, place, placed, set_price, status
 
 RUN = "a-batch"

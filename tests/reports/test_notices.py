@@ -4,13 +4,15 @@ from datetime import timedelta
 
 import pytest
 
+from orders.batches import begin_batch
+from reports.notices import announce_failed_compensation, remind
+from reports.receipts import explain, receipt
+from reports.story import story
+from reports.timeline import timeline
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress
 from store.models import Notification, utc_now
-from tasks.batches import begin_batch
-from tasks.reports import announce_failed_compensation, explain, receipt, remind, timeline
-from tasks.story import story
 from tests.shop import (
     add_customer,
     assign,

@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import bindparam, text, update
 from sqlmodel import Session, SQLModel, col
 
+from orders.intake import submit_orders
+from reports.audit import UNCLAIMED_SECONDS, Finding, audit, checks
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import engine, snapshot
 from store.errors import BillingError, BookOutOfStock, CompensationFailed
@@ -21,10 +23,8 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import Book, Order, SagaRecord, UtcDateTime, utc_now
 from store.payments import Charge, Ledger
 from store.settings import settings
-from tasks.audit import UNCLAIMED_SECONDS, Finding, audit, checks
 from tasks.billing import bill_customer, refund_customer
-from tasks.dispatch import record_answer
-from tasks.intake import submit_orders
+from tasks.couriers import record_answer
 from tests.shop import (
     NOWHERE,
     an_order,

@@ -5,11 +5,11 @@ from datetime import timedelta
 from sqlalchemy import update
 from sqlmodel import col
 
+from reports.figures import WINDOW_SECONDS, Durations, FailedUndos, read_figures
 from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import SagaRecord, utc_now
-from tasks.dispatch import record_answer
-from tasks.figures import WINDOW_SECONDS, Durations, FailedUndos, read_figures
+from tasks.couriers import record_answer
 from tests.shop import end_run, give_back, place, placed, set_order
 
 NONE = CourierAnswer(outcome=NO_COURIER, answered_by="Ada")
