@@ -56,7 +56,7 @@ DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
 
 
 @contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
+def prefect_server() -> Iterator[SyncPrefectClient]:
     """Give a client that says soon if the server does not answer; a worker's would try on."""
     quick = {
         PREFECT_CLIENT_MAX_RETRIES: 0,
@@ -124,7 +124,7 @@ def _prefect_server() -> Iterator[Diagnosis]:
             "set it to the address of your server, with /api at its end",
         )
         return
-    with _server() as client:
+    with prefect_server() as client:
         try:
             version = client.api_version()
         except httpx.HTTPStatusError as error:
@@ -146,7 +146,7 @@ def _prefect_server() -> Iterator[Diagnosis]:
 
 
 def _prefect_version() -> Iterator[Diagnosis]:
-    with _server() as client:
+    with prefect_server() as client:
         server = client.api_version()
     here = prefect.__version__
     tested = next(
@@ -203,7 +203,7 @@ def _prefect_database() -> Iterator[Diagnosis]:
         )
     else:
         yield ok("Prefect's server has no SQLite file open")
-    with _server() as client:
+    with prefect_server() as client:
         of_server = client.request("GET", "/admin/settings").json()
     storage = of_server["server"]["concurrency"]["lease_storage"]
     if storage.endswith(".memory"):
@@ -269,7 +269,7 @@ def _pages(read: Any) -> Iterator[Any]:
 
 def _deployments() -> Iterator[Diagnosis]:
     wanted = _wanted()
-    with _server() as client:
+    with prefect_server() as client:
         deployed = _deployed(client)
     well = True
     for name, deployment in wanted.items():
@@ -288,7 +288,7 @@ def _deployments() -> Iterator[Diagnosis]:
 
 
 def _continuations() -> Iterator[Diagnosis]:
-    with _server() as client:
+    with prefect_server() as client:
         deployed = _deployed(client)
     chosen = settings()
     missing = {
@@ -306,7 +306,7 @@ def _continuations() -> Iterator[Diagnosis]:
 
 
 def _schedules() -> Iterator[Diagnosis]:
-    with _server() as client:
+    with prefect_server() as client:
         deployed = _deployed(client)
     problems = [
         diagnosis
@@ -351,7 +351,7 @@ def _is_as_wanted(schedule: DeploymentSchedule, wanted: Mapping[str, Any]) -> bo
 def _limits() -> Iterator[Diagnosis]:
     pausing = {name for name, found in _wanted().items() if pauses(found, PROJECT_DIR)}
     flows = {name.partition("/")[0] for name in pausing}
-    with _server() as client:
+    with prefect_server() as client:
         deployed = _deployed(client)
     # Others may have deployed the same flows under other names.
     limited = [
@@ -368,7 +368,7 @@ def _limits() -> Iterator[Diagnosis]:
         yield ok("no deployment whose run pauses has a concurrency limit")
 
 
-def _pool_names(client: SyncPrefectClient) -> set[str]:
+def pool_names(client: SyncPrefectClient) -> set[str]:
     """Return the work pools of the deployments of prefect.yaml."""
     deployed = _deployed(client)
     return {
@@ -379,8 +379,8 @@ def _pool_names(client: SyncPrefectClient) -> set[str]:
 
 
 def _work_pools() -> Iterator[Diagnosis]:
-    with _server() as client:
-        names = _pool_names(client)
+    with prefect_server() as client:
+        names = pool_names(client)
         for name in sorted(names):
             try:
                 pool = client.read_work_pool(name)
@@ -402,8 +402,8 @@ def _work_pools() -> Iterator[Diagnosis]:
 
 
 def _workers() -> Iterator[Diagnosis]:
-    with _server() as client:
-        for name in sorted(_pool_names(client)):
+    with prefect_server() as client:
+        for name in sorted(pool_names(client)):
             try:
                 pool = client.read_work_pool(name)
             except ObjectNotFound:
@@ -427,7 +427,7 @@ def _workers() -> Iterator[Diagnosis]:
 
 def _automations() -> Iterator[Diagnosis]:
     remedy = "run `python -m deployments.automations`"
-    with _server() as client:
+    with prefect_server() as client:
         names = [wanted.name for wanted in automations(UUID(int=0), SILENCE_SECONDS)]
         found = {name: client.read_automations_by_name(name) for name in names}
         recovery = _deployed(client).get(RECOVERY_DEPLOYMENT)
