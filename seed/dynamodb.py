@@ -37,7 +37,7 @@ from store.database import migrate, reading, transaction
 from store.errors import SourceUnavailable, UnreadableSource
 from store.messages import PaymentMethod
 from store.models import Book, Customer, Order
-from store.payments import wrong_method
+from store.partners import wrong_method
 from store.settings import settings
 
 PAGE_ITEMS = 1_000

@@ -19,8 +19,6 @@ AMONG_THOSE_ON_TOP = {
 }
 """Still a ring; a pair that is gone goes from here."""
 CIRCLES = {
-    ("store.notifications", "store.sns"),
-    ("store.payments", "store.stripe_gateway"),
     ("store.queue", "store.sqs"),
 }
 """Contracts that import their adapters where they are used; one that is gone goes from here."""
