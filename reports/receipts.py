@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orders.lookup import outcome_error
-from reports.timeline import lines_of
+from reports.history import lines_of
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress, one_line
 from store.messages import Receipt, ReceiptLine
