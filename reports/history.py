@@ -1,4 +1,4 @@
-"""What the database holds of one order: its lines, the records of its steps, the answers to it."""
+"""Read one order's lines, saga records and answers."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def lines_of(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
 
 
 def records_of(session: Session, order_id: str) -> Sequence[SagaRecord]:
-    """Return the saga records of all attempts of an order, in the order in which they came."""
+    """Return the saga records of an order's attempts by time."""
     return session.exec(
         select(SagaRecord)
         .where(SagaRecord.order_id == order_id)
@@ -28,7 +28,7 @@ def records_of(session: Session, order_id: str) -> Sequence[SagaRecord]:
 
 
 def answers_of(session: Session, order_id: str) -> Sequence[Decision]:
-    """Return the answers to an order, the late ones among them, in their order."""
+    """Return the answers to an order by time, with the late ones."""
     return session.exec(
         select(Decision).where(Decision.order_id == order_id).order_by(col(Decision.id))
     ).all()
