@@ -169,7 +169,7 @@ def _limits() -> Iterator[Diagnosis]:
         yield ok("no deployment whose run pauses has a concurrency limit")
 
 
-def _pool_names(client: SyncPrefectClient) -> set[str]:
+def pool_names(client: SyncPrefectClient) -> set[str]:
     """Return the work pools of the deployments of prefect.yaml."""
     deployed = _deployed(client)
     return {
@@ -181,7 +181,7 @@ def _pool_names(client: SyncPrefectClient) -> set[str]:
 
 def _work_pools() -> Iterator[Diagnosis]:
     with open_server() as client:
-        names = _pool_names(client)
+        names = pool_names(client)
         for name in sorted(names):
             try:
                 pool = client.read_work_pool(name)
@@ -204,7 +204,7 @@ def _work_pools() -> Iterator[Diagnosis]:
 
 def _workers() -> Iterator[Diagnosis]:
     with open_server() as client:
-        for name in sorted(_pool_names(client)):
+        for name in sorted(pool_names(client)):
             try:
                 pool = client.read_work_pool(name)
             except ObjectNotFound:

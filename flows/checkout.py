@@ -62,10 +62,10 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
     A failure before a courier has accepted gives back all that was taken (see `compensate`).
 
     Args:
-        order: The order, as the original took it: `{"userId": …, "bookId": …, "quantity": 1,
-            "redeem": false}`, or with `items` for a cart of several titles. `orderId` is your
-            idempotency key.
-        wait: `pause` keeps the run's process while a courier is sought; `suspend` keeps none.
+        order: The order: a customer, and either one book with its copies or a cart. Its order id
+            is your idempotency key.
+        wait: How the run waits for a courier. With pause it keeps its process; with suspend it
+            keeps none, and starts over when it is answered.
 
     Returns:
         The receipt of the dispatched order. An order that was sent before and is still under way

@@ -115,9 +115,9 @@ class Settings(BaseSettings):
         "in production, so that one that is looked after is not delivered again meanwhile.",
     )
     warm_start: bool = Field(
-        default=False,
-        description="Whether the local system starts each run as a fork of a fork server (Linux) "
-        "instead of in a new Python.",
+        default=True,
+        description="Whether each run of a process work pool starts as a fork of a fork server "
+        "(Linux) instead of in a new Python; read where the pool is set up.",
     )
     queue: Literal["table", "sqs"] = Field(
         default="table",

@@ -127,9 +127,8 @@ def deployments() -> frozenset[str]:
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
     found = set()
     for deployment in document["deployments"]:
-        file, _, function = deployment["entrypoint"].partition(":")
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        flow = getattr(module, function)
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), function)
         assert isinstance(flow, Flow)
         found.add(f"{flow.name}/{deployment['name']}")
     return frozenset(found)
