@@ -260,7 +260,7 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
 
 
 def _abandon(order_ids: list[str], error: Exception) -> None:
-    """End the orders that a defect stops; raise an interruption, after which the run goes on."""
+    """End orders after a defect; raise an outage again."""
     if isinstance(error, OrderError):
         return
     if is_interruption(error):

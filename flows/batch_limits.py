@@ -1,4 +1,4 @@
-"""The limits of a batch, for its flow, its deployment's form and the command line."""
+"""The limits of a batch's parameters."""
 
 CHUNK_SIZE = 2_500
 """Orders of a batch that go through a step, or are decided, together."""

@@ -87,7 +87,7 @@ def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderS
 
 
 def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]) -> None:
-    """Undo a step for a group; record each failure with the orders that have it."""
+    """Undo a step for a group, recording each failure with its orders."""
 
     def keep(failed: list[str], error: Exception) -> None:
         if isinstance(error, PaymentRefused) and error.reasons:

@@ -84,7 +84,7 @@ def question(order: Order) -> Question[CourierAnswer]:
 
 
 def _record(order_id: str, answer: CourierAnswer) -> str:
-    """Record an answer to the order; return why it was refused, if it was."""
+    """Record an answer; return why it was refused, empty if accepted."""
     try:
         record_answer(order_id, answer)
     except InvalidDecision as problem:

@@ -1,4 +1,4 @@
-"""A defect that one order of a group hits is narrowed down to it, so that the others go on."""
+"""Narrow a defect down to its order; let the others go on."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return whether the database, the gateway or Prefect's server was away, or likewise."""
+    """Return whether the error is an outage, of Prefect's server too."""
     return is_transient(error) or isinstance(error, SERVER_AWAY)
 
 
@@ -23,7 +23,9 @@ def narrow_down(
     group: Sequence[T],
     give_up: Callable[[list[T], Exception], object],
 ) -> None:
-    """Do work for a group; where a defect stops it, for each half, down to the order that has it.
+    """Do work for a group, narrowing a defect down to its order.
+
+    A part that a defect stops is halved, and the work is done for each half.
 
     Args:
         work: Called with the group, or a part of it; repeating what it has done must be safe.

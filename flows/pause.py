@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[Answer]):
-    """What a run asks a person, in all of its pauses, and what becomes of the answers.
+    """What a run asks in its pauses, and how answers are recorded.
 
     Attributes:
         run_id: The run.
@@ -72,7 +72,7 @@ class Question(Generic[Answer]):
         return remark
 
     def take_left(self, client: SyncPrefectClient) -> str:
-        """Record what was answered while no process listened; return the last answer's remark."""
+        """Record answers that no process read; return the last one's remark."""
         remark = ""
         for key, answer in answers_left(client, self.run_id, self.prefix, self.model).items():
             remark = self.take(key, answer)

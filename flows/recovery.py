@@ -163,7 +163,7 @@ def _make(
     client: SyncPrefectClient,
     report: RecoveryReport,
 ) -> None:
-    """Make a move for its orders; report a failure, which keeps no other move from its turn."""
+    """Make a move for its orders; report a failure, never raise it."""
     acts: dict[Move, Callable[[list[UnfinishedOrder]], object]] = {
         Move.DISPATCH: lambda part: tell(dispatch_order(_ids(part))),
         Move.COMPENSATE: lambda part: compensate_tagged(_ids(part)),

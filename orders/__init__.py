@@ -1,4 +1,4 @@
-"""What accepts orders, owns them and hands them over: one by one, in batches, from files.
+"""What accepts, owns and hands over orders, single or in batches.
 
 It may ask the steps for their retries, and knows no flow.
 """

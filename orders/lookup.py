@@ -1,4 +1,4 @@
-"""What an order's row says, to whoever asks: nothing is changed here."""
+"""Read orders from the database."""
 
 from datetime import datetime
 

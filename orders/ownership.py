@@ -1,4 +1,4 @@
-"""The orders that a flow run owns, how often they were continued, and who owns them next."""
+"""Which flow run owns which orders, and how ownership changes."""
 
 from collections.abc import Sequence
 

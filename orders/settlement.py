@@ -1,4 +1,4 @@
-"""What a person has seen to by hand: a failed undo recorded as done, the books corrected.
+"""Record failed undos as settled by a person.
 
 The record says who made it good and why (docs/adr/0010-settled-by-hand.md).
 """

@@ -1,4 +1,4 @@
-"""What people read: the audit, figures, an order's story, its form and receipt, notices.
+"""What people read: audit, figures, stories, timelines, receipts and notices.
 
 Nothing in here changes stock, points, money or an order's course.
 """

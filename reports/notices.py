@@ -1,4 +1,4 @@
-"""The notices about waits, failed compensations and the audit: who is told, and once."""
+"""Publish notices about waits, failed compensations and the audit."""
 
 from collections.abc import Sequence
 from datetime import timedelta

@@ -65,7 +65,7 @@ def orders() -> Check:
 
 
 def _rules_of_status() -> list[Rule]:
-    """Return the rules of what an order in each status has, and has not."""
+    """Return the rules about what an order of each status holds."""
     taken = " OR ".join(f"{step} IN {HELD}" for step in UNDOS)
     given_back = " OR ".join(f"{step} = 'undone'" for step in UNDOS)
     refused = " OR ".join(f"{step} IN ('undone', 'void')" for step in UNDOS)
@@ -105,7 +105,7 @@ def _rules_of_status() -> list[Rule]:
 
 
 def _rules_of_steps() -> list[Rule]:
-    """Return the rules of the steps that an order has, in their sequence."""
+    """Return the rules about the sequence of an order's steps."""
     return [
         Rule(
             "I5 sequence",
@@ -185,7 +185,7 @@ def _rules_of_amounts() -> list[Rule]:
 
 
 def _out_of_sequence() -> Iterator[str]:
-    """Yield the condition, for each step, that the last one before it is missing.
+    """Yield each step's condition that the one before it is missing.
 
     Only steps that every order needs tell it.
     """
@@ -198,7 +198,7 @@ def _out_of_sequence() -> Iterator[str]:
 
 
 def _missing() -> Iterator[str]:
-    """Yield the condition, for each step before the wait, that an order lacks it and needs it."""
+    """Yield each step's condition that an order needs and lacks it."""
     for step in BEFORE_THE_WAIT:
         lacks = (
             f"COALESCE({step.name}, '') <> 'done'" if step.is_awaited else f"{step.name} IS NULL"

@@ -1,9 +1,9 @@
-"""How an order ended, for its run: its receipt, or its error with what was given back."""
+"""What a run returns or raises: the receipt, or the explained error."""
 
 from collections.abc import Sequence
 
 from orders.lookup import outcome_error
-from reports.timeline import lines_of
+from reports.history import lines_of
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress, one_line
 from store.messages import Receipt, ReceiptLine
@@ -40,7 +40,7 @@ def explain(order_id: str, error: OrderError) -> OrderError:
 
 
 def _amounts(records: Sequence[StepRecord], currency: str) -> str:
-    """Return what steps took, or what of it was given back, in words; empty if it is nothing."""
+    """Return the amounts of saga records in words, empty for nothing."""
     words = (
         UNDOS[record.step].in_words(
             Taken(

@@ -13,18 +13,15 @@ from sqlmodel import Session, col, select
 
 from orders.lookup import read_order
 from reports.compensations import Copies
+from reports.history import answers_of, lines_of, records_of
 from store.database import reading
 from store.messages import OrderMessage, money
 from store.models import (
     Attempt,
-    Book,
-    Decision,
     LedgerEntry,
     Notification,
     Order,
-    OrderLine,
     QueuedMessage,
-    SagaRecord,
     StepState,
 )
 from store.settings import settings
@@ -64,12 +61,7 @@ def story(order_id: str) -> Story:
     """
     order = read_order(order_id)
     with reading() as session:
-        lines = session.exec(
-            select(OrderLine, Book)
-            .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-            .where(OrderLine.order_id == order_id)
-            .order_by(OrderLine.book_id)
-        ).all()
+        lines = lines_of(session, order_id)
         events = [
             _acceptance(order),
             *_attempts(session, order),
@@ -82,10 +74,7 @@ def story(order_id: str) -> Story:
         ]
         return Story(
             order=order,
-            lines=[
-                Copies(line.book_id, book.title if book else line.book_id, line.quantity)
-                for line, book in lines
-            ],
+            lines=[Copies(line.book_id, title, line.quantity) for line, title in lines],
             events=events,
             notes=_notes(),
         )
@@ -132,7 +121,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
         StepState.INTENDED: ("intent", "{} asked for, its outcome is not known yet"),
         StepState.VOID: ("void", "{} refused, nothing was taken"),
     }
-    for record in session.exec(select(SagaRecord).where(SagaRecord.order_id == order.id)):
+    for record in records_of(session, order.id):
         kind, what = kinds.get(record.state, ("step", "{}"))
         yield Event(
             record.at,
@@ -213,7 +202,7 @@ def _messages(session: Session, order: Order) -> Iterator[Event]:
 
 
 def _decisions(session: Session, order: Order) -> Iterator[Event]:
-    for decision in session.exec(select(Decision).where(Decision.order_id == order.id)):
+    for decision in answers_of(session, order.id):
         parts = [
             f"courier {decision.courier_id}" if decision.courier_id else "",
             f"by {decision.decided_by or 'somebody who gave no name'}",

@@ -1,15 +1,14 @@
 """An order's timeline, and the text of its form."""
 
-from sqlmodel import Session, col, select
+from sqlmodel import select
 
 from reports.compensations import open_undos
+from reports.history import answers_of, lines_of, records_of
 from store.database import reading
 from store.models import (
-    Book,
     Courier,
     Decision,
     Order,
-    OrderLine,
     SagaRecord,
     StepState,
 )
@@ -24,14 +23,8 @@ def timeline(order_id: str) -> str:
     """
     with reading() as session:
         order = session.get_one(Order, order_id)
-        records = session.exec(
-            select(SagaRecord)
-            .where(SagaRecord.order_id == order_id)
-            .order_by(col(SagaRecord.attempt), col(SagaRecord.at))
-        ).all()
-        answers = session.exec(
-            select(Decision).where(Decision.order_id == order_id).order_by(col(Decision.id))
-        ).all()
+        records = records_of(session, order_id)
+        answers = answers_of(session, order_id)
         lines = [
             f"# Order `{order.id}`: {order.status}",
             "",
@@ -52,17 +45,6 @@ def timeline(order_id: str) -> str:
                 *(_answer_row(answer) for answer in answers),
             ]
         return "\n".join(lines)
-
-
-def lines_of(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
-    """Return an order's lines, each with its title; the book's id where there is no such book."""
-    found = session.exec(
-        select(OrderLine, Book.title)
-        .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-        .where(OrderLine.order_id == order_id)
-        .order_by(OrderLine.book_id)
-    )
-    return [(line, title or line.book_id) for line, title in found]
 
 
 def _step_row(record: SagaRecord, currency: str) -> str:

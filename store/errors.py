@@ -223,7 +223,7 @@ def first_of(texts: Iterable[str], separator: str = ", ") -> str:
 
 
 def and_more(left_out: int) -> list[str]:
-    """Return what says how many of a list are left out; nothing where none is."""
+    """Return “and 3 more” for three, an empty list for zero."""
     return [f"and {left_out} more"] if left_out > 0 else []
 
 

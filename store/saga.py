@@ -68,10 +68,10 @@ _registered: list[StepRule] = []
 
 
 def register_steps(rules: Sequence[StepRule]) -> None:
-    """Register the steps of an order, in their order; `tasks/steps.py` does so when imported.
+    """Register the steps in their order.
 
-    A step waits for the one before it, so that a process left over from an earlier attempt cannot
-    run ahead of the present one.
+    `tasks/steps.py` does so when it is imported. A step waits for the one before it, so that a
+    process left over from an earlier attempt cannot run ahead of the present one.
     """
     _registered[:] = rules
 
@@ -307,7 +307,7 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
 
 
 def _step_before(order: SagaOrder, name: str) -> str | None:
-    """Return the last step before ``name`` that the order waits for; none for the first step."""
+    """Return the last step before ``name`` that the order waits for."""
     before = None
     for step in _steps():
         if step.name == name:

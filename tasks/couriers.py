@@ -1,4 +1,4 @@
-"""The couriers' choice: who takes an order is decided once, by the queue's worker or by a person.
+"""The choice of an order's courier, by worker or by person.
 
 The accepted decision is the pivot: before it a failure compensates the order, after it the order
 only goes forward.

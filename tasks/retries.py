@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def retried_task(work: Callable[P, T]) -> Task[P, T]:
-    """Make a Prefect task of a step, an undo or a load; retry it after a transient failure.
+    """Make a Prefect task that is retried after a transient failure.
 
     Nothing of it is cached: what is done is in the database, and is asked there.
     """

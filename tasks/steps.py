@@ -1,4 +1,4 @@
-"""The table of steps: all that is known of a step stands in its row.
+"""The table of steps, each with all that is known of it.
 
 The order of the rows is the order in which an order takes its steps. What else goes by steps is
 made from here: what the saga waits for and gives back, a batch's steps, the console's choices, the
@@ -21,9 +21,10 @@ from tasks.undo import Undo
 
 
 class Need(NamedTuple):
-    """When an order needs a step: for the saga, and for the audit's SQL over the table of orders.
+    """When an order needs a step, in Python and in SQL.
 
-    The audit asks about orders that wait or have gone further, whose total is known.
+    The saga asks in Python. The audit asks in SQL over the columns of an order, and only about
+    orders that wait or have gone further, whose total is known.
     """
 
     of: Callable[[SagaOrder], bool]
@@ -57,7 +58,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """Return the name by which the saga log, the UI and the console know it."""
+        """Return its name in the saga log, the UI and the console."""
         return self.task.name
 
     def is_awaited_by(self, order: SagaOrder) -> bool:

@@ -1,4 +1,4 @@
-"""What an undo is beside its task: what it gives back in words, and how a person settles it."""
+"""The class of an undo: its task, its words, its settlement."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from sqlmodel import Session
 
 
 class Taken(NamedTuple):
-    """What a step took from an order, or its undo gave back, as the saga log holds it.
+    """A saga record's result, for the words of its step.
 
+    It is what the step took from the order, or what its undo gave back.
     ``in_doubt`` says that its outcome is unknown. ``titles`` are those of the books by id, where
     each title is to be named.
     """

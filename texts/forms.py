@@ -1,4 +1,4 @@
-"""What a person is asked to decide, in Markdown, above the fields of a form."""
+"""The texts above the fields of a form, in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -71,7 +71,7 @@ def of_batch(counts: Mapping[str, int], until: datetime | None, remark: str) -> 
 
 
 def where_to_answer(form_url: str, *, in_batch: bool) -> str:
-    """Return where a person answers for an order that waits, and for which others as well."""
+    """Return where a person answers for a waiting order."""
     if in_batch:
         return (
             "An answer counts for all orders of its batch that still wait; this one alone is ended "

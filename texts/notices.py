@@ -11,7 +11,7 @@ from store.saga import SagaOrder
 
 
 def dispatched(order: SagaOrder, lines: Sequence[str]) -> Notice:
-    """Return the notice that an order is on its way; ``lines`` are its copies and titles."""
+    """Return the notice of a dispatched order with its lines."""
     return Notice(
         key=f"{order.id}:{order.attempt}:dispatched",
         order_id=order.id,
@@ -42,7 +42,7 @@ def dispatched(order: SagaOrder, lines: Sequence[str]) -> Notice:
 
 
 def queue_refuses(order: SagaOrder, count: int, reason: str, now: datetime) -> Notice:
-    """Return the notice that the queue takes no messages; ``order`` is the first of ``count``."""
+    """Return the notice that the queue refuses messages of ``count`` orders."""
     return Notice(
         # Another outage may begin with the same order.
         key=f"{order.id}:{order.attempt}:queue-refuses:{now:%Y%m%dT%H%M%S}",
@@ -63,12 +63,12 @@ def queue_refuses(order: SagaOrder, count: int, reason: str, now: datetime) -> N
 
 
 def waiting(order: Order, where: str, form_url: str) -> Notice:
-    """Return the notice that an order waits; ``where`` is where a person answers."""
+    """Return the notice that an order waits for a courier."""
     return _of_wait(order, where, form_url, "waiting", "waits for a courier")
 
 
 def reminder(order: Order, where: str, form_url: str) -> Notice:
-    """Return the notice that an order's wait is nearly over; arguments as of :func:`waiting`."""
+    """Return the notice that an order's wait is nearly over."""
     return _of_wait(order, where, form_url, "reminder", "still waits for a courier")
 
 
@@ -97,7 +97,7 @@ def _of_wait(order: Order, where: str, form_url: str, kind: str, what: str) -> N
 
 
 def compensation_failed(order: Order, failed: Sequence[str]) -> Notice:
-    """Return the notice that undos of an order failed, each in a line."""
+    """Return the notice of an order's failed undos."""
     return Notice(
         key=f"{order.id}:{order.attempt}:compensation-failed",
         order_id=order.id,

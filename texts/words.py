@@ -38,7 +38,7 @@ def paid(order: Order) -> str:
 
 
 def table_of(lines: Sequence[tuple[OrderLine, str]], order: Order) -> list[str]:
-    """Return an order's lines, each with its title, as a table in Markdown."""
+    """Return an order's lines and titles as a Markdown table."""
     return [
         "| title | copies | price each |",
         "|---|---:|---:|",

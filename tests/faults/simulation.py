@@ -39,8 +39,8 @@ from store.queue import TableQueue
 from store.settings import settings
 from tasks.dispatch import dispatch_order
 from tasks.retries import is_transient
+from tests.books_balance import ALWAYS, AT_REST, Violation, violations
 from tests.faults.chance import Chance
-from tests.faults.invariants import ALWAYS, AT_REST, Violation, violations
 from tests.faults.prefect_model import FINAL, Prefect, Run
 from tests.faults.seams import installed
 from tests.faults.world import FoundViolation, Process, Rates, World
