@@ -24,12 +24,17 @@ COPY console console
 COPY deployments deployments
 COPY flows flows
 COPY fork_server fork_server
+COPY orders orders
+COPY reports reports
 COPY seed seed
 COPY store store
 COPY tasks tasks
+COPY terminal terminal
+COPY texts texts
 RUN uv pip install --no-cache --python .venv/bin/python --no-deps \
         --build-constraint constraints.txt --editable . \
-    && .venv/bin/python -m compileall -q console deployments flows fork_server seed store tasks \
+    && .venv/bin/python -m compileall -q console deployments flows fork_server orders reports seed store tasks \
+        terminal texts \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/store store
 
 USER 10001:10001

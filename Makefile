@@ -9,6 +9,9 @@ OLDEST := .venv-oldest
 OLDEST_INSTALLED := $(OLDEST)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# No process that this file starts sends usage data.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up bench waiting load restart recover test test-oldest upgrade-test faults browser \

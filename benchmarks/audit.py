@@ -22,11 +22,11 @@ from rich.console import Console
 from sqlalchemy import text
 
 from deployments.embedded import EmbeddedPostgres
+from reports.audit import audit
+from reports.figures import read_figures
 from store.database import migrate, snapshot, transaction
 from store.sessions import WHOLE_RUN
 from store.settings import settings
-from tasks.audit import audit
-from tasks.figures import read_figures
 
 SAMPLE_SECONDS = 0.05
 MEGABYTE = 1024 * 1024

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from benchmarks.ground import RUN_ID, answer
 from flows.batch import STEPS
 from flows.dispatch import GROUP
+from orders.batches import begin_batch, pages_of_run
+from orders.intake import claim_orders
 from store.messages import OrderMessage
 from store.models import OrderStatus
 from store.queue import order_queue
-from tasks.batches import begin_batch, pages_of_run
-from tasks.dispatch import decisions_of, dispatch_order, find_couriers
-from tasks.intake import claim_orders
+from tasks.couriers import decisions_of, find_couriers
+from tasks.dispatch import dispatch_order
 
 
 def main(chunk_size: int) -> None:

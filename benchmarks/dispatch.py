@@ -21,17 +21,13 @@ from rich.table import Table
 
 from benchmarks.ground import RUN_ID, Ground, put_orders
 from flows import dispatch
+from flows.batch import STEPS as BATCH_STEPS
 from flows.dispatch import IN_HAND_AT_MOST, RESUMERS, DispatchReport, InHand, look_after, take_in
+from orders.intake import claim_orders
 from store.bulk import update_rows
 from store.database import transaction
 from store.models import Order
 from store.queue import order_queue
-from tasks.billing import bill_customer
-from tasks.dispatch import prepare_order
-from tasks.intake import claim_orders
-from tasks.inventory import check_inventory
-from tasks.points import redeem_points
-from tasks.pricing import calculate_total
 
 ROUNDS = {100: 5, 1_000: 3, 10_000: 1}
 """How often each number of messages is measured: a small one has more chance in it."""
@@ -103,7 +99,7 @@ def _let_orders_wait(client: SyncPrefectClient) -> None:
     """Carry all orders up to their wait, each owned by a paused run of its own."""
     while order_ids := claim_orders(RUN_ID, dispatch.GROUP):
         _own(client, order_ids)
-        for step in (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order):
+        for step in BATCH_STEPS:
             step.fn(order_ids)
 
 

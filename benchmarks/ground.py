@@ -24,12 +24,12 @@ from sqlmodel import SQLModel
 
 from deployments.leash import Leashed
 from deployments.local import LocalSystem, inherited_environment
+from orders.intake import submit_orders
 from seed.catalogue import popularity, put_catalogue, put_shop
 from store.database import engine, reading, transaction
 from store.messages import CheckoutOrder
 from store.models import Book, Courier
 from store.settings import settings
-from tasks.intake import submit_orders
 
 BOOKS = 1_000
 CUSTOMERS = 5_000

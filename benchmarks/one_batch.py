@@ -7,9 +7,9 @@ from typing import Any
 from prefect import State
 
 from benchmarks.ground import answer, peak_mb
-from flows.batch import CONCURRENCY, batch_checkout
+from flows.batch import batch_checkout
+from flows.batch_limits import CHUNK_SIZE, CONCURRENCY
 from flows.batch_report import BatchReport
-from flows.batch_wait import CHUNK_SIZE
 from store.models import utc_now
 
 

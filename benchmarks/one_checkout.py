@@ -17,7 +17,9 @@ from benchmarks.ground import an_order, answer
 from flows import checkout
 from store.messages import OrderMessage
 from store.models import utc_now
-from tasks.dispatch import find_couriers, prepare_order
+from tasks.couriers import find_couriers
+from tasks.dispatch import prepare_order
+from tasks.steps import SEQUENCE
 
 WARM_UP = 3
 
@@ -30,17 +32,7 @@ def _step(name: str) -> Any:
     return empty
 
 
-STEPS = [
-    _step(name)
-    for name in (
-        "check_inventory",
-        "calculate_total",
-        "redeem_points",
-        "bill_customer",
-        "prepare_order",
-        "dispatch_order",
-    )
-]
+STEPS = [_step(name) for name in SEQUENCE]
 
 
 @flow(name="empty-checkout")

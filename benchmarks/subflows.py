@@ -14,17 +14,15 @@ from prefect.cache_policies import NO_CACHE
 from sqlmodel import col, select
 
 from benchmarks.ground import RUN_ID, answer
+from flows.batch import STEPS as BATCH_STEPS
 from flows.bulk import few_collections
+from orders.batches import begin_batch
+from orders.intake import claim_orders
 from store.database import reading
 from store.messages import OrderMessage
 from store.models import Order, OrderStatus
-from tasks.batches import begin_batch
-from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, find_couriers, prepare_order
-from tasks.intake import claim_orders
-from tasks.inventory import check_inventory
-from tasks.points import redeem_points
-from tasks.pricing import calculate_total
+from tasks.couriers import find_couriers
+from tasks.dispatch import dispatch_order
 
 AT_ONCE = 8
 
@@ -44,10 +42,7 @@ def _decide(order_ids: list[str]) -> None:
 
 
 STEPS = [
-    *(
-        _as_task(step.name, step.fn)
-        for step in (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order)
-    ),
+    *(_as_task(step.name, step.fn) for step in BATCH_STEPS),
     _as_task("find_couriers", _decide),
     _as_task("dispatch_order", dispatch_order.fn),
 ]

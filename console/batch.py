@@ -12,17 +12,25 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from console.numbers import Share, WholeNumber
 from console.orders import order_from_json
-from console.output import AsJson, print_json, terminal
-from flows.batch import CONCURRENCY, TOLERATED_FAILURES, batch_checkout
+from flows.batch import batch_checkout
+from flows.batch_limits import (
+    CHUNK_SIZE,
+    CHUNK_SIZE_AT_MOST,
+    CONCURRENCY,
+    CONCURRENCY_AT_MOST,
+    TOLERATED_FAILURES,
+)
 from flows.batch_report import BatchReport, on_progress
-from flows.batch_wait import CHUNK_SIZE
 from flows.order_runs import prefect_client
+from orders.batches import FailedOrder, failed_orders, require_batch
+from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder
-from tasks.batches import FailedOrder, failed_orders, require_batch
-from tasks.intake import Intake, load_orders, submit_orders
+from terminal.numbers import Share, WholeNumber
+from terminal.output import AsJson, print_json, terminal
 
+ChunkSize = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CHUNK_SIZE_AT_MOST))]
+Concurrency = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CONCURRENCY_AT_MOST))]
 LineItems = Annotated[bool, Parameter(negative="")]
 
 app = App(name="batch", help="Check many orders out in one run.")
@@ -80,8 +88,8 @@ def run(
     *,
     failed_of: str | None = None,
     line_items: LineItems = False,
-    chunk_size: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=5_000))] = CHUNK_SIZE,
-    concurrency: Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=32))] = CONCURRENCY,
+    chunk_size: ChunkSize = CHUNK_SIZE,
+    concurrency: Concurrency = CONCURRENCY,
     tolerated_failures: Share = TOLERATED_FAILURES,
     as_json: AsJson = False,
 ) -> int:

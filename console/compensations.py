@@ -1,26 +1,37 @@
 """The compensation queue: what could not be given back, tried again, or settled by a person."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from console.orders import undo_as_data
-from console.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 from flows.by_hand import settle_undo, try_undos
-from flows.compensation import UNDO
+from orders.lookup import read_order
+from reports.compensations import OpenUndo, failed_undos, open_undos
 from store.models import utc_now
-from tasks.compensations import OpenUndo, failed_undos, open_undos
-from tasks.orders import read_order
+from tasks.steps import UNDOS
+from terminal.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 
-Step = Literal[
-    "refund_customer",
-    "restore_quantity",
-    "restore_points",
-    "bill_customer",
-    "check_inventory",
-    "redeem_points",
-]
-"""An undo, by its own name or by that of the step that it undoes."""
+if TYPE_CHECKING:
+    Step = str
+else:
+    Step = Literal[*(undo.name for undo in UNDOS.values()), *UNDOS]
+    """An undo, by its own name or by that of the step that it undoes."""
+
+SETTLE = "\n\n".join(
+    [
+        "Record that you have seen to a failed undo by hand, so that it is not tried again.",
+        "It is kept in the order's timeline with your name and your reason, and the books are "
+        "corrected:",
+        *(
+            f"{undo.name}: {undo.written_off}"
+            f"{f'; with --put-back {undo.put_back}' if undo.put_back else ''}."
+            for undo in UNDOS.values()
+        ),
+        "With the last one settled or given back, the order is compensated.",
+    ]
+)
+"""The help of ``settle``, with what it means for each undo."""
 
 app = App(name="compensations")
 
@@ -52,7 +63,7 @@ def compensations(
             [
                 undo.order_id,
                 undo.attempt,
-                UNDO[undo.step].name,
+                UNDOS[undo.step].name,
                 undo.at_stake,
                 undo.tries,
                 "under way"
@@ -68,7 +79,7 @@ def compensations(
 
 
 def _step(named: Step) -> str:
-    return next((step for step, undo in UNDO.items() if undo.name == named), named)
+    return next((step for step, undo in UNDOS.items() if undo.name == named), named)
 
 
 @app.command
@@ -98,7 +109,7 @@ def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -
     return 0
 
 
-@app.command
+@app.command(help=SETTLE)
 def settle(
     order: str,
     step: Step,
@@ -109,30 +120,22 @@ def settle(
     put_back: Annotated[bool, Parameter(negative="")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Record that you have seen to a failed undo by hand, so that it is not tried again.
-
-    It is kept in the order's timeline with your name and your reason, and the books are corrected:
-
-    refund_customer: the money was given back outside of the payment gateway.
-
-    restore_quantity: the copies are lost and written off; with --put-back they are on the shelf
-    and in stock again.
-
-    restore_points: the points were made good in another way and are written off; with --put-back
-    they are on the customer's account again.
-
-    With the last one settled or given back, the order is compensated.
+    """Record a failed undo as settled by a person.
 
     Args:
         order: The order's id.
         step: The undo that failed, or the step that it undoes.
         reason: What you did. No personal data: it is shown with the order.
         by: Who you are: your name or initials.
-        put_back: Book the copies or points as back. Do not change the tables yourself as well.
+        put_back: Book what was taken as back. Do not change the tables yourself as well.
     """
     of_step = _step(step)
-    if put_back and of_step == "bill_customer":
-        raise CycloptsError(msg="--put-back is for copies and points; money is not kept here.")
+    if put_back and UNDOS[of_step].put_back is None:
+        booked = ", ".join(undo.name for undo in UNDOS.values() if undo.put_back is not None)
+        raise CycloptsError(
+            msg=f"--put-back: {UNDOS[of_step].name} gives back what is not kept here. Leave it "
+            f"out; it is for {booked}."
+        )
     for name, text in (("--reason", reason), ("--by", by)):
         if not text.strip():
             raise CycloptsError(msg=f"{name} is empty; it is what others find later.")
@@ -154,7 +157,7 @@ def settle(
         return 0
     what = f", {stake.at_stake}" if stake else ""
     terminal().print(
-        f"Settled: {UNDO[of_step].name} of order {order}{what}. It is {settled.status}."
+        f"Settled: {UNDOS[of_step].name} of order {order}{what}. It is {settled.status}."
     )
     _print_left(left)
     return 0
@@ -162,4 +165,4 @@ def settle(
 
 def _print_left(left: list[OpenUndo]) -> None:
     for undo in left:
-        terminal().print(f"Left: {UNDO[undo.step].name}, {undo.at_stake}")
+        terminal().print(f"Left: {UNDOS[undo.step].name}, {undo.at_stake}")

@@ -18,14 +18,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
-from console.numbers import WholeNumber
-from console.output import terminal
+from reports.figures import read_figures
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
 from store.queue import order_queue
-from store.saga import COMPENSABLE, SEQUENCE
 from store.settings import settings
-from tasks.figures import read_figures
+from tasks.steps import SEQUENCE
+from tasks.steps import UNDOS as UNDOS_BY_STEP
+from terminal.numbers import WholeNumber
+from terminal.output import terminal
 
 
 class Metric(NamedTuple):
@@ -181,18 +182,17 @@ def _of_database() -> Iterator[GaugeMetricFamily]:
     yield _filled(STEPS, (done | {of: d.count for of, d in figures.steps.items()}).items())
     yield _filled(STEP_AVERAGE, ((of, d.average_seconds) for of, d in figures.steps.items()))
     yield _filled(STEP_LONGEST, ((of, d.longest_seconds) for of, d in figures.steps.items()))
-    yield _filled(UNDOS, (([step], figures.undos.get(step, 0)) for step in COMPENSABLE))
+    yield _filled(UNDOS, (([step], figures.undos.get(step, 0)) for step in UNDOS_BY_STEP))
     # A process may have several sessions, which share its name.
     named = sorted(figures.blockers, key=lambda blocker: blocker.seconds)
     ages = {(each.name,): each.seconds for each in named} or {("",): 0.0}
     behind = {name: sum(each.waiting for each in named if (each.name,) == name) for name in ages}
     yield _filled(BLOCKING, ages.items())
     yield _filled(BLOCKED, behind.items())
-    failed = dict.fromkeys(COMPENSABLE, 0)
+    failed = dict.fromkeys(UNDOS_BY_STEP, 0)
     cents = {settings().currency: 0}
     for undos in figures.failed_undos:
         failed[undos.step] += undos.count
-        if undos.step == "bill_customer":
-            cents[undos.currency] = undos.cents
+        cents[undos.currency] = cents.get(undos.currency, 0) + undos.cents
     yield _filled(FAILED_UNDOS, (([step], count) for step, count in failed.items()))
     yield _filled(FAILED_REFUNDS, (([currency], amount) for currency, amount in cents.items()))

@@ -11,19 +11,7 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from pydantic import ValidationError
 
-from console.numbers import WholeNumber, whole_number
-from console.output import (
-    AsJson,
-    Limit,
-    confirmed,
-    duration,
-    print_json,
-    print_table,
-    quiet_runs,
-    terminal,
-)
 from flows.by_hand import cancel_order, require_cancellable
-from flows.compensation import UNDO
 from flows.order_events import run_url
 from flows.order_runs import (
     cancel_runs_to_come,
@@ -33,15 +21,29 @@ from flows.order_runs import (
 )
 from flows.order_runs import retry as start_attempt
 from flows.order_runs import submit as start_checkout
+from orders.lookup import find_orders, outcome_error, read_order
+from orders.rows import NamedTwice, once_each
+from orders.sources import decoded, explain_encoding
+from reports.compensations import OpenUndo, open_undos
+from reports.receipts import explain
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
 from store.wrong_input import Problem, problems
-from tasks.compensations import OpenUndo, open_undos
-from tasks.order_rows import NamedTwice, once_each
-from tasks.orders import find_orders, outcome_error, read_order
-from tasks.reports import explain
-from tasks.sources import decoded, explain_encoding
+from tasks.steps import UNDOS
+from terminal.numbers import WholeNumber, whole_number
+from terminal.output import (
+    AsJson,
+    Columns,
+    Limit,
+    Wide,
+    confirmed,
+    duration,
+    print_json,
+    print_table,
+    quiet_runs,
+    terminal,
+)
 
 AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
@@ -211,6 +213,8 @@ def list_orders(
     older_than: Age | None = None,
     younger_than: Age | None = None,
     limit: Limit = 20,
+    columns: Columns = None,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
     """List orders, the newest first; with several options those that fit all of them.
@@ -258,6 +262,10 @@ def list_orders(
             for order in found
         ),
         empty="There is no such order.",
+        text="why",
+        expendable=["points", "attempt", "total", "customer", "copies", "time left", "charge"],
+        only=columns,
+        wide=wide,
     )
     return 0
 
@@ -372,16 +380,16 @@ def _preview(order: Order, undos: list[OpenUndo], *, to_stderr: bool) -> None:
         return
     output.print("Cancelling it gives back:")
     for undo in undos:
-        output.print(f"  {UNDO[undo.step].name:<16}  {undo.at_stake}")
+        output.print(f"  {UNDOS[undo.step].name:<16}  {undo.at_stake}")
 
 
 def undo_as_data(undo: OpenUndo) -> dict[str, Any]:
     """Return an undo for programs, with the name of its task."""
-    return {**asdict(undo), "undo": UNDO[undo.step].name, "at_stake": undo.at_stake}
+    return {**asdict(undo), "undo": UNDOS[undo.step].name}
 
 
 def retry(order: str, /, *, as_json: AsJson = False) -> int:
-    """Try a rejected or compensated order again: a new attempt, charged anew under a new key.
+    """Try a rejected or compensated order again: a new attempt, charged under a new key.
 
     Its new run is started and its link printed. Called twice it is one attempt.
 

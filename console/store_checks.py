@@ -11,18 +11,19 @@ from sqlalchemy import URL, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from console.deployment_checks import PREFECT_YAML
 from console.diagnosis import Check, Diagnosis, mend, ok, warning
-from console.prefect_checks import PREFECT_YAML
 from deployments.prefect_yaml import variables_of
+from reports.audit import forgotten_orders
+from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
-from store.errors import DatabaseVersionUnknown, PaymentRefused
+from store.errors import DatabaseVersionUnknown, PaymentRefused, and_more
+from store.partners import stripe_gateway
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
 from store.wrong_input import described
-from tasks.audit import forgotten_orders
-from tasks.figures import sums_of_failed_undos
 from tasks.unsent import unsent_messages
 
 LEAST_VISIBILITY_SECONDS = 30
@@ -179,9 +180,9 @@ def _orders() -> Iterator[Diagnosis]:
         named = [f"{order.subject} {order.facts}" for order in islice(forgotten, NAMED)]
         more = sum(1 for _ in forgotten)
     if named:
-        rest = [f"and {more} more"] if more else []
+        names = "; ".join([*named, *and_more(more)])
         yield warning(
-            f"{len(named) + more} orders have not moved for long: {'; '.join([*named, *rest])}",
+            f"{len(named) + more} orders have not moved for long: {names}",
             "see that recover-orders runs; `checkout audit` names them all",
         )
     else:
@@ -292,16 +293,14 @@ def _topic() -> Iterator[Diagnosis]:
 
 def _payments() -> Iterator[Diagnosis]:
     chosen = settings()
-    if chosen.payments == "ledger":
+    if chosen.payments == "embedded":
         yield warning(
-            "the embedded ledger takes every card and moves no money",
+            "the embedded gateway takes every card and moves no money",
             "choose a real gateway (STORE_PAYMENTS) before the shop opens",
         )
         return
-    from store.stripe_gateway import StripeGateway
-
     try:
-        StripeGateway.from_settings().require_access()
+        stripe_gateway().require_access()
     except PaymentRefused as error:
         yield mend(str(error), "set STORE_STRIPE_SECRET_KEY as docs/payments.md says")
         return

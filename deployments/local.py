@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import signal
@@ -28,10 +27,10 @@ from types import FrameType, TracebackType
 from typing import IO, Self
 from uuid import uuid4
 
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.text import Text
 
+from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deployments.leash import Leashed
 from deployments.prefect_api import PrefectApi
@@ -67,16 +66,6 @@ _UI_PAGES = "/v2"
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
-
-
-# What a fork server imports beforehand.
-FLOW_MODULES = ("flows.checkout", "flows.batch", "flows.dispatch", "flows.recovery", "flows.audit")
-
-
-def warm_start() -> bool:
-    """Whether runs start as forks of a fork server; see `fork_server/README.md`."""
-    asked_for = TypeAdapter(bool).validate_python(os.environ.get("STORE_WARM_START", "false"))
-    return asked_for and sys.platform.startswith("linux")
 
 
 class LocalSystemError(Exception):
@@ -191,6 +180,12 @@ class LocalSystem:
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
             # With the default of 5 an outage of the server over 68 s fails every waiting order.
             "PREFECT_CLIENT_MAX_RETRIES": "10",
+            # Each run would ask for both: our server has no such protection, and which versions go
+            # together is a question of `checkout doctor`.
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+            # Of each process, with every call of it; the default is 2 s.
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",
             "PREFECT_CLI_PROMPT": "false",
             "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
             # Of a failed run Prefect keeps the error in a file: by default a pickle, which runs
@@ -205,17 +200,6 @@ class LocalSystem:
             "STORE_WORK_POOL": WORK_POOL,
             "STORE_PAUSE_POLL_SECONDS": "1",
         }
-
-    def _choose_run_command(self, api: PrefectApi) -> None:
-        """Has runs start as forks of a fork server where that is asked for, or as before."""
-        chosen = self.data_dir / "fork-server"
-        if not warm_start() and not chosen.exists():
-            return
-        template = json.loads((self.project_dir / "deployments/pools/process.json").read_text())
-        client = self.project_dir / "fork_server" / "client.py"
-        command = [sys.executable, "-I", "-S", client, chosen, self.project_dir, "prefect.engine"]
-        warm = shlex.join([*map(str, command), *FLOW_MODULES])
-        api.set_run_command(WORK_POOL, template, warm if warm_start() else None)
 
     def start(self) -> None:
         """Starts everything and returns when a worker, if there is to be one, waits for runs.
@@ -235,7 +219,7 @@ class LocalSystem:
             if self._worker:
                 self.deploy()
                 self.start_worker()
-        except EmbeddedPostgresError as error:
+        except (EmbeddedPostgresError, warm_start.WarmStartError) as error:
             self.stop()
             raise LocalSystemError(str(error)) from error
         except BaseException:
@@ -397,7 +381,9 @@ class LocalSystem:
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.create_work_pool(WORK_POOL, "process")
-            self._choose_run_command(api)
+            wanted = warm_start.is_wanted()
+            command = warm_start.run_command(self.python, self.project_dir) if wanted else None
+            self._report(warm_start.set_run_command(api, WORK_POOL, command))
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         self.run_module("deployments.automations")

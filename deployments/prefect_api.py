@@ -81,11 +81,17 @@ class PrefectApi:
         if answer.status_code != httpx.codes.CONFLICT:
             answer.raise_for_status()
 
-    def set_run_command(
-        self, work_pool: str, template: dict[str, Any], command: str | None
-    ) -> None:
-        """Has the pool's workers start each run by this command; none for Prefect's own."""
-        template["variables"]["properties"]["command"]["default"] = command
+    def work_pool(self, name: str) -> dict[str, Any] | None:
+        """The work pool as the server has it; None if there is none of that name."""
+        answer = self._http.get(f"/work_pools/{name}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def set_base_job_template(self, work_pool: str, template: dict[str, Any]) -> None:
+        """Replaces the template by which the pool's workers start their runs."""
         self._http.patch(
             f"/work_pools/{work_pool}", json={"base_job_template": template}
         ).raise_for_status()

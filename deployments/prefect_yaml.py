@@ -26,7 +26,6 @@ _SCHEDULE_KEYS = {
     *("slug", "timezone", "anchor_date", "day_or", "active", "parameters", "replaces"),
 }
 _LIMIT_KEYS = {"limit", "collision_strategy", "grace_period_seconds"}
-_WORKING_DIRECTORY_STEP = "prefect.deployments.steps.set_working_directory"
 _FROM_ENVIRONMENT = re.compile(r"^\{\{ *\$\w+ *\}\}")
 _PAUSING_CALLS = {"pause_flow_run", "apause_flow_run", "suspend_flow_run", "asuspend_flow_run"}
 _RETRY_ARGUMENTS = {"retries"}
@@ -41,7 +40,9 @@ def problems(document: Any, project_dir: Path) -> list[str]:
     """
     if not isinstance(document, Mapping):
         return ["prefect.yaml: not a mapping"]
-    found = [*_unknown("prefect.yaml", document, _TOP_KEYS), *_pull_problems(document)]
+    found = [*_unknown("prefect.yaml", document, _TOP_KEYS)]
+    if document.get("pull") != []:
+        found.append("pull: must be []; left out, Prefect makes it a step to this machine's folder")
     deployments = document.get("deployments")
     if not isinstance(deployments, list) or not deployments:
         return [*found, "deployments: there are none"]
@@ -60,8 +61,8 @@ def deployments_of(document: Mapping[str, Any], project_dir: Path) -> dict[str, 
     """The deployments of a prefect.yaml without problems, each by its name, `flow/deployment`."""
     named = {}
     for deployment in document["deployments"]:
-        file, _, function_name = deployment["entrypoint"].partition(":")
-        function = _function(project_dir / file, function_name)
+        path, function_name = _flow_of(deployment, project_dir)
+        function = _function(path, function_name)
         arguments = {} if function is None else {a.arg: a.value for a in _flow_arguments(function)}
         name = arguments.get("name")
         # Prefect's own way where a flow is given no name.
@@ -78,23 +79,19 @@ def variables_of(text: str) -> set[str]:
 
 def pauses(deployment: Mapping[str, Any], project_dir: Path) -> bool:
     """Whether a run of the deployment can be paused or suspended by its flow."""
-    file, _, function_name = deployment["entrypoint"].partition(":")
-    return _pauses(project_dir / file, function_name, project_dir, set())
+    path, function_name = _flow_of(deployment, project_dir)
+    return _pauses(path, function_name, project_dir, set())
+
+
+def _flow_of(deployment: Mapping[str, Any], project_dir: Path) -> tuple[Path, str]:
+    """Return the file and the name of the flow that a deployment runs."""
+    module, _, function_name = str(deployment.get("entrypoint")).rpartition(".")
+    return project_dir / f"{module.replace('.', '/')}.py", function_name
 
 
 def _unknown(where: str, mapping: Mapping[str, Any], known: set[str]) -> Iterator[str]:
     for key in sorted(set(mapping) - known):
         yield f"{where}: Prefect would ignore the key {key!r}"
-
-
-def _pull_problems(document: Mapping[str, Any]) -> Iterator[str]:
-    steps = document.get("pull") or []
-    for step in steps if isinstance(steps, list) else [steps]:
-        directory = (step.get(_WORKING_DIRECTORY_STEP) or {}).get("directory")
-        if directory is not None and not _FROM_ENVIRONMENT.match(directory):
-            yield f"pull: {directory!r} is a folder of one machine; take it from the environment"
-    if not steps:
-        yield "pull: without a step, runs start in an empty temporary folder"
 
 
 def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
@@ -108,6 +105,11 @@ def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown("work_pool", pool, _WORK_POOL_KEYS)
     if not _FROM_ENVIRONMENT.match(pool.get("name") or ""):
         yield "work_pool: its name must come from the environment"
+    folder = (pool.get("job_variables") or {}).get("working_dir")
+    if folder is None:
+        yield "working_dir: without it, runs start in an empty temporary folder"
+    elif not _FROM_ENVIRONMENT.match(folder):
+        yield f"working_dir: {folder!r} is a folder of one machine; take it from the environment"
     limit = deployment.get("concurrency_limit")
     if isinstance(limit, Mapping):
         yield from _unknown("concurrency_limit", limit, _LIMIT_KEYS)
@@ -129,8 +131,7 @@ def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _flow_problems(deployment: Mapping[str, Any], project_dir: Path) -> Iterator[str]:
-    file, _, function_name = str(deployment.get("entrypoint")).partition(":")
-    path = project_dir / file
+    path, function_name = _flow_of(deployment, project_dir)
     function = _function(path, function_name) if path.is_file() else None
     if function is None:
         yield "entrypoint: there is no such flow"

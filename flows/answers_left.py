@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows import batch_wait, courier_wait
-from tasks.batches import batches_among
-from tasks.orders import read_order
+from flows.batch_limits import CHUNK_SIZE
+from orders.batches import batches_among
+from orders.lookup import read_order
+from store.models import OrderStatus
 
 
 def record_answers_left(
@@ -27,7 +29,8 @@ def record_answers_left(
     if run_id is None:
         return
     if batches_among([run_id]):
-        batch_wait.record_answers_left(client, run_id, batch_wait.CHUNK_SIZE)
+        batch_wait.question(run_id, CHUNK_SIZE).take_left(client)
         return
-    for order_id in order_ids:
-        courier_wait.record_answers_left(client, read_order(order_id))
+    for order in map(read_order, order_ids):
+        if order.run_id is not None and order.status == OrderStatus.WAITING:
+            courier_wait.question(order).take_left(client)

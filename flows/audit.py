@@ -6,11 +6,11 @@ from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel
 
+from reports.audit import NOT_COMPARED, audit, is_compared_with_gateway
+from reports.notices import announce_audit
 from store.database import snapshot
-from store.errors import BooksDoNotBalance
+from store.errors import BooksDoNotBalance, and_more
 from store.models import utc_now
-from tasks.audit import NOT_COMPARED, audit, is_compared_with_gateway
-from tasks.reports import announce_audit
 
 logger = logging.getLogger("store.audit")
 
@@ -85,6 +85,5 @@ def _markdown(report: AuditReport) -> str:
         ("Warnings", report.warnings, report.first_warnings),
     ):
         lines += ["", f"## {title}: {count}", "", *(f"- {line}" for line in first)]
-        if count > len(first):
-            lines.append(f"- and {count - len(first)} more: `checkout audit`")
+        lines += [f"- {more}: `checkout audit`" for more in and_more(count - len(first))]
     return "\n".join(lines)

@@ -19,20 +19,25 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows.batch_limits import (
+    CHUNK_SIZE,
+    CHUNK_SIZE_AT_MOST,
+    CONCURRENCY,
+    CONCURRENCY_AT_MOST,
+    TOLERATED_FAILURES,
+)
 from flows.batch_report import Progress, publish, report_on
-from flows.batch_wait import CHUNK_SIZE, await_decisions, record_answers_left
+from flows.batch_wait import await_decisions, question
 from flows.bulk import as_one, few_collections, forget_results
 from flows.cluster import asking_cluster, dask_runner, result_on_cluster
 from flows.compensation import compensate_run, give_back
 from flows.continuation import continue_crashed_run
+from flows.defects import is_interruption, narrow_down
 from flows.order_events import tell
 from flows.pause import Wait
 from flows.work_pool import give_run_back, pool_is_closed
-from store.errors import BatchFailed, CheckoutFailed, OrderError, TopicRefused, UnreadableSource
-from store.models import OrderStatus
-from store.saga import abandon
-from store.settings import settings
-from tasks.batches import (
+from orders.acceptance import claim_failed_orders, failed_orders_without_customer
+from orders.batches import (
     begin_batch,
     count_by_status,
     giving_back,
@@ -41,23 +46,20 @@ from tasks.batches import (
     touch_batch,
     waits_until,
 )
-from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, prepare_order
-from tasks.intake import Intake, claim_orders, load_orders
-from tasks.inventory import check_inventory
-from tasks.orders import claim_failed_orders, failed_orders_without_customer
-from tasks.points import redeem_points
-from tasks.pricing import calculate_total
-from tasks.retries import is_transient
+from orders.intake import Intake, claim_orders, load_orders
+from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
+from store.models import OrderStatus
+from store.saga import abandon
+from store.settings import settings
+from tasks.dispatch import dispatch_order
+from tasks.steps import BEFORE_THE_WAIT
 
 logger = logging.getLogger("store.batch")
 
-STEPS = (check_inventory, calculate_total, redeem_points, bill_customer, prepare_order)
-"""The steps up to the wait, as in `store_checkout`."""
+STEPS = tuple(step.task for step in BEFORE_THE_WAIT)
+"""The tasks up to the wait, as in `store_checkout`."""
 DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
 """What an order is that only has to be finished, forwards or backwards."""
-CONCURRENCY = 2
-TOLERATED_FAILURES = 0.25
 
 
 @flow(
@@ -71,8 +73,8 @@ TOLERATED_FAILURES = 0.25
 def batch_checkout(
     source: str | None = None,
     failed_of: str | None = None,
-    chunk_size: Annotated[int, Field(ge=1, le=5_000)] = CHUNK_SIZE,
-    concurrency: Annotated[int, Field(ge=1, le=32)] = CONCURRENCY,
+    chunk_size: Annotated[int, Field(ge=1, le=CHUNK_SIZE_AT_MOST)] = CHUNK_SIZE,
+    concurrency: Annotated[int, Field(ge=1, le=CONCURRENCY_AT_MOST)] = CONCURRENCY,
     tolerated_failures: Annotated[float, Field(ge=0, le=1)] = TOLERATED_FAILURES,
     wait: Wait = "pause",
     line_items: bool = False,
@@ -121,9 +123,11 @@ def batch_checkout(
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
-            remark = record_answers_left(client, run_id, chunk_size)
+            remark = question(run_id, chunk_size).take_left(client)
         left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
         carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
+        # A claim of which the answer was lost in an outage.
+        carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
         left_to_recovery = 0
         while True:
             carry(
@@ -235,33 +239,39 @@ def check_out_chunk(order_ids: list[str]) -> dict[str, float]:
         The seconds that each step took.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
-    _check_out(order_ids, seconds)
+    narrow_down(lambda group: _check_out(group, seconds), order_ids, _abandon)
     _compensate(order_ids, seconds)
     return dict(seconds)
 
 
 def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
-    """Do the steps for a group; a defect that one order hits is narrowed down to that order."""
+    """Do the steps up to the wait for a group.
+
+    Raises:
+        OrderError: no order of the group goes on; each has its own error in its record.
+    """
     going_on = order_ids
-    try:
-        for step in STEPS:
-            started = time.perf_counter()
-            going_on = step(as_one(going_on))
-            seconds[step.name] += time.perf_counter() - started
-            if not going_on:
-                return
-    except OrderError:
-        return  # none of the group goes on; each has its own error in its record
-    except Exception as error:
-        if is_transient(error):
-            raise
-        logger.exception("a step failed for a group of %d orders", len(order_ids))
-        if len(order_ids) == 1:
-            abandon(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
+    for step in STEPS:
+        started = time.perf_counter()
+        going_on = step(as_one(going_on))
+        seconds[step.name] += time.perf_counter() - started
+        if not going_on:
             return
-        middle = len(order_ids) // 2
-        _check_out(order_ids[:middle], seconds)
-        _check_out(order_ids[middle:], seconds)
+
+
+def _abandon(order_ids: list[str], error: Exception) -> None:
+    """End orders after a defect; raise an outage again."""
+    if isinstance(error, OrderError):
+        return
+    if is_interruption(error):
+        raise error
+    logger.error(
+        "a step failed for %d orders",
+        len(order_ids),
+        exc_info=error,
+        extra={"order_ids": order_ids},
+    )
+    abandon(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
@@ -287,31 +297,24 @@ def finish_chunk(order_ids: list[str]) -> dict[str, float]:
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     started = time.perf_counter()
-    _hand_over(order_ids)
+    narrow_down(lambda group: dispatch_order(as_one(group)), order_ids, _leave_to_recovery)
     seconds[dispatch_order.name] += time.perf_counter() - started
     _compensate(order_ids, seconds)
     return dict(seconds)
 
 
-def _hand_over(order_ids: list[str]) -> None:
-    """Dispatch a group; an order with which that fails is left to `recover_orders`.
+def _leave_to_recovery(order_ids: list[str], error: Exception) -> None:
+    """Log that orders are not handed over, and go on.
 
     Couriers have accepted these orders. Neither may one of them end the batch, on whose run others
-    wait, nor may a topic that refuses.
+    wait, nor may a topic that refuses: it says which notices it refuses, and the others' orders are
+    dispatched.
     """
-    try:
-        dispatch_order(as_one(order_ids))
-    except OrderError:
+    if isinstance(error, OrderError):
         return  # none of the group is dispatched; each has its own error in its record
-    except Exception as error:
-        # The topic says by itself which notices it refuses; the others' orders are dispatched.
-        if len(order_ids) > 1 and not (is_transient(error) or isinstance(error, TopicRefused)):
-            middle = len(order_ids) // 2
-            _hand_over(order_ids[:middle])
-            _hand_over(order_ids[middle:])
-            return
-        logger.exception(
-            "left to recover_orders: %d orders could not be handed over",
-            len(order_ids),
-            extra={"order_ids": order_ids},
-        )
+    logger.error(
+        "left to recover_orders: %d orders could not be handed over",
+        len(order_ids),
+        exc_info=error,
+        extra={"order_ids": order_ids},
+    )

@@ -19,12 +19,12 @@ from prefect.artifacts import (
 )
 from pydantic import BaseModel
 
+from orders.batches import count_by_status, failed_orders, sums_of_run
+from orders.intake import Intake
+from orders.lookup import count_orders
 from store.messages import money
 from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import count_by_status, failed_orders, sums_of_run
-from tasks.intake import Intake
-from tasks.orders import count_orders
 
 logger = logging.getLogger("store.batch")
 

@@ -11,6 +11,9 @@ from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.order_events import tell
 from flows.order_runs import end_run, prefect_client
 from flows.recovery import close_runs
+from orders.lookup import read_order
+from orders.settlement import settle, why_not_open
+from reports.compensations import OpenUndo, open_undos
 from store.errors import (
     CompensationFailed,
     CourierHasOrder,
@@ -20,8 +23,6 @@ from store.errors import (
 )
 from store.models import BEFORE_PIVOT, GIVING_BACK, GOING_FORWARD, Order, OrderStatus
 from store.saga import conclude_compensation, held_steps
-from tasks.compensations import OpenUndo, open_undos, settle, why_not_open
-from tasks.orders import read_order
 
 logger = logging.getLogger("store.by_hand")
 

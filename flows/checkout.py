@@ -15,20 +15,20 @@ from prefect.states import Completed, Crashed
 from flows.compensation import compensate_run
 from flows.continuation import CONTINUATION, continue_crashed_run, who_asked
 from flows.courier_wait import await_courier
+from flows.defects import is_interruption
 from flows.order_events import emit_statuses, form_url, publish_timeline_of_run, tell
 from flows.pause import Wait
-from flows.work_pool import SERVER_AWAY
+from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
+from orders.lookup import read_order
+from reports.receipts import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
 from store.models import ENDED
 from tasks.billing import bill_customer
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import AcceptedOrder, accept_order, begin_attempt, read_order
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
-from tasks.reports import explain, receipt
-from tasks.retries import is_transient
 
 ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
@@ -62,10 +62,10 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
     A failure before a courier has accepted gives back all that was taken (see `compensate`).
 
     Args:
-        order: The order, as the original took it: `{"userId": …, "bookId": …, "quantity": 1,
-            "redeem": false}`, or with `items` for a cart of several titles. `orderId` is your
-            idempotency key.
-        wait: `pause` keeps the run's process while a courier is sought; `suspend` keeps none.
+        order: The order: a customer, and either one book with its copies or a cart. Its order id
+            is your idempotency key.
+        wait: How the run waits for a courier. With pause it keeps its process; with suspend it
+            keeps none, and starts over when it is answered.
 
     Returns:
         The receipt of the dispatched order. An order that was sent before and is still under way
@@ -79,7 +79,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
     try:
         accepted = accept(order, run_id, wait)
     except Exception as error:
-        if not (is_transient(error) or isinstance(error, SERVER_AWAY)):
+        if not is_interruption(error):
             raise
         # No order leads to this run yet; recovery finds a crashed run and starts it again.
         return Crashed(message=f"the order could not be recorded: {type(error).__name__}")
@@ -87,14 +87,17 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
         return where_it_is(accepted.id)
     group = [accepted.id]
     try:
-        check_inventory(group)
+        check_inventory(group)  # reserves the copies, as well as checking them
         calculate_total(group)
         if order.redeem:
             redeem_points(group)
         bill_customer(group)
         prepare_order(group)
+        # The pivot is in `dispatch_orders`: its decision, or a person's, ends this wait. From then
+        # on the order only goes forward.
         await_courier(accepted.id, wait, accepted.started_over)
         dispatch_order(group)
+    # RunTakenAway passes on purpose: the order is fine, and another process goes on with it.
     except OrderError as error:
         tell(group)
         raise explain(accepted.id, error) from error

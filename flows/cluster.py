@@ -13,10 +13,10 @@ from typing import Any
 
 from prefect.task_runners import TaskRunner
 
+from orders.batches import last_move_of, touch_batch
 from store.errors import ClusterUnavailable
 from store.models import utc_now
 from store.settings import settings
-from tasks.batches import last_move_of, touch_batch
 
 LOOK_SECONDS = 20.0
 """How often a chunk is looked after, which is the batch's heartbeat; recovery waits for longer."""

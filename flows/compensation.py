@@ -15,9 +15,10 @@ from prefect.flows import Flow
 from flows.answers_left import record_answers_left
 from flows.bulk import as_one
 from flows.continuation import continue_run
+from flows.defects import is_interruption, narrow_down
 from flows.order_events import tell
 from flows.run_states import is_cancelled_by_person
-from flows.work_pool import SERVER_AWAY
+from orders.ownership import orders_of_run
 from store.errors import (
     CheckoutFailed,
     CompensationFailed,
@@ -26,14 +27,11 @@ from store.errors import (
     PaymentRefused,
     RefusedOrder,
     RunTakenAway,
+    first_of,
 )
 from store.models import OrderStatus
 from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
-from tasks.billing import refund_customer
-from tasks.inventory import restore_quantity
-from tasks.orders import orders_of_run
-from tasks.points import restore_points
-from tasks.retries import is_transient
+from tasks.steps import UNDOS
 
 logger = logging.getLogger("store.compensation")
 
@@ -43,12 +41,8 @@ GROUP = 1_000
 TAGS_AT_MOST = 20
 """Orders by which a run of `compensate` is found: each is a tag that Prefect's UI shows."""
 
-UNDO = {
-    "bill_customer": refund_customer,
-    "check_inventory": restore_quantity,
-    "redeem_points": restore_points,
-}
-"""Each compensable step's undo, in the order of undoing."""
+UNDO = {step: undo.task for step, undo in UNDOS.items()}
+"""The task that undoes each compensable step, in the order of undoing."""
 
 
 @flow(name="compensate", retries=0, persist_result=False)
@@ -75,8 +69,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     )
     if failed:
         raise CompensationFailed(
-            f"not everything could be given back for {', '.join(failed[:10])}"
-            f"{f' and {len(failed) - 10} more' if len(failed) > 10 else ''}; it is tried again"
+            f"not everything could be given back for {first_of(failed)}; it is tried again"
         )
     return {id_: str(status) for id_, status in statuses.items()}
 
@@ -94,24 +87,20 @@ def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderS
 
 
 def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]) -> None:
-    """Undo a step for a group; a defect that one order hits is recorded with that order alone."""
-    try:
-        undo(as_one(order_ids))
-    except Exception as error:
+    """Undo a step for a group, recording each failure with its orders."""
+
+    def keep(failed: list[str], error: Exception) -> None:
         if isinstance(error, PaymentRefused) and error.reasons:
             # The others are settled; asked for again, a refund would be refused under its next key.
-            logger.error("undo %s failed: %s", undo.name, error, extra={"order_ids": order_ids})
+            logger.error("undo %s failed: %s", undo.name, error, extra={"order_ids": failed})
             for order_id, why in error.reasons.items():
                 text = f"PaymentRefused: refund of {order_id}: {why}"
                 record_undo_failure(of_step, [order_id], text)
             return
-        if len(order_ids) > 1 and not is_transient(error):
-            middle = len(order_ids) // 2
-            _undo(undo, of_step, order_ids[:middle])
-            _undo(undo, of_step, order_ids[middle:])
-            return
-        logger.exception("undo %s failed", undo.name, extra={"order_ids": order_ids})
-        record_undo_failure(of_step, order_ids, f"{type(error).__name__}: {error}")
+        logger.error("undo %s failed", undo.name, exc_info=error, extra={"order_ids": failed})
+        record_undo_failure(of_step, failed, f"{type(error).__name__}: {error}")
+
+    narrow_down(lambda group: undo(as_one(group)), order_ids, keep)
 
 
 def compensate_run(
@@ -184,6 +173,6 @@ def _reason(state: State[Any]) -> OrderError | None:
         # The flow has raised nothing: it was the server that ended the run, with its pause.
         return None
     # A refusal says nothing about an order that the run owns: another process has begun it.
-    if is_transient(error) or isinstance(error, (RefusedOrder, RunTakenAway, *SERVER_AWAY)):
+    if is_interruption(error) or isinstance(error, (RefusedOrder, RunTakenAway)):
         return None
     return CheckoutFailed(state.message or "the run failed without a message")

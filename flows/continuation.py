@@ -21,16 +21,11 @@ from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Crashed
 
 from flows.run_states import deployments, mark_replaced, worker_can_take
+from orders.batches import batches_among, hand_over_batch, read_batch
+from orders.lookup import read_order
+from orders.ownership import continuations_of_run, count_continuation, hand_over, orders_of_run
 from store.models import Order
 from store.settings import settings
-from tasks.batches import batches_among, hand_over_batch, read_batch
-from tasks.orders import (
-    continuations_of_run,
-    count_continuation,
-    hand_over,
-    orders_of_run,
-    read_order,
-)
 
 CONTINUATION = "store:continuation"
 """Tag of a run that takes over a crashed run's order. It never begins a new attempt."""

@@ -6,27 +6,20 @@ and the time-out gives way to a decision of the last moment.
 """
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 
 from prefect import get_client
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.input import RunInput
 
 from flows.order_events import tell_of_wait
-from flows.pause import (
-    Wait,
-    answers_left,
-    forget_answer,
-    once_the_server_answers,
-    pause_run,
-)
+from flows.pause import Question, Wait, once_the_server_answers, pause_run
+from orders.lookup import outcome_error, read_order
+from orders.waits import expire_waits
+from reports.timeline import describe
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus
-from tasks.dispatch import expire_waits, record_answer
-from tasks.orders import outcome_error, read_order
-from tasks.reports import describe
+from tasks.couriers import record_answer
 
 logger = logging.getLogger("store.courier_wait")
 
@@ -52,10 +45,11 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         RunTakenAway: the run, or the order, is not this process's any more.
     """
     refused = ""
-    if started_over:
-        with get_client(sync_client=True) as client:
-            refused = record_answers_left(client, read_order(order_id))
     order = read_order(order_id)
+    if started_over and order.status == OrderStatus.WAITING:
+        with get_client(sync_client=True) as client:
+            refused = question(order).take_left(client)
+        order = read_order(order_id)
     tell_of_wait(order)
     # A waiting order is looked at again each time: its decision may have come in the meantime.
     while (
@@ -65,13 +59,13 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         if order.wait_until is None:
             raise AssertionError(f"order {order.id} waits without an end")
         form = DispatchDecision.with_initial_data(description=describe(order, refused))
-        answers = pause_run(form, _key(order), order.wait_until, wait)
-        if answers:
-            refused = _record_each(order, answers)
+        asked = question(order)
+        given = pause_run(form, asked.prefix, order.wait_until, wait)
+        if given is not None:
+            refused = asked.take(*given)
         else:
             # An answer that Prefect has accepted in time counts, though nobody has read it.
-            left = partial(record_answers_left, order=order)
-            refused = once_the_server_answers(left, f"answers to order {order.id}")
+            refused = once_the_server_answers(asked.take_left, f"answers to order {order.id}")
             expire_waits([order_id])
     if order.status not in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
         if order.error is None:
@@ -79,37 +73,23 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         raise outcome_error(order)
 
 
-def record_answers_left(client: SyncPrefectClient, order: Order) -> str:
-    """Record what was answered to the order's run while no process listened.
-
-    Returns:
-        Why the last answer was refused, if it was.
-    """
-    if order.run_id is None or order.status != OrderStatus.WAITING:
-        return ""
-    return _record_each(order, answers_left(client, order.run_id, _key(order), CourierAnswer))
-
-
-def _key(order: Order) -> str:
-    """Return the beginning of the keys of all pauses of the order's present attempt."""
-    return f"courier-{order.attempt}-"
+def question(order: Order) -> Question[CourierAnswer]:
+    """Return what the order's run asks in the order's present attempt."""
+    return Question(
+        run_id=order.run_id or "",
+        prefix=f"courier-{order.attempt}-",
+        model=CourierAnswer,
+        record=partial(_record, order.id),
+    )
 
 
-def _record_each(order: Order, answers: Mapping[str, CourierAnswer]) -> str:
-    """Record answers to the order; return why the last one was refused, if it was.
-
-    A refused answer is forgotten: the person was told, and has been asked again.
-    """
-    refused = ""
-    for key, answer in answers.items():
-        refused = ""
-        try:
-            record_answer(order.id, answer)
-        except InvalidDecision as problem:
-            logger.warning(
-                "answer for order %s refused: %s", order.id, problem, extra={"order_id": order.id}
-            )
-            refused = str(problem)
-            with get_client(sync_client=True) as client:
-                forget_answer(client, order.run_id or "", key)
-    return refused
+def _record(order_id: str, answer: CourierAnswer) -> str:
+    """Record an answer; return why it was refused, empty if accepted."""
+    try:
+        record_answer(order_id, answer)
+    except InvalidDecision as problem:
+        logger.warning(
+            "answer for order %s refused: %s", order_id, problem, extra={"order_id": order_id}
+        )
+        return str(problem)
+    return ""

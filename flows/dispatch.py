@@ -28,7 +28,7 @@ from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.queue import OrderQueue, ReceivedMessage, order_queue
 from store.settings import settings
 from store.wrong_input import for_a_log
-from tasks.dispatch import DISPATCHER, Decided, decisions_of, find_couriers
+from tasks.couriers import DISPATCHER, Decided, decisions_of, find_couriers
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")

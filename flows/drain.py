@@ -35,11 +35,12 @@ from pydantic import BaseModel
 
 from flows.answers_left import record_answers_left
 from flows.recovery import recover_orders
+from orders.lookup import count_orders
+from orders.ownership import orders_of_run, owners_among
+from orders.waits import first_wait_end, prolong_waits
 from store.errors import WorkPoolNotFound
 from store.models import OrderStatus, utc_now
 from store.settings import settings
-from tasks.dispatch import first_wait_end, prolong_waits
-from tasks.orders import count_orders, orders_of_run, owners_among
 
 logger = logging.getLogger("store.drain")
 

@@ -37,9 +37,9 @@ from flows.run_states import (
     is_stranded,
     mark_replaced,
 )
+from orders.batches import batches_among
+from orders.ownership import owners_among
 from store.settings import settings
-from tasks.batches import batches_among
-from tasks.orders import owners_among
 
 logger = logging.getLogger("store.lost_runs")
 

@@ -19,9 +19,12 @@ from prefect.events import emit_event
 from prefect.flows import Flow
 from prefect.utilities.urls import url_for
 
+from orders.lookup import read_order
+from orders.ownership import finished_orders_of_run
+from reports.notices import announce_failed_compensation, announce_wait
+from reports.timeline import timeline
 from store.models import Order, OrderStatus
-from tasks.orders import finished_orders_of_run, read_order
-from tasks.reports import announce_failed_compensation, announce_wait, timeline
+from texts.events import of_status
 
 logger = logging.getLogger("store.order_events")
 
@@ -101,33 +104,7 @@ def run_url(run_id: str) -> str:
 
 
 def _emit(order: Order) -> None:
-    """Emit `store.order.<status>`; the order is the resource, its run is related."""
-    emit_event(
-        event=f"store.order.{OrderStatus(order.status).value.replace('_', '-')}",
-        resource={
-            "prefect.resource.id": f"store.order.{order.id}",
-            "prefect.resource.name": order.id,
-        },
-        related=(
-            [
-                {
-                    "prefect.resource.id": f"prefect.flow-run.{order.run_id}",
-                    "prefect.resource.role": "flow-run",
-                }
-            ]
-            if order.run_id
-            else []
-        ),
-        payload={
-            "attempt": order.attempt,
-            "status": order.status,
-            "error": order.error,
-            "message": order.message,
-            "total_cents": order.total_cents,
-            "due_cents": order.due_cents,
-            "currency": order.currency,
-        },
-    )
+    emit_event(**of_status(order))
 
 
 def artifact_key(order_id: str) -> str:

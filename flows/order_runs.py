@@ -34,12 +34,13 @@ from flows.order_events import run_url
 from flows.recovery import close_runs
 from flows.run_states import deployments
 from flows.work_pool import SERVER_AWAY
+from orders.acceptance import known_order, require_same
+from orders.batches import batches_among
+from orders.lookup import read_order
 from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
 from store.models import Order, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import batches_among
-from tasks.orders import known_order, read_order, require_same
 
 RUNS_AT_MOST = 200
 """Runs of one order that are looked at; also the most that Prefect's API returns at once."""

@@ -8,8 +8,9 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NoReturn, TypeVar
+from typing import Generic, Literal, NoReturn, TypeVar
 from uuid import UUID, uuid4
 
 from prefect import get_client, pause_flow_run, runtime, suspend_flow_run
@@ -39,11 +40,52 @@ Answer = TypeVar("Answer", bound=BaseModel)
 T = TypeVar("T")
 
 
-def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dict[str, Form]:
+@dataclass(frozen=True, slots=True)
+class Question(Generic[Answer]):
+    """What a run asks in its pauses, and how answers are recorded.
+
+    Attributes:
+        run_id: The run.
+        prefix: The beginning of the keys of its pauses.
+        model: The answer's model.
+        record: Records an answer; returns the remark for the next form, such as why the answer was
+            refused, empty if there is none.
+        counts_once: Whether an answer counts for what waits when it is read, and for nothing later.
+    """
+
+    run_id: str
+    prefix: str
+    model: type[Answer]
+    record: Callable[[Answer], str]
+    counts_once: bool = False
+
+    def take(self, key: str, answer: Answer) -> str:
+        """Record an answer; return the remark for the next form.
+
+        It is forgotten where it would be read again to no good: the person was told what was wrong
+        with it and is asked again, or it was not about what waits later.
+        """
+        remark = self.record(answer)
+        if remark or self.counts_once:
+            with get_client(sync_client=True) as client:
+                forget_answer(client, self.run_id, key)
+        return remark
+
+    def take_left(self, client: SyncPrefectClient) -> str:
+        """Record answers that no process read; return the last one's remark."""
+        remark = ""
+        for key, answer in answers_left(client, self.run_id, self.prefix, self.model).items():
+            remark = self.take(key, answer)
+        return remark
+
+
+def pause_run(
+    form: type[Form], prefix: str, until: datetime, wait: Wait
+) -> tuple[str, Form] | None:
     """Pause this run once; return when it is resumed, or when its time is over.
 
     With ``suspend``, or while the run's work pool is closed, the process ends here, and the run
-    starts over from its top when it is resumed; see :func:`answers_left`.
+    starts over from its top when it is resumed; see :meth:`Question.take_left`.
 
     Args:
         form: The form, with what is asked.
@@ -52,8 +94,8 @@ def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dic
         wait: How to wait.
 
     Returns:
-        The answers by their keys: the one that the run was resumed with; none when the time was
-        over, or the run was resumed without any. More than one only after the server was away.
+        The answer that the run was resumed with, and its key. None when the time was over, the run
+        was resumed without an answer, or the server was away: an answer may be left then.
 
     Raises:
         OrderCancelled: the run was cancelled.
@@ -65,7 +107,7 @@ def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dic
     release_connections()
     try:
         if wait == "suspend" or pool_is_closed():
-            return {f"suspended-{key}-response": suspend_flow_run(form, timeout=timeout, key=key)}
+            return f"suspended-{key}-response", suspend_flow_run(form, timeout=timeout, key=key)
         answer = pause_flow_run(
             form, timeout=timeout, poll_interval=settings().pause_poll_seconds, key=key
         )
@@ -78,17 +120,18 @@ def pause_run(form: type[Form], prefix: str, until: datetime, wait: Wait) -> dic
                 _end_pause(client)
         except SERVER_AWAY as error:
             logger.warning("Prefect's server is away as the pause %s ends: %r", key, error)
-        return {}
+        return None
     except ValidationError:
         # The run was set going without an answer: its pool closes, or it was started over while
         # this process still lived. Whoever of two sees the decision first goes on, the other
         # finds it done.
         logger.warning("the run was resumed from %s without an answer; it looks and waits on", key)
-        return {}
+        return None
     except SERVER_AWAY as error:
         logger.warning("the run waits on at %s while Prefect's server is away: %r", key, error)
-        return _after_the_outage(form, prefix, until)
-    return {f"paused-{key}-response": answer}
+        _end_pause_after_outage(until)
+        return None
+    return f"paused-{key}-response", answer
 
 
 def answers_left(
@@ -156,8 +199,8 @@ def once_the_server_answers(call: Callable[[SyncPrefectClient], T], waits_for: s
             time.sleep(settings().pause_poll_seconds)
 
 
-def _after_the_outage(form: type[Form], prefix: str, until: datetime) -> dict[str, Form]:
-    """Wait for Prefect's server, end the interrupted pause, return the answers given to it.
+def _end_pause_after_outage(until: datetime) -> None:
+    """Wait for Prefect's server and end the interrupted pause.
 
     The pause is ended before the answers are looked at: a resume that the server accepted in
     between has then left its answer, and a later one finds the next pause.
@@ -166,11 +209,10 @@ def _after_the_outage(form: type[Form], prefix: str, until: datetime) -> dict[st
         try:
             with get_client(sync_client=True) as client:
                 _end_pause(client)
-                return answers_left(client, str(runtime.flow_run.id), prefix, form)
+                return
         except SERVER_AWAY as error:
             logger.warning("Prefect's server is still away: %r", error)
             time.sleep(settings().pause_poll_seconds)
-    return {}
 
 
 def _tell_why_not_paused(error: RuntimeError) -> NoReturn:

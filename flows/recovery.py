@@ -24,40 +24,31 @@ from pydantic import BaseModel
 from flows.answers_left import record_answers_left
 from flows.compensation import abandon_and_compensate, batched, compensate_tagged
 from flows.continuation import continue_run
+from flows.defects import narrow_down
 from flows.dispatch import wake_batch
 from flows.lost_runs import HOOK_TIME, lost_runs, start_again
 from flows.order_events import form_url, tell
 from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
-from flows.work_pool import SERVER_AWAY, pool_is_closed
+from flows.work_pool import pool_is_closed
+from orders.batches import batches_among, count_by_status
+from orders.lookup import read_order
+from orders.ownership import finished_orders_of_run
+from orders.unfinished import UnfinishedOrder, unfinished_orders
+from orders.waits import expire_waits
+from reports.compensations import next_try_at
+from reports.notices import remind
 from store.errors import (
     CheckoutFailed,
-    CompensationFailed,
     OrderCancelled,
-    OrderError,
-    QueueRefused,
-    TopicRefused,
 )
 from store.models import BEFORE_PIVOT, GIVING_BACK, Order, OrderStatus, utc_now
 from store.settings import settings
-from tasks.batches import batches_among, count_by_status
-from tasks.compensations import next_try_at
-from tasks.dispatch import dispatch_order, expire_waits, send_again
-from tasks.orders import (
-    UnfinishedOrder,
-    finished_orders_of_run,
-    read_order,
-    unfinished_orders,
-)
-from tasks.reports import remind
-from tasks.retries import is_transient
+from tasks.dispatch import dispatch_order, send_again
 
 logger = logging.getLogger("store.recovery")
 
 CANCELLING_TIME = timedelta(seconds=45)
 """How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
-
-IS_NO_DEFECT = (*SERVER_AWAY, OrderError, CompensationFailed, QueueRefused, TopicRefused)
-"""What leaves nothing to narrow down: any order would meet it, or each was dealt with by itself."""
 
 
 class Move(StrEnum):
@@ -172,31 +163,27 @@ def _make(
     client: SyncPrefectClient,
     report: RecoveryReport,
 ) -> None:
-    """Make a move for its orders; a failure is reported and keeps no other move from its turn.
-
-    A defect that one order hits is narrowed down to that order: it keeps no other one either.
-    """
-    ids = [order.id for order in orders]
-    acts: dict[Move, Callable[[], object]] = {
-        Move.DISPATCH: lambda: tell(dispatch_order(ids)),
-        Move.COMPENSATE: lambda: compensate_tagged(ids),
-        Move.CANCEL: lambda: _cancel(client, orders),
-        Move.EXPIRE: lambda: _expire(client, orders),
-        Move.SEND_AGAIN: lambda: send_again(ids),
-        Move.CONTINUE: lambda: _continue(client, orders),
-        Move.REMIND: lambda: remind({id_: form_url(read_order(id_)) for id_ in ids}),
+    """Make a move for its orders; report a failure, never raise it."""
+    acts: dict[Move, Callable[[list[UnfinishedOrder]], object]] = {
+        Move.DISPATCH: lambda part: tell(dispatch_order(_ids(part))),
+        Move.COMPENSATE: lambda part: compensate_tagged(_ids(part)),
+        Move.CANCEL: lambda part: _cancel(client, part),
+        Move.EXPIRE: lambda part: _expire(client, part),
+        Move.SEND_AGAIN: lambda part: send_again(_ids(part)),
+        Move.CONTINUE: lambda part: _continue(client, part),
+        Move.REMIND: lambda part: remind({id_: form_url(read_order(id_)) for id_ in _ids(part)}),
     }
-    try:
-        acts[move]()
-    except Exception as error:
-        if len(orders) > 1 and not (is_transient(error) or isinstance(error, IS_NO_DEFECT)):
-            middle = len(orders) // 2
-            _make(move, orders[:middle], client, report)
-            _make(move, orders[middle:], client, report)
-            return
-        logger.exception("move “%s” failed", move, extra={"order_ids": ids})
+
+    def fail(part: list[UnfinishedOrder], error: Exception) -> None:
+        logger.error("move “%s” failed", move, exc_info=error, extra={"order_ids": _ids(part)})
         report.failed[move] = f"{type(error).__name__}: {error}"
-    report.moves.setdefault(move, []).extend(ids)
+
+    narrow_down(acts[move], orders, fail)
+    report.moves[move] = _ids(orders)
+
+
+def _ids(orders: Sequence[UnfinishedOrder]) -> list[str]:
+    return [order.id for order in orders]
 
 
 def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:
@@ -212,7 +199,7 @@ def _cancel(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> Non
 def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """End waits that are over; an answer that was given in time and not read yet counts."""
     _record_answers_left(client, orders)
-    order_ids = [order.id for order in orders]
+    order_ids = _ids(orders)
     expire_waits(order_ids)
     to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
     if to_undo:
@@ -230,7 +217,7 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
     exhausted = [
         order
         for run_id, its in _by_run(before_pivot).items()
-        if not continue_run(client, run_id, [order.id for order in its], seen[run_id])
+        if not continue_run(client, run_id, _ids(its), seen[run_id])
         for order in its
     ]
     if exhausted:
@@ -242,7 +229,7 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
 
 def _record_answers_left(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     for run_id, its in _by_run(orders).items():
-        record_answers_left(client, run_id, [order.id for order in its])
+        record_answers_left(client, run_id, _ids(its))
 
 
 def _by_run(orders: Sequence[UnfinishedOrder]) -> dict[str, list[UnfinishedOrder]]:

@@ -4,14 +4,14 @@ The command of a process work pool:
 
     python -I -S fork_server/client.py FOLDER PROJECT ENGINE MODULE …
 
-FOLDER is where the fork server has its socket, PROJECT the folder from which the flows are
-imported, ENGINE the module that a run executes (``prefect.engine``), and each MODULE is imported
-beforehand.
+FOLDER is where the fork server has its socket, with environment variables as ``$NAME``; PROJECT the
+folder from which the flows are imported, ENGINE the module that a run executes
+(``prefect.engine``), and each MODULE is imported beforehand.
 
 It hands its environment, working directory and standard streams to the fork server, asks it to
 signal the child whenever it is signalled itself, and ends as the child ends. If it is killed, the
-fork server kills the child. The first client starts the fork server. Where there is none to be had
-it becomes the run itself, as without a fork server, and says so on standard error.
+fork server kills the child. The first client of a worker starts its fork server. Where there is
+none to be had it becomes the run itself, as without a fork server, and says so on standard error.
 
 Only the standard library is imported, and little of it: each run waits for this file.
 """
@@ -31,7 +31,9 @@ from typing import NoReturn
 SERVER_SECONDS = 60.0
 """How long a fork server may take to import its modules, on a busy machine."""
 ANSWER_SECONDS = 30.0
-"""How long it may take to fork, which takes it milliseconds."""
+"""How long it may take to be ready for a run, which takes it milliseconds."""
+READY, GO, FORKED = "ready", "go", "forked"
+"""A fork server forks only when the client, told that it is ready, has said that it still waits."""
 POLL_SECONDS = 0.02
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -54,6 +56,9 @@ def main(arguments: list[str]) -> int:
 
 def _private(folder: str) -> str:
     """Return the folder of the sockets, which nobody else may enter."""
+    folder = os.path.expandvars(folder)
+    if "$" in folder:
+        raise Unavailable(f"{folder} names an environment variable that is not set")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -71,39 +76,65 @@ def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> s
     for name in sorted(environment):
         if name.startswith(("PREFECT_", "PYTHON")) and not name.startswith("PREFECT__"):
             digest.update(f"{name}={environment[name]}\0".encode())
+    library = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = os.path.join(library, version, "site-packages")
+    if os.path.isdir(packages):
+        # Each installed package has such a folder, made with it. That of all changes when a
+        # module is compiled, too.
+        for entry in sorted(os.scandir(packages), key=lambda entry: entry.name):
+            if entry.name.endswith(".dist-info"):
+                digest.update(f"{entry.name} {entry.stat().st_mtime_ns}\0".encode())
+    return f"{code_version(root)}-{digest.hexdigest()[:12]}"
+
+
+def code_version(root: str) -> str:
+    """Return a name for the Python code in a folder as it is now: twelve hexadecimal digits."""
+    digest = hashlib.sha256()
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f[0] not in "._" and f != "node_modules")
         for name in sorted(files):
             if name.endswith(".py"):
                 found = os.stat(os.path.join(folder, name))
                 digest.update(f"{folder}/{name} {found.st_mtime_ns} {found.st_size}\0".encode())
-    library = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib")
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = os.path.join(library, version, "site-packages")
-    if os.path.isdir(packages):
-        # A package that is installed, removed or replaced changes the folder.
-        digest.update(str(os.stat(packages).st_mtime_ns).encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:12]
 
 
 def _ask(folder: str, root: str, modules: list[str]) -> socket.socket:
     """Have the fork server fork; return the connection that stands for the child.
 
+    Each worker, which is this process's parent, has a fork server of its own: what ends one
+    worker's processes must not end the runs of another.
+
     Raises:
-        Unavailable: it does not come in time, or refuses.
+        Unavailable: it does not come in time, or refuses. It has not forked then, and will not.
     """
-    path = os.path.join(folder, f"{fingerprint(root, modules, dict(os.environ))}.socket")
+    found = fingerprint(root, modules, dict(os.environ))
+    path = os.path.join(folder, f"{found}-{os.getppid()}.socket")
     deadline = time.monotonic() + SERVER_SECONDS
     # A fork server that ends for want of work may do so just now.
     for _ in range(2):
         connection = _connect(path) or _connect_to_new(path, root, modules, deadline)
         answer = _request(connection)
-        if answer == "forked":
-            return connection
+        if answer == READY:
+            # From here on there may be a child, so this run starts cold only if the fork server
+            # says that there is none: two processes of one run must never be.
+            connection.settimeout(None)
+            _say(connection, GO)
+            answer = _line(connection)
+            if answer in (FORKED, ""):
+                return connection
         connection.close()
         if answer:
             raise Unavailable(answer)
-    raise Unavailable("the fork server ended before it had forked")
+    raise Unavailable("the fork server ended before it was ready")
+
+
+def _say(connection: socket.socket, what: str) -> None:
+    try:
+        connection.sendall(f"{what}\n".encode())
+    except OSError:
+        return  # the fork server has ended, which is met where its next word is awaited
 
 
 def _connect(path: str) -> socket.socket | None:
@@ -159,7 +190,7 @@ def _start_server(path: str, root: str, modules: list[str]) -> int:
     try:
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, program, path, root, *modules],
+            [sys.executable, program, path, str(os.getppid()), root, *modules],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, null, 0),
@@ -174,7 +205,7 @@ def _start_server(path: str, root: str, modules: list[str]) -> int:
 
 
 def _request(connection: socket.socket) -> str:
-    """Ask for a fork; return the answer, empty if the fork server has ended."""
+    """Hand over what a run has; return the answer, empty if the fork server has ended."""
     given = {"environment": dict(os.environ), "folder": os.getcwd(), "umask": _umask()}
     streams = array.array("i", [0, 1, 2])
     message = json.dumps(given).encode() + b"\n"
@@ -184,11 +215,9 @@ def _request(connection: socket.socket) -> str:
             [message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams.tobytes())]
         )
         connection.sendall(message[sent:])
-        answer = _line(connection)
+        return _line(connection)
     except (BrokenPipeError, ConnectionResetError):
         return ""
-    connection.settimeout(None)
-    return answer
 
 
 def _umask() -> int:
@@ -198,9 +227,13 @@ def _umask() -> int:
 
 
 def _line(connection: socket.socket) -> str:
+    """Return the next line; empty if the fork server has ended."""
     received = b""
     while not received.endswith(b"\n"):
-        byte = connection.recv(1)
+        try:
+            byte = connection.recv(1)
+        except ConnectionResetError:
+            return ""
         if not byte:
             return ""
         received += byte
@@ -212,17 +245,11 @@ def _wait(connection: socket.socket) -> int:
 
     def forward(number: int, _frame: object) -> None:
         # The fork server signals: it knows whether the process id still is the child's.
-        try:
-            connection.sendall(f"{number}\n".encode())
-        except OSError:
-            return  # the child has ended, and its status is on its way
+        _say(connection, str(number))
 
     for number in FORWARDED:
         signal.signal(number, forward)
-    try:
-        status = _line(connection)
-    except ConnectionResetError:
-        status = ""
+    status = _line(connection)
     # Without a status the fork server was killed, and its children with it.
     code = int(status) if status else -signal.SIGKILL
     if code >= 0:

@@ -1,10 +1,11 @@
 """Imports Prefect and the flows once, and forks a child for each flow run that a client brings.
 
-    python server.py SOCKET PROJECT ENGINE MODULE …
+    python server.py SOCKET WORKER PROJECT ENGINE MODULE …
 
 It starts no thread and connects to nothing, and refuses to fork if it finds a thread in itself. A
 child has the environment, working directory and streams of its client, its own session, and
-nothing of the server but code. The server ends when it has had no child and no client for a while.
+nothing of the server but code. WORKER is the process whose runs it starts. The server ends when its
+children have ended and it is told to end, its worker is gone, or no client has come for a while.
 """
 
 import array
@@ -15,6 +16,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import runpy
 import selectors
 import signal
@@ -34,6 +36,14 @@ LONGEST_REQUEST = 4 * 1024 * 1024
 """Bytes of a request; an environment may have two megabytes."""
 REQUEST_SECONDS = 10.0
 """How long a client may take to send its request; it sends it at once."""
+REFUSED_SECONDS = 0.5
+SPARE_FILES = 32
+"""Files that the server may need beside one for each child."""
+FIRST_TO_BE_KILLED = 100
+"""What a child adds to its OOM score: one run ends for want of memory, not the server of all."""
+READY, GO, FORKED, STATUS = "ready", "go", "forked", "status"
+"""The words of the talk with a client."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 IMPORTED_LATE = (
     # What a run of Prefect imports after its start, found by comparing sys.modules (3.8.8).
@@ -71,10 +81,15 @@ class Request:
     umask: int
     streams: list[int] = field(default_factory=list)
 
+    def close(self) -> None:
+        """Close the streams, which the child has, in the server."""
+        for stream in self.streams:
+            os.close(stream)
+
 
 def main(arguments: list[str]) -> int:
     """Serve until there is nothing to do; in a child, run the engine and return its status."""
-    path, root, engine, *modules = arguments
+    path, worker, root, engine, *modules = arguments
     sys.path[0] = root
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(message)s"))
@@ -82,7 +97,7 @@ def main(arguments: list[str]) -> int:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     import_all([engine, *modules])
-    request = Server(path).serve()
+    request = Server(path, int(worker)).serve()
     if request is None:
         return 0
     become(request)
@@ -109,8 +124,9 @@ def import_all(modules: list[str]) -> None:
 class Server:
     """The socket, the children, and the loop over both."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, worker: int) -> None:
         self._path = Path(path)
+        self._since = time.time()
         self._path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
         # The name of a socket is at most 107 bytes long, which a folder's may exceed.
@@ -126,14 +142,26 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._ends = False
+        for number in ENDING:
+            signal.signal(number, self._told_to_end)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
+        self._worker = _watched(worker)
+        if self._worker is not None:
+            self._selector.register(self._worker, selectors.EVENT_READ)
+        # Each child takes one of them.
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = self._files[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        unlimited = most == resource.RLIM_INFINITY
+        self._most_children = sys.maxsize if unlimited else most - SPARE_FILES
 
     def serve(self) -> Request | None:
         """Fork whenever a client asks; return its request in the child, none at the end."""
         last_busy = time.monotonic()
-        while self._children or time.monotonic() - last_busy < IDLE_SECONDS:
+        while self._children or not self._is_done(last_busy):
             for key, _ in self._selector.select(timeout=IDLE_SECONDS / 10):
                 last_busy = time.monotonic()
                 if key.fileobj is self._listener:
@@ -142,17 +170,42 @@ class Server:
                         return request
                 elif key.fileobj == self._woken:
                     os.read(self._woken, 4096)
+                elif key.fileobj == self._worker:
+                    self._selector.unregister(key.fileobj)
+                    self._ends = True
                 else:
                     self._hear(key.data)
             if self._reap():
                 last_busy = time.monotonic()
+            if self._ends:
+                self._close_listener()
         self._path.unlink(missing_ok=True)
-        logger.info("ended: nothing to do for %.0f s", IDLE_SECONDS)
+        logger.info("ended, without a child")
         return None
+
+    def _is_done(self, last_busy: float) -> bool:
+        return self._ends or time.monotonic() - last_busy >= IDLE_SECONDS
+
+    def _told_to_end(self, *_: object) -> None:
+        # Its children are left alone: they have signals of their own, or have had this one too.
+        self._ends = True
+
+    def _close_listener(self) -> None:
+        """Take no client any more: the next one starts another server."""
+        if self._listener.fileno() != -1:
+            self._path.unlink(missing_ok=True)
+            self._selector.unregister(self._listener)
+            self._listener.close()
 
     def _accept(self) -> Request | None:
         """Take a client's request and fork; return the request in the child."""
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            logger.error("no client could be accepted: %s", error)
+            # It still waits, and what the machine lacks may come back.
+            time.sleep(REFUSED_SECONDS)
+            return None
         connection.settimeout(REQUEST_SECONDS)
         try:
             require_same_user(connection)
@@ -161,34 +214,65 @@ class Server:
             logger.warning("a client was refused: %s", error)
             connection.close()
             return None
+        if request is None:
+            self._report(connection)
+            return None
         return self._fork(connection, request)
 
+    def _report(self, connection: socket.socket) -> None:
+        """Tell what asks for no run how the server is."""
+        status = {"pid": os.getpid(), "since": self._since, "children": len(self._children)}
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(status).encode() + b"\n")
+        connection.close()
+
     def _fork(self, connection: socket.socket, request: Request) -> Request | None:
-        if problem := why_not_to_fork():
-            logger.error("%s", problem)
-            connection.sendall(f"{problem}\n".encode())
-            connection.close()
-        else:
+        # A signal for the child that comes before it is ready for it waits.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            self._require_room()
+            # A client that has waited too long has become its run itself.
+            connection.sendall(f"{READY}\n".encode())
+            if connection.recv(16) != f"{GO}\n".encode():
+                raise ValueError("the client waits no longer")
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
                 self._close_in_child(connection)
                 die_with(parent)
                 return request
-            child = Child(pid, connection)
-            self._children[pid] = child
-            self._selector.register(connection, selectors.EVENT_READ, child)
+            self._children[pid] = Child(pid, connection)
+            self._selector.register(connection, selectors.EVENT_READ, self._children[pid])
             # A client that is gone by now is noticed by the end of its connection.
             with contextlib.suppress(OSError):
-                connection.sendall(b"forked\n")
-        for stream in request.streams:
-            os.close(stream)
+                connection.sendall(f"{FORKED}\n".encode())
+        except (OSError, ValueError) as error:
+            logger.error("no fork: %s", error)
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{error}\n".encode())
+            connection.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        request.close()
         return None
+
+    def _require_room(self) -> None:
+        """Refuse to fork where a fork would be unsafe.
+
+        Raises:
+            ValueError: it would; the message says why.
+        """
+        if problem := why_not_to_fork():
+            raise ValueError(problem)
+        if len(self._children) >= self._most_children:
+            raise ValueError(f"the fork server has {len(self._children)} children, its most")
 
     def _close_in_child(self, connection: socket.socket) -> None:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *ENDING):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
         self._selector.close()
         self._listener.close()
         for child in self._children.values():
@@ -196,6 +280,8 @@ class Server:
         connection.close()
         os.close(self._woken)
         os.close(self._wake)
+        if self._worker is not None:
+            os.close(self._worker)
 
     def _hear(self, child: Child) -> None:
         """Signal a child as its client asks; kill it when the client is gone."""
@@ -210,7 +296,10 @@ class Server:
             return
         *orders, child.orders = (child.orders + received).split(b"\n")
         for number in orders:
-            self._signal(child, int(number))
+            try:
+                self._signal(child, int(number))
+            except (ValueError, OSError) as error:
+                logger.warning("%d was not signalled %r: %s", child.pid, number, error)
 
     def _signal(self, child: Child, number: int) -> None:
         if child.pid in self._children:
@@ -236,6 +325,15 @@ class Server:
         return has_reaped
 
 
+def _watched(worker: int) -> int | None:
+    """Return what becomes readable when the worker ends; none where it cannot be watched."""
+    try:
+        return os.pidfd_open(worker)
+    except OSError as error:
+        logger.info("the end of the worker %d will not be seen: %s", worker, error)
+        return None
+
+
 def require_same_user(connection: socket.socket) -> None:
     """Refuse a client of another user; the folder keeps them out already.
 
@@ -248,8 +346,8 @@ def require_same_user(connection: socket.socket) -> None:
         raise PermissionError(f"user {user} may not ask user {os.getuid()} for a run")
 
 
-def receive(connection: socket.socket) -> Request:
-    """Read a client's request with its three streams.
+def receive(connection: socket.socket) -> Request | None:
+    """Read a client's request with its three streams; none if it asks for the status only.
 
     Raises:
         ValueError: it is none.
@@ -266,6 +364,8 @@ def receive(connection: socket.socket) -> Request:
                 raise ValueError("its request is not whole")
             message += more
         given = json.loads(message)
+        if given == STATUS and not streams:
+            return None
         if len(streams) != 3:
             raise ValueError(f"it brought {len(streams)} streams instead of 3")
         return Request(given["environment"], given["folder"], given["umask"], list(streams))
@@ -294,6 +394,7 @@ def die_with(parent: int) -> None:
 def become(request: Request) -> None:
     """Take over what the client has handed over."""
     os.setsid()
+    _be_killed_first()
     for number, stream in enumerate(request.streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -303,6 +404,17 @@ def become(request: Request) -> None:
     os.chdir(request.folder)
     sys.path[0] = ""  # as `python -m` has it
     time.tzset()
+    if numpy := sys.modules.get("numpy"):
+        # Python's own generator is seeded by Python at each fork.
+        numpy.random.seed()
+
+
+def _be_killed_first() -> None:
+    score = Path("/proc/self/oom_score_adj")
+    try:
+        score.write_text(str(min(1000, int(score.read_text()) + FIRST_TO_BE_KILLED)))
+    except OSError as error:
+        logger.info("the OOM score stays as it is: %s", error)
 
 
 def run(engine: str) -> None:

@@ -29,7 +29,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 
-from store.errors import RetryableError, StoreError
+from store.errors import RetryableError, StoreError, first_of
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -98,7 +98,6 @@ REJECTED_CREDENTIALS = frozenset(
 """What AWS answers where the credentials are expired, rotated or unknown: the codes of SQS, SNS,
 STS, DynamoDB and S3 (each service's "Common errors", and S3's "Error responses")."""
 _SAME_ROTATION_SECONDS = 30.0
-_NAMED = 10
 
 _creating = threading.Lock()
 _clients: dict[tuple[str, str | None], Any] = {}
@@ -349,9 +348,8 @@ def raise_if_any(
     if not not_taken:
         return
     reasons = "; ".join(dict.fromkeys(failure.reason for failure in not_taken))
-    named = ", ".join(names[failure.id] for failure in not_taken[:_NAMED])
-    more = f" and {len(not_taken) - _NAMED} more" if len(not_taken) > _NAMED else ""
+    named = first_of(names[failure.id] for failure in not_taken)
     error = errors.of(retryable=all(failure.retryable for failure in not_taken))
     raise error(
-        f"{len(not_taken)} of {len(names)} {what}: {reasons}. Not taken: {named}{more}"
+        f"{len(not_taken)} of {len(names)} {what}: {reasons}. Not taken: {named}"
     ) from not_taken[0].cause

@@ -232,9 +232,13 @@ def recorded_error(name: str | None, message: str | None) -> OrderError:
 def first_of(texts: Iterable[str], separator: str = ", ") -> str:
     """Return the first few of the texts, each once, and how many more there are."""
     different = list(dict.fromkeys(texts))
-    more = len(different) - NAMED_AT_MOST
     named = separator.join(different[:NAMED_AT_MOST])
-    return f"{named} and {more} more" if more > 0 else named
+    return " ".join([named, *and_more(len(different) - NAMED_AT_MOST)])
+
+
+def and_more(left_out: int) -> list[str]:
+    """Return “and 3 more” for three, an empty list for zero."""
+    return [f"and {left_out} more"] if left_out > 0 else []
 
 
 def one_line(text: object) -> str:

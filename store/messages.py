@@ -172,38 +172,47 @@ class Input(BaseModel):
 class OrderItem(Input):
     """Copies of one title in a cart."""
 
-    book_id: Id = Field(description="The book's id.")
-    quantity: Quantity = Field(description="How many copies of it, a whole number from 1.")
+    book_id: Id = Field(title="Book id", description="The book's id. Always needed.")
+    quantity: Quantity = Field(
+        title="Copies",
+        description="How many copies of it, a whole number from 1. Always needed.",
+    )
 
 
 Items = Annotated[list[OrderItem], Field(min_length=1, max_length=MAX_TITLES), _stated(ITEMS_RULE)]
 
 
 class CheckoutOrder(Input):
-    """An order: one title (`bookId` and `quantity`) or a cart of several (`items`)."""
+    """An order: one title (bookId and quantity) or a cart of several (items)."""
 
     model_config = ConfigDict(json_schema_extra=_restate_order)
 
-    user_id: Id = Field(description="The customer's id.")
+    user_id: Id = Field(title="Customer id", description="The customer's id. Always needed.")
     book_id: Id | None = Field(
-        default=None, description="The book's id, for an order of one title."
+        default=None, title="Book id", description="The book's id, for an order of one title."
     )
     quantity: Quantity | None = Field(
-        default=None, description="How many copies of it, a whole number from 1."
+        default=None, title="Copies", description="How many copies of it, a whole number from 1."
     )
     items: Items | None = Field(
-        default=None, description="A cart of several titles, instead of bookId and quantity."
+        default=None,
+        title="Cart",
+        description="A cart of several titles, instead of one book id and its copies.",
     )
     redeem: Annotated[bool, _stated(REDEEM_RULE)] = Field(
-        default=False, description="Pay with the customer's points as far as they go."
+        default=False,
+        title="Redeem points",
+        description="Pay with the customer's points as far as they go.",
     )
     order_id: Id | None = Field(
         default=None,
+        title="Order id",
         description="Your own id of the order, the idempotency key: the same order sent twice "
         "is carried out once. Left out, the flow run's id is taken.",
     )
     payment_method: PaymentMethod | None = Field(
         default=None,
+        title="Payment method",
         description="The payment method to charge. Left out, the customer's own is taken.",
     )
 

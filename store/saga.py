@@ -3,9 +3,11 @@
 A step runs for a group of orders inside :func:`forward`, an undo inside :func:`backward`: one
 transaction each, the orders locked, the effect and its record committed together. Steps may run
 again at any time; an order that has its step already is passed over.
+
+Which steps there are is registered: the table of steps stands above, beside the tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,19 +31,6 @@ from store.models import (
     utc_now,
 )
 
-SEQUENCE = (
-    "check_inventory",
-    "calculate_total",
-    "redeem_points",
-    "bill_customer",
-    "prepare_order",
-    "dispatch_order",
-)
-"""The steps in their order. A step waits for the one before it, so that a process left over from
-an earlier attempt cannot run ahead of the present one."""
-COMPENSABLE = ("bill_customer", "check_inventory", "redeem_points")
-"""The steps with an undo, in the order of undoing: money first, it hurts the customer most."""
-
 
 class SagaOrder(NamedTuple):
     """What a step sees of an order."""
@@ -61,6 +50,46 @@ class SagaOrder(NamedTuple):
     wait_until: datetime | None
     error: str | None
     message: str | None
+
+
+class StepRule(NamedTuple):
+    """What the saga must know of a step.
+
+    ``is_awaited`` returns whether an order's later steps wait for the step's record; ``has_undo``
+    says whether it takes something that is to be given back.
+    """
+
+    name: str
+    is_awaited: Callable[[SagaOrder], bool]
+    has_undo: bool
+
+
+_registered: list[StepRule] = []
+
+
+def register_steps(rules: Sequence[StepRule]) -> None:
+    """Register the steps in their order.
+
+    `tasks/steps.py` does so when it is imported. A step waits for the one before it, so that a
+    process left over from an earlier attempt cannot run ahead of the present one.
+    """
+    _registered[:] = rules
+
+
+def _steps() -> Sequence[StepRule]:
+    # Without its steps an order would seem to have taken nothing.
+    if not _registered:
+        raise RuntimeError("no steps are registered: import tasks.steps first")
+    return _registered
+
+
+def _compensable() -> list[str]:
+    return [step.name for step in _steps() if step.has_undo]
+
+
+def _require_known(name: str) -> None:
+    if name not in (step.name for step in _steps()):
+        raise LookupError(f"{name} is not in the table of steps (tasks/steps.py)")
 
 
 _SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
@@ -216,6 +245,7 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
     Orders that have failed or been cancelled meanwhile, or that lack the step before, are left
     alone: the step is not done for them and they do not go on.
     """
+    _require_known(step)
     with transaction() as session:
         orders = lock_orders(session, order_ids)
         live = [
@@ -276,25 +306,15 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
     return ready
 
 
-def _step_before(order: SagaOrder, step: str) -> str | None:
-    """Return the last step before ``step`` that the order needs; none for the first step."""
-    before = SEQUENCE[: SEQUENCE.index(step)]
-    return next((each for each in reversed(before) if _needs(order, each)), None)
-
-
-def _needs(order: SagaOrder, step: str) -> bool:
-    """Say whether the later steps of the order wait for ``step``."""
-    match step:
-        case "redeem_points":
-            return order.redeem
-        case "bill_customer":
-            return order.due_cents != 0
-        case "prepare_order":
-            # A courier may answer before the message is recorded as sent, and that record may
-            # never come; the order's status tells `dispatch_order` that it was answered.
-            return False
-        case _:
-            return True
+def _step_before(order: SagaOrder, name: str) -> str | None:
+    """Return the last step before ``name`` that the order waits for."""
+    before = None
+    for step in _steps():
+        if step.name == name:
+            break
+        if step.is_awaited(order):
+            before = step.name
+    return before
 
 
 def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
@@ -308,7 +328,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         return
     taken = {
         r.order_id
-        for r in _records(session, [order for order, _ in failed], COMPENSABLE)
+        for r in _records(session, [order for order, _ in failed], _compensable())
         if r.state in HOLDING
     }
     update_rows(
@@ -394,6 +414,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
 
     Safe when the step never happened, may have happened (an intent), or is undone already.
     """
+    _require_known(step)
     with transaction() as session:
         orders = lock_orders(session, order_ids)
         failing = [orders[i] for i in order_ids if i in orders and orders[i].status in GIVING_BACK]
@@ -425,7 +446,7 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
     """
     with transaction() as session:
         orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        held = {r.order_id for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
+        held = {r.order_id for r in _records(session, orders, _compensable()) if r.state in HOLDING}
         concluded = {
             order.id: (
                 OrderStatus.COMPENSATION_FAILED if order.id in held else OrderStatus.COMPENSATED
@@ -445,9 +466,9 @@ def held_steps(order_ids: Sequence[str]) -> set[str]:
     """Return the steps that at least one of these compensating orders has still to undo."""
     with transaction() as session:
         orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        return {r.step for r in _records(session, orders, COMPENSABLE) if r.state in HOLDING}
+        return {r.step for r in _records(session, orders, _compensable()) if r.state in HOLDING}
 
 
 def taken_by(session: Session, order: SagaOrder) -> list[StepRecord]:
     """Return the records of what an order's present attempt has taken, given back or not."""
-    return [r for r in _records(session, [order], COMPENSABLE) if r.state != StepState.VOID]
+    return [r for r in _records(session, [order], _compensable()) if r.state != StepState.VOID]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from store.errors import first_of
+from store.errors import and_more, first_of
 
 FIELD_LENGTH = 100
 """Characters that are quoted of a field's name."""
@@ -44,6 +44,14 @@ def problems(error: ValidationError) -> list[Problem]:
         )
         for found in error.errors(include_url=False, include_input=False)
     ]
+
+
+def first_problem(error: ValidationError) -> Problem:
+    """Return the first problem, with how many more there are."""
+    first, *others = problems(error)
+    return Problem(
+        first.field, first.reason + "".join(f" ({more})" for more in and_more(len(others)))
+    )
 
 
 def _named(part: int | str) -> str:

@@ -5,10 +5,9 @@ idempotency key of its own for each attempt of the order.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
 from store.bulk import among, read_rows
@@ -19,19 +18,16 @@ from store.errors import (
     PaymentRefused,
     first_of,
 )
+from store.messages import money
 from store.models import Customer
-from store.payments import Charge, payment_gateway
+from store.partners import payment_gateway
+from store.payments import Charge
 from store.saga import SagaOrder, StepRecord, backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient, is_last_try
+from tasks.retries import is_last_try, retried_task
+from tasks.undo import Taken
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def bill_customer(order_ids: list[str]) -> list[str]:
     """Capture what each order still owes; an order paid wholly in points is not billed.
 
@@ -91,13 +87,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def refund_customer(order_ids: list[str]) -> list[str]:
     """Give back what was captured for failed orders; the undo of bill_customer.
 
@@ -143,6 +133,20 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         refusal.reasons = {id_: why for why, ids in refused.items() for id_ in ids}
         raise refusal
     return settled
+
+
+def charge_in_words(taken: Taken) -> str:
+    """Return the amount that was captured; empty for none."""
+    cents = taken.result.get("amount_cents", 0)
+    if not cents:
+        return ""
+    amount = money(cents, taken.currency)
+    return f"{amount}, if it was captured" if taken.in_doubt else amount
+
+
+def settle_charge(_session: Session, taken: Mapping[str, Any], _put_back: bool) -> dict[str, Any]:
+    """Return what a person gave back outside of the gateway; there is nothing to book here."""
+    return {"amount_cents": taken["amount_cents"]}
 
 
 def _present_customers(session: Session, orders: Sequence[SagaOrder]) -> set[str]:

@@ -1,10 +1,8 @@
 """The stock: ``check_inventory`` reserves copies, ``restore_quantity`` gives them back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
@@ -18,16 +16,11 @@ from store.errors import (
 )
 from store.models import Book, Courier, OrderLine
 from store.saga import backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried_task
+from tasks.undo import Taken
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def check_inventory(order_ids: list[str]) -> list[str]:
     """Reserve the copies of each order: all of its lines, or none.
 
@@ -64,13 +57,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def restore_quantity(order_ids: list[str]) -> list[str]:
     """Put the reserved copies of failed orders back on the shelf; the undo of check_inventory.
 
@@ -93,17 +80,28 @@ def too_large(copies: int) -> NoCourierAvailable:
     return NoCourierAvailable(f"no courier carries {copies} copies at once")
 
 
-def settle_copies(session: Session, copies: Mapping[str, int], *, put_back: bool) -> None:
+def copies_in_words(taken: Taken) -> str:
+    """Return how many copies were taken, by title where titles are given; empty for none."""
+    copies: Mapping[str, int] = taken.result.get("copies", {})
+    if taken.titles is None:
+        return f"{sum(copies.values())} copies" if copies else ""
+    titles = taken.titles
+    return ", ".join(f"{quantity} of “{titles.get(id_, id_)}”" for id_, quantity in copies.items())
+
+
+def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
     """Book copies that a person has seen to: back on the shelf, or lost and written off.
 
     A lost copy is taken out of all that ever came in, so that the stock still adds up.
     """
+    copies: Mapping[str, int] = taken["copies"]
     _lock_books(session, set(copies))
     if put_back:
         increase(session, Book, "quantity", copies)
-    else:
-        lost = {book_id: -quantity for book_id, quantity in copies.items()}
-        increase(session, Book, "initial_quantity", lost)
+        return {"copies": copies}
+    lost = {book_id: -quantity for book_id, quantity in copies.items()}
+    increase(session, Book, "initial_quantity", lost)
+    return {"copies": {}, "written_off": copies}
 
 
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:

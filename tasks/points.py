@@ -3,28 +3,22 @@
 One point is worth one unit of the currency.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, read_rows
 from store.errors import RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried_task
+from tasks.undo import Taken
 
 CENTS_PER_POINT = 100
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def redeem_points(order_ids: list[str]) -> list[str]:
     """Pay each order that asks for it with its customer's points, as far as they go.
 
@@ -61,13 +55,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
     return step.going_on()
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def restore_points(order_ids: list[str]) -> list[str]:
     """Give the redeemed points of failed orders back; the undo of redeem_points.
 
@@ -90,17 +78,25 @@ def restore_points(order_ids: list[str]) -> list[str]:
         return [order.id for order, _ in undo.todo]
 
 
-def settle_points(session: Session, user_id: str, points: int, *, put_back: bool) -> None:
+def points_in_words(taken: Taken) -> str:
+    """Return how many points were taken; empty for none."""
+    points = taken.result.get("points", 0)
+    return f"{points} points" if points else ""
+
+
+def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
     """Book points that a person has seen to: back on the account, or made good in another way.
 
     Points made good otherwise are taken out of all that were ever granted, so that they still
     add up.
     """
+    user_id, points = taken["user_id"], taken["points"]
     _lock_customers(session, [user_id])
     if put_back:
         increase(session, Customer, "points", {user_id: points})
-    else:
-        increase(session, Customer, "initial_points", {user_id: -points})
+        return {"points": points}
+    increase(session, Customer, "initial_points", {user_id: -points})
+    return {"points": 0, "written_off": points}
 
 
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:

@@ -1,23 +1,15 @@
 """The price: ``calculate_total`` fixes what an order costs. There is nothing to undo."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from sqlmodel import col, select
 
 from store.bulk import among, read_rows, update_rows
 from store.errors import BookHasNoPrice
 from store.models import Book, OrderLine
 from store.saga import forward
-from tasks.retries import RETRIES, RETRY_DELAYS_SECONDS, RETRY_JITTER, if_transient
+from tasks.retries import retried_task
 
 
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_jitter_factor=RETRY_JITTER,
-    retry_condition_fn=if_transient,
-    cache_policy=NO_CACHE,
-)
+@retried_task
 def calculate_total(order_ids: list[str]) -> list[str]:
     """Write each order's unit prices and total, in cents; prices that change later do not count.
 

@@ -1,7 +1,14 @@
-"""Which failures a task tries again, and how long it waits in between."""
+"""Which failures are tried again, and how long a task or a flow waits in between."""
 
-from typing import Any
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
@@ -9,12 +16,31 @@ from prefect.tasks import Task
 from store.errors import RetryableError
 from store.outages import is_outage
 
+logger = logging.getLogger("store.retries")
+
 RETRIES = 3
 """The original retries BillCustomer three times; the same patience serves every step."""
 RETRY_DELAYS_SECONDS = [1.0, 4.0, 10.0]
 """Long enough for a restart of a database, short enough for a customer who waits."""
 RETRY_JITTER = 0.5
 """Spreads the retries of many runs that were hit by the same outage."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried_task(work: Callable[P, T]) -> Task[P, T]:
+    """Make a Prefect task that is retried after a transient failure.
+
+    Nothing of it is cached: what is done is in the database, and is asked there.
+    """
+    return task(
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_jitter_factor=RETRY_JITTER,
+        retry_condition_fn=if_transient,
+        cache_policy=NO_CACHE,
+    )(work)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -32,3 +58,24 @@ def is_last_try() -> bool:
     """Say whether the task that is running will not be tried again if it fails now."""
     run = TaskRunContext.get()
     return run is None or run.task_run.run_count > run.task.retries
+
+
+def retried(call: Callable[P, T]) -> Callable[P, T]:
+    """Retry a database call that a flow makes outside of its tasks, as a task is retried.
+
+    The call must be safe to repeat: an outage may hide that it was committed.
+    """
+
+    @functools.wraps(call)
+    def retry(*args: P.args, **kwargs: P.kwargs) -> T:
+        for delay_seconds in RETRY_DELAYS_SECONDS:
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                logger.warning("%s is retried: %s", call.__name__, error)
+                time.sleep(delay_seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER))  # noqa: S311
+        return call(*args, **kwargs)
+
+    return retry

@@ -16,8 +16,9 @@ from store.bulk import update_rows
 from store.database import transaction
 from store.errors import QueueRefused, QueueUnavailable, TopicRefused, TopicUnavailable, shortened
 from store.models import Courier, Order, OrderStatus, SagaRecord, utc_now
-from store.notifications import Notice, topic
+from store.partners import topic
 from store.saga import SagaOrder, lock_orders
+from texts.notices import queue_refuses
 
 logger = logging.getLogger("store.dispatch")
 
@@ -61,7 +62,7 @@ def keep_and_tell(orders: Sequence[SagaOrder], failure: QueueRefused | QueueUnav
         _record(session, tellers, reason, is_told=True)
     for teller in tellers:
         try:
-            topic().publish([_notice(teller, len(waiting), reason)])
+            topic().publish([queue_refuses(teller, len(waiting), reason, utc_now())])
         except (TopicUnavailable, TopicRefused) as silence:
             logger.error("the shop could not be told of it: %s", silence)
             with transaction() as session:
@@ -117,24 +118,4 @@ def _record(
             for order in orders
         ],
         result={"not_sent": reason, **({"told": "the shop"} if is_told else {})},
-    )
-
-
-def _notice(order: SagaOrder, count: int, reason: str) -> Notice:
-    return Notice(
-        # Another outage may begin with the same order.
-        key=f"{order.id}:{order.attempt}:queue-refuses:{utc_now():%Y%m%dT%H%M%S}",
-        order_id="",
-        subject="The order queue does not take messages",
-        body="\n".join(
-            [
-                f"The queue did not take the messages of {count} orders, order {order.id} first:",
-                reason,
-                "",
-                "The orders wait, as do those that come after them. recover_orders sends their "
-                "messages again; an order is refunded only when its own wait ends.",
-                "See docs/aws.md for what to do about each refusal, and `checkout doctor`.",
-            ]
-        ),
-        data={"event": "queue-refuses", "orderId": order.id, "count": count},
     )

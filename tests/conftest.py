@@ -31,6 +31,7 @@ from seed.catalogue import empty, put_shop  # noqa: E402
 from store.database import engine, migrate  # noqa: E402
 from store.settings import settings  # noqa: E402
 from tests.books_balance import assert_books_balance  # noqa: E402
+from tests.prepared_cluster import prepare  # noqa: E402
 
 
 def pytest_unconfigure() -> None:
@@ -118,6 +119,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
 
     folder = tmp_path_factory.mktemp("prefect")
+    prepare(folder, tmp_path_factory)
     with (
         LocalSystem(folder, durable=False, preferred_port=0, worker=False) as system,
         # The end of every run waits for its thread of heartbeats, which sleeps for a second.

@@ -19,8 +19,10 @@ from sqlmodel import col, select
 import tasks.inventory
 import tasks.points
 from flows import compensation
+from orders.acceptance import accept_order, begin_attempt
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.database import reading, transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed, OrderError
 from store.messages import ASSIGNED, CheckoutOrder, CourierAnswer, OrderMessage
 from store.models import (
@@ -34,14 +36,10 @@ from store.models import (
     QueuedMessage,
     SagaRecord,
 )
-from store.payments import Ledger
 from store.saga import abandon
-from tasks.billing import bill_customer
-from tasks.dispatch import dispatch_order, find_couriers, prepare_order, record_answer
-from tasks.inventory import check_inventory
-from tasks.orders import accept_order, begin_attempt
-from tasks.points import redeem_points
-from tasks.pricing import calculate_total
+from tasks.couriers import find_couriers, record_answer
+from tasks.steps import BEFORE_THE_WAIT
+from tasks.steps import STEPS as TABLE
 
 T = TypeVar("T")
 
@@ -49,13 +47,9 @@ NOWHERE = "postgresql+psycopg://nobody@/store?host=/nowhere"
 """The URL of a database that is not there."""
 
 STEPS: dict[str, Callable[[list[str]], list[str]]] = {
-    "check_inventory": check_inventory.fn,
-    "calculate_total": calculate_total.fn,
-    "redeem_points": redeem_points.fn,
-    "bill_customer": bill_customer.fn,
-    "prepare_order": prepare_order.fn,
+    **{step.name: step.task.fn for step in BEFORE_THE_WAIT},
     "find_couriers": lambda ids: find_couriers.fn(messages_about(ids)),
-    "dispatch_order": dispatch_order.fn,
+    **{step.name: step.task.fn for step in TABLE[len(BEFORE_THE_WAIT) :]},
 }
 """The steps of an order, and the decision of its courier, in the order in which they happen."""
 
@@ -139,7 +133,7 @@ def end_run(order_id: str, error: OrderError | None = None) -> str:
 
 
 UNDO_STANDS_ON: dict[str, tuple[Any, str]] = {
-    "bill_customer": (Ledger, "refund"),
+    "bill_customer": (EmbeddedGateway, "refund"),
     "check_inventory": (tasks.inventory, "increase"),
     "redeem_points": (tasks.points, "increase"),
 }

@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from flows import dispatch
 from flows.dispatch import DispatchReport, InHand
 from store.queue import order_queue
-from tasks.dispatch import find_couriers
+from tasks.couriers import find_couriers
 from tests.shop import Bare
 
 PATIENCE_SECONDS = 0.5

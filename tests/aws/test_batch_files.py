@@ -10,9 +10,9 @@ from uuid import uuid4
 import boto3
 import pytest
 
+from orders.intake import Intake, load_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import SourceUnavailable, UnreadableSource
-from tasks.intake import Intake, load_orders
 from tests.aws.cloud import Calls, Cloud, Faults, http
 
 pytestmark = pytest.mark.usefixtures("database", "no_delays")

@@ -11,14 +11,15 @@ from prefect.states import Paused
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
 from flows.recovery import Move, next_move
+from orders.unfinished import as_unfinished
+from orders.waits import expire_waits
 from store.database import transaction
 from store.errors import QueueRefused, QueueUnavailable
 from store.messages import OrderMessage
 from store.models import Notification, OrderStatus, utc_now
 from store.settings import settings
 from tasks import dispatch
-from tasks.dispatch import expire_waits, prepare_order, send_again
-from tasks.orders import as_unfinished
+from tasks.dispatch import prepare_order, send_again
 from tests.aws.cloud import Answer, Cloud, Faults, http, sns_error, sqs_batch, sqs_error
 from tests.shop import (
     at_once,

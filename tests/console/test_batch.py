@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from orders.batches import begin_batch
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable
 from store.messages import QUANTITY_RULE
-from tasks.batches import begin_batch
 from tests.flows.runs import Runs
 from tests.shop import end_run, order_row, place, placed, status
 

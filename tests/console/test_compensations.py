@@ -129,7 +129,7 @@ def test_what_a_person_settles_ends_the_order_and_is_shown(runs: Runs, checkout:
         (["o-1", "refund", "--by", "Ada", "--reason", "x"], "restore_quantity"),
         (
             ["o-1", "refund_customer", "--by", "Ada", "--reason", "x", "--put-back"],
-            "--put-back is for copies and points",
+            "--put-back: refund_customer gives back what is not kept here",
         ),
     ],
 )

@@ -32,7 +32,7 @@ from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
-from tasks.dispatch import record_answer
+from tasks.couriers import record_answer
 from tests.shop import NOWHERE, give_back, placed, set_order
 from tests.store.test_blockers import held_up, seen
 

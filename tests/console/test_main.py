@@ -9,19 +9,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclopts import CycloptsError
 from prefect.logging.handlers import PrefectConsoleHandler
+from rich.text import Text
 from sqlalchemy import text
 
-from console.main import commands, main
-from console.output import duration, print_json, print_table, quiet_runs, terminal
+from console.main import COMMANDS, command_line, commands, main
 from deployments.migrate import main as migrate_command
 from seed.__main__ import main as seed
 from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
+from terminal.output import duration, print_json, print_table, quiet_runs, terminal
 
 
 @pytest.mark.parametrize("name", commands())
@@ -30,6 +33,12 @@ def test_every_command_says_what_it_is_for(name: str, capsys: pytest.CaptureFixt
     first, *_ = commands()[name].help.splitlines()
     assert first.endswith(".")
     assert first.split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_of_a_command_is_the_first_line_of_its_help(name: str) -> None:
+    *_, summary = COMMANDS[name]
+    assert command_line()[name].help.splitlines()[0] == summary
 
 
 def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
@@ -270,3 +279,63 @@ def test_redrive_puts_dead_letters_back_and_counts_them(capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out) == {"redriven": 1}
     assert main(["redrive"]) == 0
     assert "again: 0" in capsys.readouterr().out
+
+
+def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Let what is printed from now on go to a terminal of this width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+
+ORDER_ID = "01G4E1AZW2Q1X3QQEYBACQXMFH"
+WHY = "BillingError: payment declined: the card was declined"
+NAMES = ["order", "status", "total", "customer", "why"]
+
+
+def print_an_order(**options: Any) -> None:
+    row = [ORDER_ID, "compensated", "1000.00 USD", ORDER_ID, WHY]
+    expendable = ["customer", "total"]
+    print_table("Orders", NAMES, [row], empty="none", text="why", expendable=expendable, **options)
+
+
+def plain(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What was printed on both streams, without its colours."""
+    printed, hint = capsys.readouterr()
+    return Text.from_ansi(printed).plain, hint
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_line_of_a_table_is_wider_than_its_terminal_and_no_id_is_broken(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_terminal(monkeypatch, width)
+    print_an_order()
+    printed, hint = plain(capsys)
+    assert all(len(line) <= width for line in printed.splitlines())
+    assert ORDER_ID in printed
+    assert ("1000.00 USD" in printed) == (width >= 100)
+    assert printed.count(ORDER_ID) == (2 if width == 160 else 1)
+    assert (WHY in printed) == (width == 160)
+    assert bool(hint) == (width < 160)
+
+
+def test_what_a_narrow_table_leaves_out_is_printed_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_terminal(monkeypatch, 80)
+    print_an_order(wide=True)
+    printed, hint = plain(capsys)
+    assert (WHY in printed, printed.count(ORDER_ID), hint) == (True, 2, "")
+    print_an_order(only="customer, why")
+    printed, _ = plain(capsys)
+    assert "compensated" not in printed
+    assert ORDER_ID in printed
+    with pytest.raises(CycloptsError, match=r"--columns whi: give some of order,status"):
+        print_an_order(only="order,whi")
+
+
+def test_a_pipe_gets_every_column_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    print_an_order()
+    printed, hint = capsys.readouterr()
+    assert WHY in printed
+    assert hint == ""

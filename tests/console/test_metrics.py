@@ -16,7 +16,7 @@ from deployments.local import free_port
 from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
-from tasks.dispatch import record_answer
+from tasks.couriers import record_answer
 from tests.polling import wait_until
 from tests.shop import NOWHERE, give_back, placed
 from tests.store.test_blockers import held_up, seen

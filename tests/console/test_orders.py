@@ -13,12 +13,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 
 from flows.order_runs import retry
+from orders.intake import submit_orders
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable
 from store.messages import ASSIGNED
 from store.models import utc_now
 from store.settings import settings
-from tasks.intake import submit_orders
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import an_order, end_run, ledger, order_row, place, placed, set_order

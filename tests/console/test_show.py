@@ -14,12 +14,12 @@ from console.show import BY_RECOVERY, what_next
 from flows.checkout import store_checkout
 from flows.continuation import CONTINUATION, CONTINUED
 from flows.recovery import Move
+from orders.batches import begin_batch
+from orders.intake import submit_orders
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER
 from store.models import utc_now
 from store.saga import abandon
-from tasks.batches import begin_batch
-from tasks.intake import submit_orders
 from tests.flows.runs import Runs
 from tests.shop import (
     an_order,

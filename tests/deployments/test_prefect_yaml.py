@@ -1,6 +1,5 @@
 """prefect.yaml holds nothing that Prefect would ignore, or that would cost a waiting order."""
 
-import copy
 import importlib
 import pkgutil
 from pathlib import Path
@@ -28,6 +27,8 @@ FLOWS = {
     "flows/retried.py": "@flow(retries=2)\ndef retried(): pass\n",
 }
 
+POOL = {"name": "{{ $STORE_WORK_POOL }}", "job_variables": {"working_dir": "{{ $STORE_HOME }}"}}
+
 
 @pytest.fixture
 def project_dir(tmp_path: Path) -> Path:
@@ -42,19 +43,14 @@ def document(**changes: Any) -> dict[str, Any]:
     """A good prefect.yaml of one deployment, with changes to that deployment."""
     deployment = {
         "name": "local",
-        "entrypoint": "flows/plain.py:plain",
+        "entrypoint": "flows.plain.plain",
         "description": "Plain.",
         "parameters": {"seconds": 1},
         "schedules": [{"slug": "often", "interval": 300}],
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
-        "work_pool": {"name": "{{ $STORE_WORK_POOL }}"},
+        "work_pool": POOL,
     }
-    return {
-        "pull": [
-            {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $STORE_HOME }}"}}
-        ],
-        "deployments": [deployment | changes],
-    }
+    return {"pull": [], "deployments": [deployment | changes]}
 
 
 def read_project_file() -> dict[str, Any]:
@@ -68,7 +64,7 @@ def test_the_projects_file_has_no_problem() -> None:
 
 def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
     queues = {
-        deployment["entrypoint"].partition(":")[2]: deployment["work_pool"].get("work_queue_name")
+        deployment["entrypoint"].rpartition(".")[2]: deployment["work_pool"].get("work_queue_name")
         for deployment in read_project_file()["deployments"]
     }
     assert queues == {
@@ -82,7 +78,7 @@ def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
 
 def test_the_projects_file_has_the_deployments_that_the_local_system_starts() -> None:
     names = {
-        f"{deployment['entrypoint'].partition(':')[2].replace('_', '-')}/{deployment['name']}"
+        f"{deployment['entrypoint'].rpartition('.')[2].replace('_', '-')}/{deployment['name']}"
         for deployment in read_project_file()["deployments"]
     }
     assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT} <= names
@@ -91,7 +87,7 @@ def test_the_projects_file_has_the_deployments_that_the_local_system_starts() ->
 def test_a_limit_on_the_projects_own_checkout_is_refused() -> None:
     changed = read_project_file()
     for deployment in changed["deployments"]:
-        if deployment["entrypoint"].endswith(":store_checkout"):
+        if deployment["entrypoint"].endswith(".store_checkout"):
             deployment["concurrency_limit"] = 10
     assert [problem.partition(": ")[2] for problem in problems(changed, PROJECT_DIR)] == [
         "concurrency_limit: its lease is lost in a pause, and the waiting run crashes"
@@ -103,7 +99,7 @@ def test_a_good_document_has_no_problem(project_dir: Path) -> None:
 
 
 def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path) -> None:
-    changed = document(entrypoint="flows/hooked.py:hooked", parameters={}, concurrency_limit=1)
+    changed = document(entrypoint="flows.hooked.hooked", parameters={}, concurrency_limit=1)
     assert problems(changed, project_dir) == []
 
 
@@ -113,9 +109,13 @@ def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path
         ({"triger": []}, "Prefect would ignore the key 'triger'"),
         ({"schedule": {"cron": "0 2 * * *"}}, "Prefect would ignore the key 'schedule'"),
         ({"parameter_openapi_schema": {}}, "ignore the key 'parameter_openapi_schema'"),
-        ({"work_pool": {"name": "{{ $STORE_WORK_POOL }}", "queue": "q"}}, "ignore the key 'queue'"),
-        ({"work_pool": {"name": "local"}}, "its name must come from the environment"),
-        ({"work_pool": None}, "its name must come from the environment"),
+        ({"work_pool": POOL | {"queue": "q"}}, "ignore the key 'queue'"),
+        ({"work_pool": POOL | {"name": "local"}}, "its name must come from the environment"),
+        ({"work_pool": POOL | {"job_variables": {}}}, "start in an empty temporary folder"),
+        (
+            {"work_pool": POOL | {"job_variables": {"working_dir": "/srv/store"}}},
+            "'/srv/store' is a folder of one machine",
+        ),
         ({"schedules": [{"interval": 300}]}, "without a slug"),
         ({"schedules": [{"slug": "a"}]}, "exactly one of cron, interval and rrule"),
         ({"schedules": [{"slug": "a", "interval": 1, "cron": "* * * * *"}]}, "exactly one of"),
@@ -130,19 +130,19 @@ def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path
             {"concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE", "max": 2}},
             "the key 'max'",
         ),
-        ({"entrypoint": "flows/gone.py:gone"}, "there is no such flow"),
-        ({"entrypoint": "flows/plain.py:gone"}, "there is no such flow"),
+        ({"entrypoint": "flows.gone.gone"}, "there is no such flow"),
+        ({"entrypoint": "flows.plain.gone"}, "there is no such flow"),
         ({"parameters": {"minutes": 1}}, "the flow has no parameter 'minutes'"),
         ({"description": ""}, "description is missing"),
         (
-            {"entrypoint": "flows/waiting.py:waiting", "parameters": {}, "concurrency_limit": 5},
+            {"entrypoint": "flows.waiting.waiting", "parameters": {}, "concurrency_limit": 5},
             "its lease is lost in a pause",
         ),
         (
-            {"entrypoint": "flows/asking.py:asking", "parameters": {}, "concurrency_limit": 5},
+            {"entrypoint": "flows.asking.asking", "parameters": {}, "concurrency_limit": 5},
             "its lease is lost in a pause",
         ),
-        ({"entrypoint": "flows/retried.py:retried", "parameters": {}}, "flow-level retries"),
+        ({"entrypoint": "flows.retried.retried", "parameters": {}}, "flow-level retries"),
     ],
 )
 def test_an_unsafe_deployment_is_refused(
@@ -157,18 +157,10 @@ def test_a_key_that_prefect_does_not_know_is_refused(project_dir: Path) -> None:
     assert "'deploments'" in problem
 
 
-def test_a_folder_of_one_machine_is_refused(project_dir: Path) -> None:
-    changed = copy.deepcopy(document())
-    changed["pull"] = [
-        {"prefect.deployments.steps.set_working_directory": {"directory": "/srv/store"}}
-    ]
-    (problem,) = problems(changed, project_dir)
-    assert "/srv/store" in problem
-
-
-def test_a_document_without_a_pull_step_is_refused(project_dir: Path) -> None:
-    (problem,) = problems(document() | {"pull": []}, project_dir)
-    assert "temporary folder" in problem
+@pytest.mark.parametrize("pull", [None, [{"prefect.deployments.steps.git_clone": {}}]])
+def test_a_pull_step_of_ones_own_or_of_prefects_is_refused(project_dir: Path, pull: object) -> None:
+    (problem,) = problems(document() | {"pull": pull}, project_dir)
+    assert problem.startswith("pull: must be []")
 
 
 def test_the_same_deployment_twice_is_refused(project_dir: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from prefect import Flow, Task
 from pydantic_core import PydanticUndefined
+from sqlmodel import SQLModel
 
+import orders
 import store.errors
 import tasks
 from console.main import commands
@@ -26,11 +28,12 @@ from deployments.local import EXAMPLE_ORDER
 from deployments.prefect_yaml import variables_of
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
-from flows.compensation import UNDO
 from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer
 from store.models import ENDED, OrderStatus
 from store.settings import Settings
 from tasks.retries import RETRIES
+from tasks.steps import STEPS, UNDOS
+from tasks.undo import Undo
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 README = (PROJECT_DIR / "README.md").read_text()
@@ -103,11 +106,16 @@ def errors_below(base: type[Exception]) -> set[str]:
     return found
 
 
+def test_each_table_of_the_store_has_its_row_in_the_architecture() -> None:
+    assert set(table("docs/architecture.md ## Tables", "Table")) == set(SQLModel.metadata.tables)
+
+
 @cache
 def task_names() -> frozenset[str]:
     return frozenset(
         member.name
-        for module in pkgutil.iter_modules(tasks.__path__, "tasks.")
+        for package in (tasks, orders)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         for _, member in inspect.getmembers(importlib.import_module(module.name))
         if isinstance(member, Task)
     )
@@ -119,9 +127,8 @@ def deployments() -> frozenset[str]:
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
     found = set()
     for deployment in document["deployments"]:
-        file, _, function = deployment["entrypoint"].partition(":")
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        flow = getattr(module, function)
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), function)
         assert isinstance(flow, Flow)
         found.add(f"{flow.name}/{deployment['name']}")
     return frozenset(found)
@@ -229,18 +236,26 @@ def test_the_reference_names_every_task() -> None:
     assert task_names() <= set(_CODE.findall(section("docs/reference.md ## Steps and undos")))
 
 
-def test_the_steps_table_pairs_each_step_with_its_undo_in_the_code() -> None:
-    rows = table("docs/reference.md ## Steps and undos", "Step")
-    undos = {step: undo for step, (_, undo) in rows.items() if not undo.startswith("none: ")}
-    assert undos == {step: f"`{undo.name}`" for step, undo in UNDO.items()}
-    assert set(rows) == task_names() - {undo.name for undo in UNDO.values()} - NOT_OF_THE_CHECKOUT
+def test_the_steps_table_is_that_of_the_code() -> None:
+    rows = [
+        f"| `{step.name}` | {step.effect} | "
+        f"{f'`{step.undo.name}`' if isinstance(step.undo, Undo) else f'none: {step.undo}'} |"
+        for step in STEPS
+    ]
+    written = "\n".join(["| Step | Effect | Undo |", "|---|---|---|", *rows])
+    assert f"\n{written}\n" in section("docs/reference.md ## Steps and undos")
+
+
+def test_every_task_is_a_step_an_undo_or_of_another_flow() -> None:
+    undos = {undo.name for undo in UNDOS.values()}
+    assert task_names() == {step.name for step in STEPS} | undos | NOT_OF_THE_CHECKOUT
 
 
 def test_the_documents_give_the_order_of_undoing() -> None:
-    undos = ", ".join(f"`{undo.name}`" for undo in UNDO.values())
+    undos = ", ".join(f"`{undo.name}`" for undo in UNDOS.values())
     steps = section("docs/reference.md ## Steps and undos")
     assert f"The undos run in the order {undos}." in " ".join(steps.split())
-    assert [f"{undo.name}" for undo in UNDO.values()] == re.findall(
+    assert [f"{undo.name}" for undo in UNDOS.values()] == re.findall(
         r"\w+\[\"((?:refund|restore)_\w+)\"\]", README
     )
 
@@ -364,9 +379,22 @@ def test_each_relative_link_of_a_document_resolves(document: Path) -> None:
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -> None:
     folders = "|".join(
-        ("flows", "tasks", "store", "seed", "deployments", "console", "tests", "docs", "benchmarks")
+        (
+            *(
+                "flows",
+                "orders",
+                "reports",
+                "tasks",
+                "texts",
+                "store",
+                "seed",
+                "deployments",
+                "console",
+            ),
+            *("tests", "docs", "benchmarks"),
+        )
     )
-    for name in re.findall(rf"(?<!/)\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
+    for name in re.findall(rf"(?<![/-])\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
         assert name in deployments() or (PROJECT_DIR / name).exists(), name
 
 

@@ -8,8 +8,8 @@ import yaml
 
 import store.errors
 from console.doctor import CHECKS
+from reports.audit import checks
 from store.models import OrderStatus
-from tasks.audit import checks
 from tests.docs.test_documents import errors_below, table
 from tests.shop import NOWHERE
 
@@ -53,5 +53,5 @@ def test_every_finding_of_the_audit_has_its_row(setting: Callable[[str, object],
 
 @pytest.mark.parametrize("notice", rows("What the topic tells", "Notice"))
 def test_every_notice_that_is_explained_is_sent(notice: str) -> None:
-    sources = [path.read_text() for path in (PROJECT_DIR / "tasks").glob("*.py")]
+    sources = [path.read_text() for path in (PROJECT_DIR / "texts").glob("*.py")]
     assert any(f'"{notice}"' in source for source in sources)

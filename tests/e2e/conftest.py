@@ -16,6 +16,7 @@ from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Customer, Order, OrderStatus
 from tests import polling
+from tests.prepared_cluster import prepare
 
 # Starting all of it, and several flow runs at once, on a slow and loaded machine.
 DEADLINE_SECONDS = 240.0
@@ -79,6 +80,7 @@ def checkout(api: PrefectApi, order: dict[str, Any]) -> FlowRun:
 def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
     """A system that was stopped and started again while an order waited for its courier."""
     data_dir: Path = tmp_path_factory.mktemp("local")
+    prepare(data_dir, tmp_path_factory)
     printed = io.StringIO()
     # Any port: somebody may look at a `make up` of theirs on the preferred one meanwhile.
     system = SystemWithSecrets(

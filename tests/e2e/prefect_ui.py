@@ -13,6 +13,8 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, ViewportSize, expect, sync_playwright
 
+from store.messages import CheckoutOrder
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VIEWPORT: ViewportSize = {"width": 1280, "height": 800}
 
@@ -84,8 +86,10 @@ class PrefectUi:
         self.page.goto(f"{self.url}/deployments/deployment/{deployment_id}")
         self.main.get_by_role("button", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Custom run").click()
+        titles = CheckoutOrder.model_json_schema()["properties"]
         for name, value in order.items():
-            field = self.main.get_by_label(re.compile(rf"^{name}\b", re.IGNORECASE))
+            label = titles[name]["title"]
+            field = self.main.get_by_label(re.compile(rf"^{label}\b"))
             if isinstance(value, bool):
                 field.set_checked(value)
             else:

@@ -24,6 +24,7 @@ from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSys
 from deployments.prefect_api import FlowRun, PrefectApi
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import LedgerEntry, Order, SagaRecord, utc_now
+from tests.prepared_cluster import prepare
 
 from .conftest import wait_until
 
@@ -124,6 +125,8 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop whose orders have all met their faults and have ended."""
+    folder = tmp_path_factory.mktemp("crashes")
+    prepare(folder, tmp_path_factory)
     settings = LocalSystem.settings
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORE_STALLED_SECONDS", "45")
@@ -134,7 +137,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             "settings",
             lambda system: {**settings(system), "PREFECT_CLIENT_MAX_RETRIES": "1"},
         )
-        local = LocalSystem(tmp_path_factory.mktemp("crashes"), durable=False, preferred_port=0)
+        local = LocalSystem(folder, durable=False, preferred_port=0)
         with local, local.api() as api:
             shop = Shop(local, api, {})
             api.pause_deployment(DISPATCH_DEPLOYMENT)

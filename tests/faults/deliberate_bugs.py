@@ -21,17 +21,19 @@ import flows.courier_wait
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import orders.acceptance
+import store.embedded_gateway
 import store.outages
-import store.payments
 import store.saga
 import tasks.billing
+import tasks.couriers
 import tasks.dispatch
 import tasks.inventory
-import tasks.orders
 import tasks.points
 import tests.faults.seams
 from store.bulk import Rows, increase, insert_missing
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
 from store.models import (
@@ -47,8 +49,7 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.notifications import TableTopic
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.saga import (
     Backward,
     Forward,
@@ -59,6 +60,7 @@ from store.saga import (
     lock_orders,
 )
 from store.settings import settings
+from store.table_topic import TableTopic
 from tests.faults.partners import BadLineGateway
 
 Patches = Sequence[tuple[Any, str, Any]]
@@ -187,7 +189,7 @@ def a_new_attempt_charges_with_the_old_key() -> Patches:
             "_charge",
             lambda order, record: replace(right(order, record), key=f"{order.id}:1"),
         ),
-        (store.payments, "_require_same", lambda *_: None),
+        (store.embedded_gateway, "_require_same", lambda *_: None),
     ]
 
 
@@ -203,19 +205,19 @@ def a_refund_passes_over_intents() -> Patches:
 
 @bug("I3 money", "I3 one charge", seeds_from=85)
 def a_refund_leaves_no_tombstone() -> Patches:
-    def wrong(ledger: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def wrong(ledger: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         with transaction() as session:
-            known = store.payments._entries(session, [charge.key for charge in charges])
+            known = store.embedded_gateway._entries(session, [charge.key for charge in charges])
             captured = {key for key, entry in known.items() if entry.status == "captured"}
             entries = [
-                store.payments._entry(charge, "refund", "refunded")
+                store.embedded_gateway._entry(charge, "refund", "refunded")
                 for charge in charges
                 if charge.key in captured
             ]
             insert_missing(session, LedgerEntry, entries)
         return {c.key: Answer("refunded" if c.key in captured else "void", c.key) for c in charges}
 
-    return [(Ledger, "refund", wrong)]
+    return [(EmbeddedGateway, "refund", wrong)]
 
 
 @bug("I1 stock")
@@ -253,7 +255,7 @@ def a_second_decision_counts_as_well() -> Patches:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
         return order.status in decidable and order.attempt == attempt
 
-    return [(tasks.dispatch, "_waits", waits), (tasks.dispatch, "insert_rows", _insert_if_first)]
+    return [(tasks.couriers, "_waits", waits), (tasks.couriers, "insert_rows", _insert_if_first)]
 
 
 def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
@@ -284,12 +286,12 @@ def a_restart_begins_a_new_attempt() -> Patches:
 
 @bug("I4 an ending is final", "I4 forward", "I4 endings")
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
-    right = tasks.orders._put_back
+    right = orders.acceptance._put_back
 
     def wrong(session: Session, attempts: Rows, run_id: str) -> None:
         right(session, [{**row, "attempt": row["attempt"] - 1} for row in attempts], run_id)
 
-    return [(tasks.orders, "_put_back", wrong)]
+    return [(orders.acceptance, "_put_back", wrong)]
 
 
 @bug("I4 pivot", "I4 capacity", seeds_from=130)
@@ -341,7 +343,7 @@ def a_courier_is_never_free_again() -> Patches:
 
 @bug("I4 capacity", seeds_from=24)
 def a_late_answer_holds_its_courier() -> Patches:
-    right = tasks.dispatch.record_answer
+    right = tasks.couriers.record_answer
 
     def wrong(order_id: str, answer: CourierAnswer) -> Decision:
         decision = right(order_id, answer)
@@ -401,7 +403,7 @@ def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
 @bug("I4 a crash is no failure", seeds_from=20)
 def a_crash_is_taken_for_a_failure() -> Patches:
     return [
-        (flows.compensation, "is_transient", lambda _: False),
+        (flows.compensation, "is_interruption", lambda _: False),
     ]
 
 

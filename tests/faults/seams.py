@@ -21,12 +21,12 @@ import flows.order_events
 import flows.pause
 import flows.recovery
 import flows.work_pool
+import reports.notices
 import store.database
 import store.models
 import store.queue
 import tasks.billing
 import tasks.dispatch
-import tasks.reports
 import tasks.retries
 from tests.faults.partners import BadLineGateway, BadLineQueue, BadLineTopic
 from tests.faults.prefect_model import Prefect
@@ -79,8 +79,10 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (tasks.billing, "payment_gateway", lambda: BadLineGateway(world)),
         (tasks.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (tasks.dispatch, "topic", lambda: BadLineTopic(world)),
-        (tasks.reports, "topic", lambda: BadLineTopic(world)),
+        (reports.notices, "topic", lambda: BadLineTopic(world)),
         (tasks.retries, "TaskRunContext", SimpleNamespace(get=prefect.task_try)),
+        (tasks.retries, "time", clock),
+        (tasks.retries, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),
         (Task, "__call__", call_task),
         (Flow, "__call__", call_flow),
         (flows.checkout, "runtime", runtime),
@@ -103,7 +105,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (flows.dispatch, "ThreadPoolExecutor", OneAfterAnother),
         (flows.work_pool, "runtime", runtime),
-        (flows.order_events, "_emit", lambda _: None),
+        (flows.order_events, "emit_event", lambda **_: None),
         (flows.order_events, "_publish_timeline", lambda _: None),
         (flows.order_events, "url_for", lambda *_, **__: "http://prefect/run"),
         *(

@@ -21,6 +21,7 @@ from flows.compensation import compensate
 from flows.dispatch import dispatch_orders
 from flows.drain import wake
 from flows.recovery import recover_orders
+from reports.audit import audit
 from seed.catalogue import empty
 from store.bulk import insert_missing
 from store.database import engine, snapshot, transaction
@@ -36,11 +37,10 @@ from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder, CourierAnswer
 from store.models import ENDED, Book, Courier, Customer, OrderStatus, QueuedMessage
 from store.queue import TableQueue
 from store.settings import settings
-from tasks.audit import audit
 from tasks.dispatch import dispatch_order
 from tasks.retries import is_transient
+from tests.books_balance import ALWAYS, AT_REST, Violation, violations
 from tests.faults.chance import Chance
-from tests.faults.invariants import ALWAYS, AT_REST, Violation, violations
 from tests.faults.prefect_model import FINAL, Prefect, Run
 from tests.faults.seams import installed
 from tests.faults.world import FoundViolation, Process, Rates, World

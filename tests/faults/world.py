@@ -16,8 +16,8 @@ from prefect.exceptions import TerminationSignal
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy.exc import InternalError, OperationalError
 
+from tests.books_balance import Violation
 from tests.faults.chance import Chance
-from tests.faults.invariants import Violation
 
 BEGINNING = datetime(2030, 1, 1, 8, tzinfo=UTC)
 SIGTERM = 15

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,9 @@ from flows.by_hand import cancel_order
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
+from orders.batches import begin_batch, count_by_status, failed_orders
+from orders.intake import submit_orders
+from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import (
     BatchFailed,
@@ -34,13 +38,11 @@ from store.errors import (
 )
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
-from store.notifications import Notice, TableTopic
-from tasks.batches import begin_batch, count_by_status, failed_orders
+from store.notifications import Notice
+from store.table_topic import TableTopic
 from tasks.dispatch import dispatch_order
-from tasks.intake import submit_orders
-from tasks.orders import count_orders
 from tests.flows.runs import Runs
-from tests.polling import wait_until
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -114,10 +116,12 @@ class Batches:
 
     def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended, and the queue is empty."""
-        self.ended(running)
-        while queued():
+        state = self.ended(running)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := {id_: status(id_) for id_ in queued()}:
+            assert time.monotonic() < deadline, f"{state!r} has left messages about {left}"
             dispatch_orders(listen_seconds=1)
-        return running.result()
+        return state
 
     def ended(self, running: "Future[State[Any]]") -> State[Any]:
         """Let dispatchers follow each other until the batch has ended."""

@@ -14,6 +14,8 @@ from sqlalchemy.exc import OperationalError
 from flows import checkout, compensation, courier_wait
 from flows.checkout import is_handed_over, store_checkout
 from flows.continuation import CONTINUATION
+from orders.ownership import hand_over
+from orders.waits import expire_waits
 from store.errors import (
     BillingError,
     BookOutOfStock,
@@ -28,9 +30,8 @@ from store.errors import (
 from store.messages import ASSIGNED, NO_COURIER, Receipt
 from store.queue import TableQueue
 from tasks.billing import bill_customer
-from tasks.dispatch import expire_waits, prepare_order
+from tasks.dispatch import prepare_order
 from tasks.inventory import check_inventory
-from tasks.orders import hand_over
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
 from tests.shop import (

@@ -22,7 +22,7 @@ from prefect.states import (
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.continuation import CONTINUATION, CONTINUED, continue_run, who_asked
-from tasks.batches import begin_batch
+from orders.batches import begin_batch
 from tests.flows.runs import Runs
 from tests.shop import an_order, order_row, placed
 

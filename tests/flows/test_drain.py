@@ -16,10 +16,10 @@ from flows import drain as pools
 from flows.batch import batch_checkout
 from flows.dispatch import DispatchReport, dispatch_orders
 from flows.recovery import RecoveryReport, recover_orders
+from orders.batches import count_by_status
+from orders.intake import submit_orders
 from store.messages import ASSIGNED
 from store.models import utc_now
-from tasks.batches import count_by_status
-from tasks.intake import submit_orders
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.polling import wait_until

@@ -16,8 +16,8 @@ from flows.continuation import CONTINUED, who_asked
 from flows.lost_runs import why_lost
 from flows.recovery import close_runs, recover_orders
 from flows.run_states import deployments
+from orders.batches import begin_batch
 from store.models import utc_now
-from tasks.batches import begin_batch
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.polling import wait_until

@@ -31,7 +31,17 @@ from store.errors import BillingError
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 
-PRODUCT = ("flows", "tasks", "store", "console", "deployments", "seed")
+PRODUCT = (
+    "flows",
+    "orders",
+    "reports",
+    "tasks",
+    "texts",
+    "store",
+    "console",
+    "deployments",
+    "seed",
+)
 HEADING = "\n## Used of Prefect without its promise\n"
 
 

@@ -9,9 +9,11 @@ from sqlalchemy import ExceptionContext, NullPool, create_engine, event, text
 
 from flows import compensation
 from flows.batch import STEPS, batch_checkout
+from orders.intake import claim_orders
 from store.database import engine
+from store.embedded_gateway import EmbeddedGateway
 from store.outages import READ_ONLY, sqlstate_of
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.settings import settings
 from tasks.dispatch import send_again
 from tests.flows.runs import Runs
@@ -41,6 +43,12 @@ class Failover:
     def end(self) -> None:
         self._set("ALTER SYSTEM RESET default_transaction_read_only", "off")
 
+    def end_later(self) -> None:
+        """End it some time after the first call that it refused."""
+        wait_until(lambda: self.refused, "a call that was refused")
+        time.sleep(READ_ONLY_SECONDS)
+        self.end()
+
     def _set(self, statement: str, value: str) -> None:
         with self._switch.connect() as connection:
             connection.execute(text("SET default_transaction_read_only = off"))
@@ -61,17 +69,17 @@ def failover(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failover]:
     failover = Failover(settings().database_url)
     store = engine(settings().database_url)
     event.listen(store, "handle_error", failover.count)
-    capture = Ledger.capture
+    capture = EmbeddedGateway.capture
     begun: list[bool] = []
 
-    def charge_and_fail_over(self: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def charge_and_fail_over(self: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         answers = capture(self, charges)
         if not begun:
             begun.append(True)
             failover.begin()
         return answers
 
-    monkeypatch.setattr(Ledger, "capture", charge_and_fail_over)
+    monkeypatch.setattr(EmbeddedGateway, "capture", charge_and_fail_over)
     yield failover
     failover.end()
     event.remove(store, "handle_error", failover.count)
@@ -90,17 +98,35 @@ def test_a_batch_outlasts_a_failover_in_the_midst_of_its_charges(
     orders = submit(ORDERS)
     batches = Batches(runs)
     with ThreadPoolExecutor(1) as operator:
-
-        def end_later() -> None:
-            wait_until(lambda: failover.refused, "a call that was refused")
-            time.sleep(READ_ONLY_SECONDS)
-            failover.end()
-
-        ended = operator.submit(end_later)
+        ended = operator.submit(failover.end_later)
         running = batches.start(chunk_size=ORDERS)
         ended.result()
         state = batches.dispatched(running)
     assert state.message == f"{ORDERS} orders: {ORDERS} dispatched"
+    all_are_well(orders)
+
+
+def test_a_batch_claims_orders_when_the_failover_is_over(
+    runs: Runs, failover: Failover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[list[str]] = []
+
+    def claim_late(run_id: str, limit: int) -> list[str]:
+        if claims:
+            wait_until(lambda: failover.refused, "a call that was refused")
+        claims.append(claim_orders(run_id, limit))
+        return claims[-1]
+
+    monkeypatch.setattr("flows.batch.claim_orders", claim_late)
+    orders = submit(ORDERS)
+    batches = Batches(runs)
+    with ThreadPoolExecutor(1) as operator:
+        ended = operator.submit(failover.end_later)
+        running = batches.start(chunk_size=ORDERS // 2)
+        ended.result()
+        state = batches.dispatched(running)
+    assert state.message == f"{ORDERS} orders: {ORDERS} dispatched"
+    assert [len(claimed) for claimed in claims] == [ORDERS // 2, ORDERS // 2, 0]
     all_are_well(orders)
 
 

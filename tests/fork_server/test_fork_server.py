@@ -1,19 +1,22 @@
 """The fork server and its client, with real processes and an engine of the tests' own."""
 
+import array
+import errno
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
 
-from fork_server import server
+from fork_server import client, server, status
 from tests.polling import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -37,13 +40,15 @@ class Runs:
         """Bring in a version of the module that the fork server imports."""
         (self.root / "lib.py").write_text(code)
 
-    def start(self, job: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a run."""
+    @property
+    def command(self) -> list[str]:
+        client = [sys.executable, "-I", "-S", str(CLIENT)]
+        return [*client, str(self.sockets), str(self.root), "job", "lib"]
+
+    def start(self, job: str, *worker: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a run, as a child of this process or of another worker's."""
         run = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", str(CLIENT)),
-                *(str(self.sockets), str(self.root), "job", "lib"),
-            ],
+            [*worker, *self.command],
             env={**os.environ, "JOB": job, "RUNS": self.mark, **environment},
             cwd=self.root,
             stdin=subprocess.PIPE,
@@ -66,9 +71,11 @@ class Runs:
         reported: dict[str, Any] = json.loads(out)
         return reported
 
-    def stay(self, **environment: str) -> tuple[subprocess.Popen[str], psutil.Process, str]:
+    def stay(
+        self, *worker: str, **environment: str
+    ) -> tuple[subprocess.Popen[str], psutil.Process, str]:
         """Start a run that stays; return its client, its own process and its version."""
-        run = self.start("stay", **environment)
+        run = self.start("stay", *worker, **environment)
         assert run.stdout is not None
         pid, _, version = run.stdout.readline().split()
         return run, psutil.Process(int(pid)), version
@@ -222,6 +229,140 @@ def test_a_server_without_work_ends_and_takes_its_socket_with_it(runs: Runs) -> 
     assert not list(runs.sockets.glob("*.socket"))
 
 
+def test_a_server_that_is_told_to_end_keeps_its_child_and_serves_no_other(runs: Runs) -> None:
+    run, process, _ = runs.stay()
+    (serving,) = runs.servers()
+    serving.terminate()
+    wait_until(lambda: not list(runs.sockets.glob("*.socket")), "the end of the socket")
+    assert runs.report()["version"] == 1
+    assert len(runs.servers()) == 2
+    run.terminate()
+    assert (run.wait(timeout=60), run.stdout and run.stdout.read()) == (3, "told to end\n")
+    assert is_gone(process)
+    wait_until(lambda: not serving.is_running(), "the end of the server without a child")
+
+
+def test_each_worker_has_a_server_of_its_own_which_ends_with_it_and_keeps_its_run(
+    runs: Runs,
+) -> None:
+    worker = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])")
+    _, ours, _ = runs.stay()
+    theirs_started, theirs, _ = runs.stay(*worker)
+    own, other = psutil.Process(ours.ppid()), psutil.Process(theirs.ppid())
+    assert own.pid != other.pid
+    theirs_started.kill()
+    theirs_started.wait()
+    name = f"*-{theirs_started.pid}.socket"
+    wait_until(lambda: not list(runs.sockets.glob(name)), "the end of the socket")
+    assert not is_gone(theirs)
+    theirs.kill()
+    wait_until(lambda: not other.is_running(), "the end of the worker's server")
+    assert not is_gone(ours)
+    assert own.is_running()
+
+
+def test_a_client_that_waits_no_longer_has_no_child(runs: Runs) -> None:
+    runs.report()
+    (serving,) = runs.servers()
+    (name,) = runs.sockets.glob("*.socket")
+    streams = array.array("i", [0, 1, 2]).tobytes()
+    given = {"environment": {"JOB": "stay"}, "folder": str(runs.root), "umask": 0o22}
+    connection = client._connect(str(name))
+    assert connection is not None
+    with connection:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+        connection.sendmsg([json.dumps(given).encode() + b"\n"], rights)
+        assert connection.recv(64) == b"ready\n"
+        assert serving.children() == []
+    log = Path(f"{name}.log")
+    wait_until(lambda: "waits no longer" in log.read_text(), "line of the server's log")
+    assert serving.children() == []
+    assert runs.report()["version"] == 1
+
+
+def ends_cold_while_another_goes_on(runs: Runs, process: psutil.Process, *worker: str) -> str:
+    """Start a second run; return why it has started cold."""
+    second = runs.start("report", *worker)
+    out, err = second.communicate("typed\n", timeout=60)
+    assert (second.returncode, json.loads(out)["typed"]) == (0, "typed\n")
+    assert err.startswith(COLD)
+    assert not is_gone(process)
+    assert process.ppid() in {serving.pid for serving in runs.servers()}
+    return err
+
+
+def test_where_a_fork_fails_its_run_starts_cold_and_the_others_go_on(runs: Runs) -> None:
+    runs.write(
+        "import os\nVERSION = 1\nfork = os.fork\n"
+        "def fails():\n"
+        "    if os.path.exists('full'):\n"
+        "        raise BlockingIOError(11, 'no more processes')\n"
+        "    return fork()\n"
+        "os.fork = fails\n"
+    )
+    run, process, _ = runs.stay()
+    (runs.root / "full").touch()
+    assert "no more processes" in ends_cold_while_another_goes_on(runs, process)
+    run.terminate()
+    assert run.wait(timeout=60) == 3
+
+
+def test_a_server_takes_no_more_children_than_it_has_files_for(runs: Runs) -> None:
+    most = server.SPARE_FILES + 1
+    code = (
+        f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most})); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    limited = (sys.executable, "-c", code)
+    run, process, _ = runs.stay(*limited)
+    assert "has 1 children, its most" in ends_cold_while_another_goes_on(runs, process, *limited)
+    run.terminate()
+    assert run.wait(timeout=60) == 3
+
+
+def test_a_run_is_killed_for_want_of_memory_before_its_server_is(runs: Runs) -> None:
+    _, process, _ = runs.stay()
+    score = {
+        pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        for pid in (process.pid, process.ppid())
+    }
+    assert score[process.pid] == min(1000, score[process.ppid()] + server.FIRST_TO_BE_KILLED)
+
+
+def test_a_server_tells_how_it_is_without_forking(runs: Runs) -> None:
+    _, process, _ = runs.stay()
+    (found,) = status.servers()
+    assert (found.pid, found.children, found.is_current) == (process.ppid(), 1, True)
+    runs.write("VERSION = 'second'\n")
+    (found,) = status.servers()
+    assert (found.children, found.is_current) == (1, False)
+
+
+def test_on_a_full_disk_a_run_starts_cold(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    open_file = os.open
+
+    def without_space(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_file(path, flags, *mode)
+
+    def start_cold(engine: str, error: Exception) -> NoReturn:
+        started.append((engine, str(error)))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "open", without_space)
+    monkeypatch.setattr(client, "_start_cold", start_cold)
+    with pytest.raises(SystemExit):
+        client.main([str(runs.sockets), str(runs.root), "job", "lib"])
+    assert started == [("job", "[Errno 28] No space left on device")]
+
+
+def a_folder_of_a_variable_that_is_not_set(runs: Runs) -> Mapping[str, str]:
+    runs.sockets = Path("$FORK_SERVER_NOT_SET/sockets")
+    return {}
+
+
 def a_folder_that_others_may_enter(runs: Runs) -> Mapping[str, str]:
     runs.sockets.mkdir(mode=0o755)
     return {}
@@ -249,6 +390,7 @@ def a_module_that_cannot_be_imported(runs: Runs) -> Mapping[str, str]:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
+        (a_folder_of_a_variable_that_is_not_set, "names an environment variable that is not set"),
         (a_folder_that_others_may_enter, "must be a folder of this user's with mode 700"),
         (a_file_in_place_of_the_folder, "File exists"),
         (a_module_that_starts_a_thread, "has 2 threads and forks no more"),
@@ -266,8 +408,6 @@ def test_where_no_server_is_to_be_had_the_run_starts_cold_and_says_why(
 
 
 def test_another_users_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         server.require_same_user(ours)
@@ -277,7 +417,7 @@ def test_another_users_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_importing_the_flows_starts_no_thread_and_connects_to_nothing() -> None:
-    from deployments.local import FLOW_MODULES
+    from deployments.warm_start import FLOW_MODULES
 
     code = "\n".join(
         [

@@ -25,7 +25,7 @@ RECOVERY = "KILLS_IN_RECOVERY"
 """Set in the process of recovery that is no run of a worker's."""
 
 PROJECT = Path(__file__).resolve().parents[2]
-CODE = ("flows", "tasks", "store")
+CODE = ("flows", "orders", "reports", "tasks", "texts", "store")
 NO_PLACES = {"tell_of_wait", "receive", "hide", "delete"}
 
 

@@ -33,12 +33,13 @@ from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
 from store.messages import NO_COURIER
 from store.models import ENDED, Customer, LedgerEntry, Order
-from store.saga import SEQUENCE
 from store.settings import settings
+from tasks.steps import SEQUENCE
 from tests.books_balance import assert_books_balance
 from tests.e2e.conftest import wait_until
 from tests.kills.killer import FOLDER, PROJECT, RECOVERY
 from tests.kills.processes import Processes
+from tests.prepared_cluster import prepare
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -141,6 +142,8 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop whose orders have all died where they were to, and have ended."""
     marks = tmp_path_factory.mktemp("marks")
+    folder = tmp_path_factory.mktemp("kills")
+    prepare(folder, tmp_path_factory)
     right = LocalSystem.settings
     with pytest.MonkeyPatch.context() as patch:
         # Messages that a dead dispatcher had in hand come again soon.
@@ -148,7 +151,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         killed = {"PYTHONPATH": f"{HERE}:{PROJECT}", FOLDER: str(marks)}
         patch.setattr(LocalSystem, "settings", lambda local: {**right(local), **killed})
         patch.setattr(LocalSystem, "start_worker", lambda _: None)
-        local = LocalSystem(tmp_path_factory.mktemp("kills"), durable=False, preferred_port=0)
+        local = LocalSystem(folder, durable=False, preferred_port=0)
         with local, PrefectApi(local.api_url) as api:
             processes = Processes(local, api)
             shop = Shop(local, api, marks, processes)

@@ -42,7 +42,7 @@ class Expected:
     @property
     def waits(self) -> bool:
         """Whether the order comes to its wait for a courier."""
-        return self.error not in ("BillingError", "BookOutOfStock")
+        return self.status == OrderStatus.DISPATCHED
 
     @property
     def run_state(self) -> str:

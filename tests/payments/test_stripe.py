@@ -15,11 +15,13 @@ from localstripe import resources
 
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
+from reports.audit import audit, is_compared_with_gateway
 from store import stripe_gateway as stripe_gateway_module
 from store.database import snapshot
 from store.errors import TEXT_AT_MOST, KeyReused, PaymentGatewayUnavailable
 from store.models import utc_now
-from store.payments import Answer, Charge, payment_gateway
+from store.partners import payment_gateway
+from store.payments import Answer, Charge
 from store.stripe_gateway import (
     CHARGE,
     CHARGE_REMEDIES,
@@ -28,7 +30,6 @@ from store.stripe_gateway import (
     REFUND_REMEDIES,
     StripeGateway,
 )
-from tasks.audit import audit, is_compared_with_gateway
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn
@@ -68,7 +69,7 @@ def test_the_settings_choose_stripe(paid_by_stripe: StripeStandIn) -> None:
 
 
 def test_without_stripe_the_library_is_not_imported() -> None:
-    loads = "import sys, flows.checkout, store.payments; sys.exit('stripe' in sys.modules)"
+    loads = "import sys, flows.checkout, store.partners; sys.exit('stripe' in sys.modules)"
     subprocess.run([sys.executable, "-c", loads], check=True, timeout=60)
 
 

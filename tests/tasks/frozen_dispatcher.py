@@ -10,16 +10,16 @@ from typing import Any
 from unittest.mock import patch
 
 import store.sessions
-import tasks.dispatch
+import tasks.couriers
 from store.models import Courier
 from store.sessions import STEP
-from tasks.dispatch import find_couriers
+from tasks.couriers import find_couriers
 from tasks.retries import is_transient
 from tests.shop import messages_about
 
 IDLE_SECONDS = 5
 """In place of the real 20 s."""
-lock_couriers = tasks.dispatch._lock_couriers
+lock_couriers = tasks.couriers.lock_couriers
 
 
 def with_its_locks(session: Any) -> dict[str, Courier]:
@@ -52,7 +52,7 @@ def main(point: str, order_ids: list[str]) -> None:
     store.sessions.STEP = STEP._replace(idle_seconds=IDLE_SECONDS)
     stop = {"locks": with_its_locks, "result": in_its_result}[point]
     messages = messages_about(order_ids)
-    with patch.object(tasks.dispatch, "_lock_couriers", stop):
+    with patch.object(tasks.couriers, "lock_couriers", stop):
         tries = 1
         while True:
             try:

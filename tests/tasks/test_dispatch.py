@@ -7,22 +7,17 @@ from functools import partial
 
 import pytest
 
+from orders.waits import expire_waits
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading
 from store.errors import CheckoutFailed, CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
 from store.models import Decision, Notification, utc_now
-from store.notifications import Notice, TableTopic
+from store.notifications import Notice
 from store.queue import TableQueue
-from tasks.dispatch import (
-    decisions_of,
-    dispatch_order,
-    expire_waits,
-    find_couriers,
-    prepare_order,
-    record_answer,
-    send_again,
-)
+from store.table_topic import TableTopic
+from tasks.couriers import decisions_of, find_couriers, record_answer
+from tasks.dispatch import dispatch_order, prepare_order, send_again
 from tests.shop import (
     assign,
     assigned_copies,

@@ -17,7 +17,7 @@ import store.sessions
 from store.database import release_connections
 from store.sessions import STEP
 from store.settings import settings
-from tasks.dispatch import find_couriers
+from tasks.couriers import find_couriers
 from tasks.retries import is_transient
 from tests.polling import wait_until
 from tests.shop import messages_about, placed, status

@@ -10,15 +10,16 @@ import pytest
 from sqlalchemy import text
 
 from flows.compensation import UNDO
+from orders.batches import begin_batch, hand_over_batch
+from orders.ownership import count_continuation
+from orders.waits import prolong_waits
+from reports.notices import remind
 from seed.catalogue import COURIERS, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookOutOfStock, CheckoutFailed
 from store.models import utc_now
 from store.saga import abandon, lock_orders
-from tasks.batches import begin_batch, hand_over_batch
-from tasks.dispatch import prolong_waits, send_again
-from tasks.orders import count_continuation
-from tasks.reports import remind
+from tasks.dispatch import send_again
 from tests.shop import (
     STEPS,
     add_book,

@@ -20,12 +20,20 @@ from store.errors import (
     RetryableError,
     UserNotFound,
 )
-from tasks import billing, dispatch, inventory, points, pricing
-from tasks.retries import RETRIES, if_transient, is_last_try, is_transient
+from tasks import billing, couriers, dispatch, inventory, points, pricing
+from tasks.retries import (
+    RETRIES,
+    RETRY_DELAYS_SECONDS,
+    RETRY_JITTER,
+    if_transient,
+    is_last_try,
+    is_transient,
+    retried,
+)
 
 TASKS: list[Task[..., object]] = [
     found
-    for module in (billing, dispatch, inventory, points, pricing)
+    for module in (billing, couriers, dispatch, inventory, points, pricing)
     for found in vars(module).values()
     if isinstance(found, Task)
 ]
@@ -92,3 +100,43 @@ def test_every_task_is_retried_alike_and_never_answers_from_a_cache(
 
 def test_outside_of_prefect_there_is_one_try() -> None:
     assert is_last_try()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each wait, none of which is waited."""
+    found: list[float] = []
+    monkeypatch.setattr("tasks.retries.time.sleep", found.append)
+    return found
+
+
+def test_a_call_outside_of_a_task_is_retried_as_a_task_is(waits: list[float]) -> None:
+    errors = [an_outage(OperationalError)] * RETRIES
+
+    @retried
+    def count(number: int) -> int:
+        if errors:
+            raise errors.pop()
+        return number
+
+    assert count(3) == 3
+    for wait, delay in zip(waits, RETRY_DELAYS_SECONDS, strict=True):
+        assert delay * (1 - RETRY_JITTER) <= wait <= delay * (1 + RETRY_JITTER)
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(an_outage(OperationalError), RETRIES + 1), (BookOutOfStock("gone"), 1)]
+)
+def test_such_a_call_raises_the_last_error_and_any_that_is_no_outage_at_once(
+    waits: list[float], error: Exception, calls: int
+) -> None:
+    made = []
+
+    @retried
+    def fail() -> None:
+        made.append(error)
+        raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert (len(made), len(waits)) == (calls, calls - 1)

@@ -1,0 +1,290 @@
+"""What the doctor looks at in the deployments: schedules, pools, workers, automations."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import UUID
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import Automation, EventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import (
+    get_current_settings,
+)
+
+from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
+from console.prefect_checks import open_server
+from deployments.automations import (
+    HEARTBEAT_SECONDS,
+    RECOVERY_DEPLOYMENT,
+    SILENCE_SECONDS,
+    automations,
+)
+from deployments.local import PROJECT_DIR
+from deployments.prefect_yaml import deployments_of, pauses, problems
+from store.settings import settings
+
+PREFECT_YAML = PROJECT_DIR / "prefect.yaml"
+
+
+LEAST_HEARTBEATS = 3
+"""Heartbeats that must fit into the silence after which a run counts as dead."""
+
+
+PAGE = 200
+
+
+DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
+
+
+def _wanted() -> dict[str, Mapping[str, Any]]:
+    return deployments_of(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR)
+
+
+def _prefect_yaml() -> Iterator[Diagnosis]:
+    if not PREFECT_YAML.is_file():
+        yield not_checked(f"there is no {PREFECT_YAML}; run the doctor where the code is")
+        return
+    found = problems(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR)
+    for problem in found:
+        yield mend(problem, "mend it in prefect.yaml, then apply it: `prefect deploy --all`")
+    if not found:
+        yield ok("prefect.yaml has nothing that Prefect would ignore or run unsafely")
+
+
+def _deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    """Return all deployments of the server, each by its name, `flow/deployment`."""
+    flows = {flow.id: flow.name for flow in _pages(client.read_flows)}
+    return {f"{flows.get(d.flow_id)}/{d.name}": d for d in _pages(client.read_deployments)}
+
+
+def _pages(read: Any) -> Iterator[Any]:
+    offset = 0
+    while page := read(limit=PAGE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _deployments() -> Iterator[Diagnosis]:
+    wanted = _wanted()
+    with open_server() as client:
+        deployed = _deployed(client)
+    well = True
+    for name, deployment in wanted.items():
+        found = deployed.get(name)
+        if found is None:
+            well = False
+            yield mend(f"{name} is not deployed", DEPLOY_AGAIN)
+        elif found.entrypoint != deployment["entrypoint"]:
+            well = False
+            yield mend(
+                f"{name} runs {found.entrypoint}, prefect.yaml says {deployment['entrypoint']}",
+                DEPLOY_AGAIN,
+            )
+    if well:
+        yield ok(f"the {len(wanted)} deployments of prefect.yaml are there")
+
+
+def _continuations() -> Iterator[Diagnosis]:
+    with open_server() as client:
+        deployed = _deployed(client)
+    chosen = settings()
+    missing = {
+        "STORE_CHECKOUT_DEPLOYMENT": chosen.checkout_deployment,
+        "STORE_BATCH_DEPLOYMENT": chosen.batch_deployment,
+    }
+    missing = {setting: name for setting, name in missing.items() if name not in deployed}
+    for setting, name in missing.items():
+        yield mend(
+            f"{setting} is {name}, which is not deployed: an order whose run is lost goes nowhere",
+            f"deploy it, or set {setting} to one that is",
+        )
+    if not missing:
+        yield ok("the deployments in which orders go on after a crash are there")
+
+
+def _schedules() -> Iterator[Diagnosis]:
+    with open_server() as client:
+        deployed = _deployed(client)
+    problems = [
+        diagnosis
+        for name, deployment in _wanted().items()
+        if name in deployed
+        for diagnosis in _schedules_of(name, deployment, deployed[name])
+    ]
+    yield from problems
+    if not problems:
+        yield ok("every schedule of prefect.yaml is active")
+
+
+def _schedules_of(
+    name: str, deployment: Mapping[str, Any], found: DeploymentResponse
+) -> Iterator[Diagnosis]:
+    if deployment.get("schedules") and found.paused:
+        yield mend(
+            f"{name} is paused: none of its schedules makes a run",
+            f"`prefect deployment schedule resume '{name}'`, or in the UI",
+        )
+    by_slug = {schedule.slug: schedule for schedule in found.schedules}
+    for wanted in deployment.get("schedules") or []:
+        schedule = by_slug.get(wanted["slug"])
+        if schedule is None or not _is_as_wanted(schedule, wanted):
+            yield mend(
+                f"{name} has not the schedule {wanted['slug']} of prefect.yaml", DEPLOY_AGAIN
+            )
+        elif not schedule.active and wanted.get("active", True):
+            yield mend(
+                f"the schedule {wanted['slug']} of {name} is not active",
+                "activate it on the deployment's page in the UI",
+            )
+
+
+def _is_as_wanted(schedule: DeploymentSchedule, wanted: Mapping[str, Any]) -> bool:
+    cron = getattr(schedule.schedule, "cron", None)
+    interval = getattr(schedule.schedule, "interval", None)
+    seconds = interval.total_seconds() if interval is not None else None
+    return bool(cron == wanted.get("cron") and seconds == wanted.get("interval"))
+
+
+def _limits() -> Iterator[Diagnosis]:
+    pausing = {name for name, found in _wanted().items() if pauses(found, PROJECT_DIR)}
+    flows = {name.partition("/")[0] for name in pausing}
+    with open_server() as client:
+        deployed = _deployed(client)
+    # Others may have deployed the same flows under other names.
+    limited = [
+        name
+        for name, found in deployed.items()
+        if name.partition("/")[0] in flows and found.global_concurrency_limit is not None
+    ]
+    for name in limited:
+        yield mend(
+            f"{name} has a concurrency limit: a run that pauses longer than its lease crashes",
+            "take the limit off the deployment; limit the work pool instead",
+        )
+    if not limited:
+        yield ok("no deployment whose run pauses has a concurrency limit")
+
+
+def pool_names(client: SyncPrefectClient) -> set[str]:
+    """Return the work pools of the deployments of prefect.yaml."""
+    deployed = _deployed(client)
+    return {
+        pool
+        for name in _wanted()
+        if name in deployed and (pool := deployed[name].work_pool_name) is not None
+    }
+
+
+def _work_pools() -> Iterator[Diagnosis]:
+    with open_server() as client:
+        names = pool_names(client)
+        for name in sorted(names):
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                yield mend(
+                    f"the work pool {name} does not exist: runs stay Late for ever",
+                    f"`prefect work-pool create {name} --type process`",
+                )
+                continue
+            if pool.is_paused:
+                yield mend(
+                    f"the work pool {name} is paused: no worker takes a run",
+                    f"`prefect work-pool resume {name}`, once what it was paused for is done",
+                )
+            else:
+                yield ok(f"the work pool {name} takes runs")
+    if not names:
+        yield mend("no deployment of prefect.yaml has a work pool", DEPLOY_AGAIN)
+
+
+def _workers() -> Iterator[Diagnosis]:
+    with open_server() as client:
+        for name in sorted(pool_names(client)):
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                continue
+            if pool.is_push_pool or pool.is_managed_pool:
+                yield ok(f"the work pool {name} needs no worker")
+                continue
+            online = [
+                worker.name
+                for worker in client.read_workers_for_work_pool(name)
+                if worker.status == WorkerStatus.ONLINE
+            ]
+            if online:
+                yield ok(f"{len(online)} workers of {name} are online: {', '.join(online)}")
+            else:
+                yield mend(
+                    f"no worker of {name} is online: no order starts, none is looked after",
+                    f"`prefect worker start --pool {name}`, with the settings of docs/settings.md",
+                )
+
+
+def _automations() -> Iterator[Diagnosis]:
+    remedy = "run `python -m deployments.automations`"
+    with open_server() as client:
+        names = [wanted.name for wanted in automations(UUID(int=0), SILENCE_SECONDS)]
+        found = {name: client.read_automations_by_name(name) for name in names}
+        recovery = _deployed(client).get(RECOVERY_DEPLOYMENT)
+    problems = []
+    for name, of_name in found.items():
+        if not of_name:
+            problems.append(warning(f"the automation “{name}” is missing", remedy))
+        elif len(of_name) > 1:
+            problems.append(
+                warning(
+                    f"the automation “{name}” is there {len(of_name)} times", "delete all but one"
+                )
+            )
+        if of_name and not of_name[0].enabled:
+            problems.append(warning(f"the automation “{name}” is disabled", "enable it in the UI"))
+        problems += [unfit for each in of_name for unfit in _unfitting(each, recovery)]
+    yield from problems
+    if not problems:
+        yield ok("the store's automations are there, and fit the heartbeats and deployments")
+
+
+def _unfitting(automation: Automation, recovery: DeploymentResponse | None) -> list[Diagnosis]:
+    """Return what of an automation does not go with the settings here and the deployments."""
+    found = []
+    heartbeat = get_current_settings().flows.heartbeat_frequency
+    for action in automation.actions:
+        match action:
+            case ChangeFlowRunState() if isinstance(automation.trigger, EventTrigger):
+                silence = automation.trigger.within.total_seconds()
+                if heartbeat is None or silence < LEAST_HEARTBEATS * heartbeat:
+                    found.append(
+                        mend(
+                            f"runs count as dead after {silence:.0f} s of silence, but send a "
+                            f"heartbeat every {heartbeat} s: healthy runs are marked as crashed",
+                            f"set PREFECT_FLOWS_HEARTBEAT_FREQUENCY to {HEARTBEAT_SECONDS} for "
+                            "every worker",
+                        )
+                    )
+            case RunDeployment() if recovery is None or action.deployment_id != recovery.id:
+                found.append(
+                    mend(
+                        f"the automation “{automation.name}” starts a deployment that is not "
+                        f"{RECOVERY_DEPLOYMENT}",
+                        "run `python -m deployments.automations`",
+                    )
+                )
+    return found
+
+
+DEPLOYMENT_CHECKS = (
+    Check("prefect.yaml", _prefect_yaml),
+    Check("deployments", _deployments, needs=("prefect server", "prefect.yaml")),
+    Check("continuations", _continuations, needs=("prefect server", "settings")),
+    Check("schedules", _schedules, needs=("prefect server", "prefect.yaml")),
+    Check("limits", _limits, needs=("prefect server", "prefect.yaml")),
+    Check("work pools", _work_pools, needs=("prefect server", "prefect.yaml")),
+    Check("workers", _workers, needs=("prefect server", "prefect.yaml")),
+    Check("automations", _automations, needs=("prefect server",)),
+)

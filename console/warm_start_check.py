@@ -1,0 +1,64 @@
+"""What the doctor says of how runs start: warm, as forks, or cold, each in a new Python."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prefect.client.schemas.objects import WorkPool
+from prefect.exceptions import ObjectNotFound
+
+from console.deployment_checks import pool_names
+from console.diagnosis import Check, Diagnosis, ok, warning
+from console.prefect_checks import open_server
+from deployments.warm_start import CLIENT, is_wanted
+from fork_server.status import Status, servers
+
+
+def look() -> Iterator[Diagnosis]:
+    """Say for each process pool how its runs start, then for each fork server here what it has."""
+    is_warm = False
+    with open_server() as client:
+        for name in sorted(pool_names(client)):
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                continue
+            if pool.type == "process":
+                is_warm |= CLIENT in (_command(pool) or "")
+                yield _of_pool(name, _command(pool))
+    if not is_warm:
+        return
+    found = servers()
+    yield from (ok(_told(status)) for status in found)
+    if not found:
+        yield ok("no fork server runs here; the next run of a worker starts one")
+
+
+def _command(pool: WorkPool) -> str | None:
+    template: dict[str, Any] = pool.base_job_template
+    variables = template.get("variables", {}).get("properties", {})
+    command: str | None = variables.get("command", {}).get("default")
+    return command
+
+
+def _of_pool(name: str, command: str | None) -> Diagnosis:
+    if command and CLIENT in command:
+        return ok(f"runs of the work pool {name} start warm")
+    if command:
+        return ok(f"runs of the work pool {name} start by a command of its own")
+    if not is_wanted():
+        return ok(f"runs of the work pool {name} start cold, as it is set here")
+    return warning(
+        f"runs of the work pool {name} start cold: each takes seconds of a core to begin",
+        "call `python -m deployments.warm_start`, or set STORE_WARM_START=false",
+    )
+
+
+def _told(status: Status) -> str:
+    code = "the present code" if status.is_current else "older code, kept for its runs"
+    return (
+        f"the fork server {status.pid} of worker {status.worker} has {code} ({status.code}) "
+        f"since {status.since:%Y-%m-%d %H:%M} UTC, and {status.children} runs"
+    )
+
+
+WARM_START_CHECKS = (Check("warm start", look, needs=("prefect server", "prefect.yaml")),)

@@ -1,0 +1,109 @@
+"""How the runs of a process work pool start: as forks of a fork server, or each in a new Python.
+
+    python -m deployments.warm_start     set it for the pool STORE_WORK_POOL
+
+The pool's template holds the command, so workers follow it from their next run on. Only the command
+changes, and only where it is the fork server's or there is none: a command of your own stays, and
+so do pools of containers. docs/deploying.md says when to call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from deployments.prefect_api import PrefectApi
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+TEMPLATE = PROJECT_DIR / "deployments/pools/process.json"
+CLIENT = "fork_server/client.py"
+SOCKETS = "$PREFECT_HOME/fork-server"
+"""A folder for each worker that has a Prefect home of its own, and private as that one is."""
+FLOW_MODULES = ("flows.checkout", "flows.batch", "flows.dispatch", "flows.recovery", "flows.audit")
+"""What a fork server imports beforehand."""
+
+
+class WarmStartError(Exception):
+    """How runs start cannot be set; the message says what to do."""
+
+
+def is_wanted() -> bool:
+    """Return whether runs are to start warm here: STORE_WARM_START, on Linux only.
+
+    Raises:
+        WarmStartError: the setting is neither true nor false.
+    """
+    asked_for = os.environ.get("STORE_WARM_START", "true")
+    try:
+        wanted = TypeAdapter(bool).validate_python(asked_for)
+    except ValidationError:
+        raise WarmStartError("STORE_WARM_START must be true or false.") from None
+    return wanted and sys.platform.startswith("linux")
+
+
+def run_command(python: str, project_dir: Path) -> str:
+    """Return the command by which a worker on this machine starts a run warm."""
+    client = [python, "-I", "-S", str(project_dir / CLIENT)]
+    return shlex.join([*client, SOCKETS, str(project_dir), "prefect.engine", *FLOW_MODULES])
+
+
+def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str:
+    """Have the pool's workers start each run by this command; None for Prefect's own.
+
+    Returns:
+        What holds from now on, as a sentence.
+
+    Raises:
+        WarmStartError: there is no such pool.
+    """
+    pool = api.work_pool(pool_name)
+    if pool is None:
+        raise WarmStartError(
+            f"There is no work pool {pool_name}: `prefect work-pool create {pool_name}`."
+        )
+    if pool["type"] != "process":
+        return f"The work pool {pool_name} is of type {pool['type']}: its runs start as before."
+    # A pool has no template until its first worker has come.
+    template: dict[str, Any] = pool["base_job_template"] or json.loads(TEMPLATE.read_text())
+    variable = template["variables"]["properties"].get("command", {})
+    set_before = variable.get("default")
+    if set_before and CLIENT not in set_before:
+        return f"The work pool {pool_name} has a command of its own: its runs start as before."
+    if set_before != command:
+        variable["default"] = command
+        template["variables"]["properties"]["command"] = variable
+        api.set_base_job_template(pool_name, template)
+    how = "warm" if command else "cold, each in a new Python"
+    return f"Runs of the work pool {pool_name} start {how}."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.warm_start", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args(arguments)
+    url = os.environ.get("PREFECT_API_URL")
+    pool = os.environ.get("STORE_WORK_POOL")
+    if not url or not pool:
+        sys.stderr.write("Set PREFECT_API_URL and STORE_WORK_POOL.\n")
+        return 1
+    try:
+        command = run_command(sys.executable, PROJECT_DIR) if is_wanted() else None
+        with PrefectApi(url, os.environ.get("PREFECT_API_AUTH_STRING")) as api:
+            sys.stdout.write(f"{set_run_command(api, pool, command)}\n")
+    except WarmStartError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""The orders themselves: taking one in, owning it, and what is left of them to be finished."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, exists
+from sqlalchemy import select as select_columns
+from sqlmodel import Session, col, select
+
+from store.bulk import Rows, insert_missing, insert_rows, update_rows
+from store.database import reading, transaction
+from store.errors import (
+    BookNotFound,
+    OrderIdConflict,
+    OrderInProgress,
+    UnknownTestMethod,
+    UserNotFound,
+)
+from store.messages import CheckoutOrder
+from store.models import (
+    GIVING_BACK,
+    Attempt,
+    Book,
+    Customer,
+    Order,
+    OrderLine,
+    OrderStatus,
+    utc_now,
+)
+from store.partners import wrong_method
+from store.settings import settings
+from tasks.retries import retried
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedOrder:
+    """An order that is recorded.
+
+    ``owned`` says whether the asking run carries it out, ``started_over`` whether some of it may
+    be done already, ``failed`` whether the attempt that was found has ended, or is ending,
+    without a dispatch.
+    """
+
+    id: str
+    owned: bool
+    started_over: bool
+    failed: bool = False
+
+
+def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> AcceptedOrder:
+    """Record the order for the flow run ``run_id``, or find it recorded already.
+
+    The run that brings a new order owns it. The run that owns an order finds its own again when
+    it starts over. A run that brings the orderId of another run's order joins it. Whether a failed
+    order is tried again is for the caller to know (see `begin_attempt`).
+
+    Args:
+        order: The order as it came in.
+        run_id: The flow run that asks.
+        wait: How that run waits for a courier, ``pause`` or ``suspend``.
+
+    Returns:
+        The order as it was found, or begun now.
+
+    Raises:
+        UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
+        OrderIdConflict: the orderId is taken by an order with other content.
+    """
+    order_id = order.order_id or run_id
+    with transaction() as session:
+        # A known order goes on although its customer is gone.
+        known = session.scalar(select(Order.id).where(Order.id == order_id))
+        if known is None:
+            new = {**_new_order(session, order, order_id, run_id), "wait": wait}
+            if insert_missing(session, Order, [new]):
+                session.add_all(
+                    OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
+                    for line in order.lines()
+                )
+                return AcceptedOrder(id=order_id, owned=True, started_over=False)
+
+        found = _same_order(session, order, order_id)
+        if found.status == OrderStatus.SUBMITTED:
+            found.status, found.run_id, found.wait = OrderStatus.STARTED, run_id, wait
+            # Prices are in the shop's present currency, which may be another one by now.
+            found.currency, found.updated_at = settings().currency, utc_now()
+        return _as_found(found, run_id)
+
+
+def begin_attempt(
+    order: CheckoutOrder, run_id: str, asked_by: str, wait: str = "pause"
+) -> AcceptedOrder:
+    """Try a rejected or compensated order again: a new attempt, with new keys, owned by the run.
+
+    Args:
+        order: The order as it came in; it is recorded already.
+        run_id: The flow run that asks.
+        asked_by: What asked for it, an id that is another one each time somebody asks. The same
+            one begins one attempt, however many processes bring it, and however late.
+        wait: How the run waits for a courier, ``pause`` or ``suspend``.
+
+    Returns:
+        The order as it was found, or begun again now.
+
+    Raises:
+        OrderIdConflict: the orderId is that of an order with other content.
+        OrderInProgress: the order is being compensated; to be tried again after that.
+        UserNotFound: the customer is gone; the order stays as it is.
+        UnknownTestMethod: the embedded gateway does not have the payment method that counts now.
+    """
+    order_id = order.order_id or run_id
+    with transaction() as session:
+        found = _same_order(session, order, order_id)
+        if session.get(Attempt, (order_id, asked_by)) is None:
+            if found.status in GIVING_BACK:
+                raise OrderInProgress(
+                    f"order {order_id} is {found.status}; try again when it is compensated"
+                )
+            if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+                method = _method_of(session, order)
+                attempt = {
+                    "id": order_id,
+                    "attempt": found.attempt + 1,
+                    "payment_method": method,
+                }
+                _begin_again(session, [attempt], run_id, asked_by)
+                found.wait = wait
+                return AcceptedOrder(id=order_id, owned=True, started_over=False)
+        return _as_found(found, run_id)
+
+
+@retried
+def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
+    """Begin a new attempt of orders that failed in another run, and make them this run's own.
+
+    Each is begun once for the run that asks: an order that fails again stays failed. One whose
+    customer is gone stays as it is (see :func:`failed_orders_without_customer`).
+
+    Args:
+        run_id: The flow run that asks.
+        failed_of: The flow run whose rejected and compensated orders are taken.
+        limit: How many at most.
+
+    Returns:
+        The ids of the orders; none when no more of that run's orders have failed.
+    """
+    with transaction() as session:
+        failed = session.execute(
+            select_columns(
+                col(Order.id),
+                col(Order.attempt),
+                col(Order.request),
+                col(Customer.payment_method),
+            )
+            .join(Customer, col(Customer.id) == col(Order.user_id))
+            .where(
+                *_failed_in(failed_of),
+                ~exists().where(
+                    col(Attempt.order_id) == col(Order.id), col(Attempt.asked_by) == run_id
+                ),
+            )
+            .order_by(col(Order.id))
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=Order)
+        ).all()
+        attempts = [
+            {
+                "id": id_,
+                "attempt": attempt + 1,
+                # A customer may have another card by now.
+                "payment_method": request["paymentMethod"] or customers,
+            }
+            for id_, attempt, request, customers in failed
+        ]
+        _begin_again(session, attempts, run_id, asked_by=run_id)
+        return [id_ for id_, *_ in failed]
+
+
+@retried
+def failed_orders_without_customer(run_id: str) -> list[str]:
+    """Return the run's rejected and compensated orders whose customer is gone, by id."""
+    with reading() as session:
+        found = session.scalars(
+            select(Order.id)
+            .where(*_failed_in(run_id), ~exists().where(col(Customer.id) == col(Order.user_id)))
+            .order_by(col(Order.id))
+        )
+        return list(found)
+
+
+def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        col(Order.run_id) == run_id,
+        col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+    )
+
+
+def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
+    """Put ended orders back to their beginning, and keep what asked for it.
+
+    ``attempts`` are the orders' ids, each with the number and the payment method of its new
+    attempt. The rows must be locked.
+    """
+    _put_back(session, attempts, run_id)
+    insert_rows(
+        session,
+        Attempt,
+        [{"order_id": row["id"], "attempt": row["attempt"]} for row in attempts],
+        asked_by=asked_by,
+        began_at=utc_now(),
+    )
+
+
+def _put_back(session: Session, attempts: Rows, run_id: str) -> None:
+    update_rows(
+        session,
+        Order,
+        attempts,
+        status=OrderStatus.STARTED,
+        run_id=run_id,
+        currency=settings().currency,
+        continuations=0,
+        points_redeemed=0,
+        total_cents=None,
+        due_cents=None,
+        courier_id=None,
+        wait_until=None,
+        error=None,
+        message=None,
+        updated_at=utc_now(),
+    )
+
+
+def known_order(order: CheckoutOrder) -> Order | None:
+    """Return the order that this one was recorded as, if it was; nothing is changed.
+
+    Raises:
+        OrderIdConflict: the orderId is taken by an order with other content.
+        UserNotFound: it is new, and no customer has its userId.
+        UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
+        BookNotFound: it is new, and no book has one of its bookIds.
+    """
+    with reading() as session:
+        found = session.get(Order, order.order_id) if order.order_id else None
+        if found is not None:
+            require_same(order.content(), found.request, found.id)
+            session.expunge(found)
+            return found
+        _method_of(session, order)
+        for line in order.lines():
+            if session.get(Book, line.book_id) is None:
+                raise BookNotFound(f"bookId: no book has the id {line.book_id}")
+    return None
+
+
+def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
+    """Lock and return the order of this id, if it is this very order."""
+    found = session.get_one(Order, order_id, with_for_update=True)
+    require_same(order.content(), found.request, order_id)
+    return found
+
+
+def require_same(content: dict[str, Any], known: dict[str, Any], order_id: str) -> None:
+    """Refuse an order that comes with the id of another one.
+
+    Raises:
+        OrderIdConflict: the two contents differ.
+    """
+    if content != known:
+        raise OrderIdConflict(
+            f"orderId: {order_id} belongs to an order with other content; "
+            "use another orderId for another order"
+        )
+
+
+def _as_found(found: Order, run_id: str) -> AcceptedOrder:
+    return AcceptedOrder(
+        id=found.id,
+        owned=found.run_id == run_id,
+        started_over=True,
+        failed=found.status in (*GIVING_BACK, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
+    )
+
+
+def _new_order(
+    session: Session, order: CheckoutOrder, order_id: str, run_id: str
+) -> dict[str, Any]:
+    method = _method_of(session, order)
+    return new_order(order, order_id, method, OrderStatus.STARTED, run_id)
+
+
+def new_order(
+    order: CheckoutOrder,
+    order_id: str,
+    customers_method: str,
+    status: OrderStatus,
+    run_id: str | None = None,
+) -> dict[str, Any]:
+    """Return the row of an order's first attempt.
+
+    Args:
+        order: The order as it came in.
+        order_id: Its id; the order need not have one itself.
+        customers_method: The customer's payment method, for an order that names none.
+        status: Where it stands.
+        run_id: The flow run that owns it, if one does.
+    """
+    now = utc_now()
+    return {
+        "id": order_id,
+        "attempt": 1,
+        "status": status,
+        "run_id": run_id,
+        "user_id": order.user_id,
+        "redeem": order.redeem,
+        "payment_method": order.payment_method or customers_method,
+        "currency": settings().currency,
+        "request": order.content(),
+        "copies": sum(line.quantity for line in order.lines()),
+        "points_redeemed": 0,
+        "continuations": 0,
+        "announced_attempt": 0,
+        "reminded_attempt": 0,
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def _method_of(session: Session, order: CheckoutOrder) -> str:
+    """Return what the order is charged to; the customer must be there, whichever it is."""
+    customers_method = _customer_of(session, order).payment_method
+    refused = refused_method(order, customers_method)
+    if refused is not None:
+        raise refused
+    return order.payment_method or customers_method
+
+
+def refused_method(order: CheckoutOrder, customers_method: str) -> UnknownTestMethod | None:
+    """Return the refusal of an order's payment method; None if it may be charged."""
+    problem = wrong_method(order.payment_method or customers_method)
+    if problem is None:
+        return None
+    if order.payment_method is None:
+        problem = f"that of customer {order.user_id}, since the order names none: {problem}"
+    return UnknownTestMethod(f"paymentMethod: {problem}")
+
+
+def _customer_of(session: Session, order: CheckoutOrder) -> Customer:
+    customer = session.get(Customer, order.user_id)
+    if customer is None:
+        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
+    return customer

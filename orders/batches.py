@@ -1,0 +1,289 @@
+"""A batch: one run that carries many orders, and what is asked about all of them at once.
+
+Nothing here reads more of a batch than a page of ids or a few sums, however large it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
+from sqlalchemy import select as select_columns
+from sqlmodel import col, select
+
+from store.bulk import among, insert_missing, update_rows
+from store.database import reading, transaction
+from store.errors import BatchNotFound
+from store.models import (
+    ENDED,
+    Batch,
+    Order,
+    OrderStatus,
+    SagaRecord,
+    StepState,
+    utc_now,
+)
+from store.saga import lock_orders_where
+from store.sessions import WHOLE_RUN
+from tasks.retries import retried
+
+
+@retried
+def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
+    """Record that the run carries a batch, or find it recorded already; return its record.
+
+    Args:
+        run_id: The flow run.
+        source: The file of its orders, if it has one; a batch recorded already keeps its own.
+        wait: How it waits for couriers, ``pause`` or ``suspend``.
+    """
+    with transaction() as session:
+        insert_missing(session, Batch, [_batch(run_id, source, wait)])
+        batch = session.get_one(Batch, run_id)
+        session.expunge(batch)
+        return batch
+
+
+def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
+    now = utc_now()
+    return {
+        "run_id": run_id,
+        "source": source,
+        "wait": wait,
+        "started_at": now,
+        "moved_at": now,
+    }
+
+
+@retried
+def touch_batch(run_id: str) -> None:
+    """Give a sign of life of the batch, so that recovery lets it work."""
+    with transaction() as session:
+        session.execute(update(Batch).where(col(Batch.run_id) == run_id).values(moved_at=utc_now()))
+
+
+def hand_over_batch(from_run: str, to_run: str) -> None:
+    """Make another run the owner of a batch, and of those of its orders that have not ended.
+
+    Safe to repeat: what has been handed over is passed over.
+
+    Args:
+        from_run: The run that carries the batch; it must be recorded.
+        to_run: The run that goes on with it; recorded as carrying the same source.
+    """
+    with transaction(WHOLE_RUN) as session:
+        batch = session.get_one(Batch, from_run)
+        insert_missing(session, Batch, [_batch(to_run, batch.source, batch.wait)])
+        order_ids = lock_orders_where(
+            session, col(Order.run_id) == from_run, col(Order.status).not_in(ENDED)
+        )
+        rows = [{"id": id_} for id_ in order_ids]
+        update_rows(session, Order, rows, run_id=to_run, updated_at=utc_now())
+
+
+def read_batch(run_id: str) -> Batch:
+    """Return the record of the batch that the run carries; there must be one."""
+    with reading() as session:
+        batch = session.get_one(Batch, run_id)
+        session.expunge(batch)
+        return batch
+
+
+def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
+    """Return those of the runs that carry a batch, each with its last sign of life."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Batch.run_id), col(Batch.moved_at)).where(col(Batch.run_id).in_(run_ids))
+        )
+        return dict(found.all())
+
+
+def require_batch(run_id: str) -> None:
+    """Refuse the id of no batch, of which nothing has failed and nothing can be taken again.
+
+    Raises:
+        BatchNotFound: no batch was carried out in this run.
+    """
+    if not batches_among([run_id]):
+        raise BatchNotFound(
+            f"no batch was carried out in a run {run_id}; it is the id of the batch's flow run, "
+            "which its page in the UI shows. Nothing was done."
+        )
+
+
+def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:
+    """Give the ids of the run's orders that have one of the statuses, ``size`` at a time.
+
+    Orders may change their status meanwhile: none comes twice, and one that gets the status
+    behind the page that is looked at is not missed for good, since its run asks again.
+    """
+    for status in statuses:
+        last = ""
+        while page := _page(run_id, status, last, size):
+            yield page
+            last = page[-1]
+
+
+@retried
+def _page(run_id: str, status: OrderStatus, after: str, size: int) -> list[str]:
+    with reading() as session:
+        return list(
+            session.scalars(
+                select(Order.id)
+                .where(
+                    col(Order.run_id) == run_id,
+                    col(Order.status) == status,
+                    col(Order.id) > after,
+                )
+                .order_by(Order.id)
+                .limit(size)
+            )
+        )
+
+
+@retried
+def count_by_status(run_id: str) -> dict[str, int]:
+    """Return how many of the run's orders have each status."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.status), func.count())
+            .where(col(Order.run_id) == run_id)
+            .group_by(col(Order.status))
+        )
+        return dict(found.all())
+
+
+@retried
+def giving_back(order_ids: Sequence[str]) -> list[str]:
+    """Return those of the orders that failed and hold something that is to be given back."""
+    with reading() as session:
+        return list(
+            session.scalars(
+                select(Order.id).where(
+                    among(col(Order.id), order_ids),
+                    col(Order.status) == OrderStatus.COMPENSATING,
+                )
+            )
+        )
+
+
+def last_move_of(order_ids: Sequence[str]) -> datetime | None:
+    """Return when one of the orders last changed or did a step; None if there are no such."""
+    with reading() as session:
+        changed = session.scalar(
+            select(func.max(col(Order.updated_at))).where(among(col(Order.id), order_ids))
+        )
+        did = session.scalar(
+            select(func.max(col(SagaRecord.at))).where(among(col(SagaRecord.order_id), order_ids))
+        )
+        return max(filter(None, (changed, did)), default=None)
+
+
+@retried
+def waits_until(run_id: str) -> datetime | None:
+    """Return when the wait of the run's last waiting order ends; none if none waits."""
+    with reading() as session:
+        return session.scalar(
+            select(func.max(col(Order.wait_until))).where(
+                col(Order.run_id) == run_id, col(Order.status) == OrderStatus.WAITING
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOrder:
+    """An order of a batch that was not dispatched, and why."""
+
+    order_id: str
+    status: str
+    error: str
+    message: str
+
+
+@retried
+def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[FailedOrder]:
+    """Return a page of the run's orders that have failed, by id.
+
+    Args:
+        run_id: The flow run.
+        after: The last id of the page before; empty for the first page.
+        limit: How many at most.
+    """
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.id), col(Order.status), col(Order.error), col(Order.message))
+            .where(
+                col(Order.run_id) == run_id,
+                col(Order.error).is_not(None),
+                col(Order.id) > after,
+            )
+            .order_by(col(Order.id))
+            .limit(limit)
+        )
+        return [
+            FailedOrder(id_, status, error or "", message or "")
+            for id_, status, error, message in found
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a batch has moved: money in cents, points, and how its orders ended.
+
+    ``by_ending`` counts the orders by their status and the name of their error, if they have one.
+    A charge that is still in doubt counts as nothing until its refund settles it.
+    """
+
+    by_ending: dict[tuple[str, str], int]
+    captured_cents: int
+    refunded_cents: int
+    points_redeemed: int
+    points_restored: int
+
+
+@retried
+def sums_of_run(run_id: str) -> Sums:
+    """Return what the orders that the run owns have come to, in their present attempts."""
+    with reading() as session:
+        by_ending = {
+            (status, error or ""): count
+            for status, error, count in session.execute(
+                select(col(Order.status), col(Order.error), func.count())
+                .where(col(Order.run_id) == run_id)
+                .group_by(col(Order.status), col(Order.error))
+            )
+        }
+        refunded_cents = _number(col(SagaRecord.undo_result)["amount_cents"])
+        # A charge in doubt has no reference: what its refund found is all that was captured.
+        has_reference = col(SagaRecord.result)["reference"].as_string().is_not(None)
+        captured_cents = case((has_reference, col(Order.due_cents)), else_=refunded_cents)
+        taken = (
+            select_columns(
+                col(SagaRecord.step),
+                func.sum(captured_cents),
+                func.sum(refunded_cents),
+                func.sum(col(Order.points_redeemed)),
+                func.sum(_number(col(SagaRecord.undo_result)["points"])),
+            )
+            .join(
+                Order,
+                (col(Order.id) == col(SagaRecord.order_id))
+                & (col(Order.attempt) == col(SagaRecord.attempt)),
+            )
+            .where(
+                col(Order.run_id) == run_id,
+                col(SagaRecord.step).in_(["bill_customer", "redeem_points"]),
+                col(SagaRecord.state).in_([StepState.DONE, StepState.UNDONE]),
+            )
+            .group_by(col(SagaRecord.step))
+        )
+        steps = {step: tuple(int(s or 0) for s in sums) for step, *sums in session.execute(taken)}
+        captured, refunded, _, _ = steps.get("bill_customer", (0, 0, 0, 0))
+        _, _, redeemed, restored = steps.get("redeem_points", (0, 0, 0, 0))
+        return Sums(by_ending, captured, refunded, redeemed, restored)
+
+
+def _number(json_field: Any) -> ColumnElement[int]:
+    """Return a JSON field as a number; JSON's own `as_integer` has 32 bits, too few for cents."""
+    return cast(json_field.as_string(), BigInteger)

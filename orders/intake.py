@@ -1,0 +1,257 @@
+"""Orders that come in ahead of their run: submitted one by one or from a file, then claimed.
+
+A submitted order is recorded and owned by nobody. A batch run claims a chunk of them at a time;
+no two runs ever claim the same one. A line of a file that is wrong keeps no other order from being
+taken.
+"""
+
+import csv
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from orders.acceptance import new_order, refused_method, require_same
+from orders.batches import touch_batch
+from orders.files import Reject, read_orders
+from orders.sources import opened, put_beside
+from store.bulk import among, insert_missing, insert_rows, update_rows
+from store.database import transaction
+from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
+from store.messages import CheckoutOrder
+from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
+from store.settings import settings
+from tasks.retries import retried, retried_task
+
+ORDERS_AT_ONCE = 1_000
+"""Orders of a file that are recorded in one transaction; they bound the memory that it takes."""
+HEARTBEAT_SECONDS = 5
+"""Well below STORE_STALLED_SECONDS, after which recovery takes a batch up."""
+REJECTS_KEPT = 100
+"""Rejected lines that a report shows; all of them are in the rejects file."""
+
+
+@dataclass
+class Intake:
+    """What became of a file: lines that are new orders, known ones, and rejected ones.
+
+    ``rejects`` holds the first of the rejected lines, ``rejects_file`` names where all are.
+    """
+
+    source: str
+    new: int = 0
+    known: int = 0
+    rejected: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    rejects_file: str | None = None
+
+
+def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
+    """Record orders ahead of their run; one that is recorded already is left as it is.
+
+    Args:
+        orders: The orders, each with its orderId.
+
+    Returns:
+        For each order whether it is new, or why it was refused; a refused one changed nothing.
+    """
+    with transaction() as session:
+        methods = _payment_methods(session, {order.user_id for order in orders})
+        sound: dict[str, CheckoutOrder] = {}
+        for order in orders:
+            method = methods.get(order.user_id)
+            if order.order_id and method is not None and refused_method(order, method) is None:
+                sound.setdefault(order.order_id, order)
+        rows = [
+            new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED)
+            for id_, order in sound.items()
+        ]
+        inserted = {id_ for (id_,) in insert_missing(session, Order, rows)}
+        lines = [
+            {"order_id": id_, "book_id": line.book_id, "quantity": line.quantity}
+            for id_ in sorted(inserted)
+            for line in sound[id_].lines()
+        ]
+        insert_rows(session, OrderLine, lines)
+        known = _contents(session, [id_ for id_ in sound if id_ not in inserted])
+        known |= {id_: sound[id_].content() for id_ in inserted}
+        return [_answer(order, methods, known, inserted) for order in orders]
+
+
+def _answer(
+    order: CheckoutOrder,
+    methods: dict[str, str],
+    known: dict[str, dict[str, Any]],
+    unclaimed: set[str],
+) -> bool | RefusedOrder:
+    if not order.order_id:
+        return RefusedOrder(
+            "orderId: missing; an order that is submitted needs its own id, so that submitting "
+            "it twice changes nothing"
+        )
+    if order.user_id not in methods:
+        return UserNotFound(f"userId: no customer has the id {order.user_id}")
+    refused = refused_method(order, methods[order.user_id])
+    if refused is not None:
+        return refused
+    try:
+        require_same(order.content(), known[order.order_id], order.order_id)
+    except OrderIdConflict as conflict:
+        return conflict
+    # The same order twice in one group: the first one is the new one.
+    is_new = order.order_id in unclaimed
+    unclaimed.discard(order.order_id)
+    return is_new
+
+
+def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str]:
+    found = session.execute(
+        select(col(Customer.id), col(Customer.payment_method)).where(
+            among(col(Customer.id), user_ids)
+        )
+    )
+    return dict(found.all())
+
+
+def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = session.execute(
+        select(col(Order.id), col(Order.request)).where(among(col(Order.id), order_ids))
+    )
+    return dict(found.all())
+
+
+@retried
+def claim_orders(run_id: str, limit: int) -> list[str]:
+    """Make submitted orders the run's own, the oldest first.
+
+    Orders that another run is claiming at this moment are passed over, so any number of runs
+    share the work and never the same order. Claimed twice in an outage, more orders than ``limit``
+    are the run's own.
+
+    Args:
+        run_id: The flow run that asks.
+        limit: How many at most.
+
+    Returns:
+        The ids of the orders; none when nothing is submitted.
+    """
+    with transaction() as session:
+        oldest = (
+            select(Order.id)
+            .where(col(Order.status) == OrderStatus.SUBMITTED)
+            .order_by(col(Order.updated_at))
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        claimed = session.scalars(oldest).all()
+        if claimed:
+            update_rows(
+                session,
+                Order,
+                [{"id": id_} for id_ in claimed],
+                status=OrderStatus.STARTED,
+                run_id=run_id,
+                # Prices are in the shop's present currency, which may be another one by now.
+                currency=settings().currency,
+                updated_at=utc_now(),
+            )
+        return list(claimed)
+
+
+@retried_task
+def load_orders(source: str, run_id: str | None = None, *, line_items: bool = False) -> Intake:
+    """Submit the orders of a file; a second time changes nothing.
+
+    Lines that are wrong are written to a rejects file beside the source, and left out. An orderId
+    that comes again in the file rejects all of its lines, so that half an order is never taken.
+
+    Args:
+        source: A local path or `s3://bucket/key` of a JSONL or CSV file, in UTF-8, or in UTF-16 or
+            UTF-32 with a byte order mark.
+        run_id: The batch's run that loads it, if one does; its heartbeat goes on.
+        line_items: Whether lines that follow each other with one orderId are one order's.
+
+    Returns:
+        How many orders are new, known and rejected. The rejects file is named unless it could not
+        be written, which is logged.
+
+    Raises:
+        UnreadableSource: the file is not there or must not be read, it has no known format or
+            encoding, its header is wrong, or each of its lines is; nothing was recorded.
+        SourceUnavailable: S3 did not answer, or broke off; nothing was recorded yet, and the task
+            is tried again.
+    """
+    keep_alive = _heartbeat(run_id) if run_id is not None else lambda: None
+    intake = Intake(source)
+    with opened(source, keep_alive) as copy, _rejects_file(source, intake) as reject:
+        entries = read_orders(copy, source, line_items=line_items, keep_alive=keep_alive)
+        while group := list(islice(entries, ORDERS_AT_ONCE)):
+            refused = [each for entry in group for each in entry.rejects]
+            taken = [(entry, entry.order) for entry in group if entry.order]
+            answers = submit_orders([order for _, order in taken])
+            for (entry, _), answer in zip(taken, answers, strict=True):
+                if isinstance(answer, RefusedOrder):
+                    field_, _, reason = str(answer).partition(": ")
+                    refused += [Reject(line, field_, reason) for line in entry.lines]
+                elif answer:
+                    intake.new += 1
+                else:
+                    intake.known += 1
+            for each in sorted(refused, key=lambda found: found.line):
+                reject(each)
+            keep_alive()
+    if intake.rejected and not intake.new and not intake.known:
+        raise UnreadableSource(_no_order(intake))
+    return intake
+
+
+def _no_order(intake: Intake) -> str:
+    first = intake.rejects[0]
+    why = f"{first.field}: {first.reason}" if first.field else first.reason
+    rest = f"; all of them: {intake.rejects_file}" if intake.rejects_file else ""
+    return (
+        f"source: {intake.source} has no order that can be taken; lines that are wrong: "
+        f"{intake.rejected}. Line {first.line}: {why}{rest}"
+    )
+
+
+def _heartbeat(run_id: str) -> Callable[[], None]:
+    """Return what sends the batch's heartbeat, every few seconds however often it is called."""
+    next_at = 0.0
+
+    def beat() -> None:
+        nonlocal next_at
+        if time.monotonic() >= next_at:
+            touch_batch(run_id)
+            next_at = time.monotonic() + HEARTBEAT_SECONDS
+
+    return beat
+
+
+@contextmanager
+def _rejects_file(source: str, intake: Intake) -> Iterator[Callable[[Reject], None]]:
+    """Give what records a rejected line: in the intake, and in a file beside the source."""
+    # The file is sent as bytes: boto3 would take text into memory as a whole.
+    with (
+        tempfile.TemporaryFile() as file,
+        io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
+    ):
+        writer = csv.writer(text)
+        writer.writerow(["line", "field", "reason"])
+
+        def reject(found: Reject) -> None:
+            intake.rejected += 1
+            if intake.rejected <= REJECTS_KEPT:
+                intake.rejects.append(found)
+            writer.writerow([found.line, found.field, found.reason])
+
+        yield reject
+        if intake.rejected:
+            text.seek(0)
+            intake.rejects_file = put_beside(source, ".rejects.csv", file)

@@ -1,0 +1,78 @@
+"""Read orders from the database."""
+
+from datetime import datetime
+
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from store.database import reading
+from store.errors import (
+    OrderError,
+    OrderNotFound,
+    recorded_error,
+)
+from store.models import (
+    Order,
+    OrderLine,
+    OrderStatus,
+)
+
+
+def read_order(order_id: str) -> Order:
+    """Return the order as it stands.
+
+    Raises:
+        OrderNotFound: no order has the id.
+    """
+    with reading() as session:
+        order = session.get(Order, order_id)
+        if order is None:
+            raise OrderNotFound(
+                f"There is no order {order_id}, or its run has not begun yet. "
+                "`checkout list` shows those there are."
+            )
+        session.expunge(order)
+        return order
+
+
+def find_orders(
+    *,
+    status: OrderStatus | None = None,
+    user_id: str | None = None,
+    book_id: str | None = None,
+    accepted_from: datetime | None = None,
+    accepted_until: datetime | None = None,
+    limit: int,
+) -> list[Order]:
+    """Return the newest orders that fit all that is given."""
+    wanted = select(Order)
+    if status is not None:
+        wanted = wanted.where(col(Order.status) == status)
+    if user_id is not None:
+        wanted = wanted.where(col(Order.user_id) == user_id)
+    if book_id is not None:
+        with_book = select(OrderLine.order_id).where(col(OrderLine.book_id) == book_id)
+        wanted = wanted.where(col(Order.id).in_(with_book))
+    if accepted_from is not None:
+        wanted = wanted.where(col(Order.created_at) >= accepted_from)
+    if accepted_until is not None:
+        wanted = wanted.where(col(Order.created_at) <= accepted_until)
+    newest_first = (col(Order.created_at).desc(), col(Order.id).desc())
+    with reading() as session:
+        found = list(session.exec(wanted.order_by(*newest_first).limit(limit)))
+        session.expunge_all()
+        return found
+
+
+def count_orders(status: OrderStatus) -> int:
+    """Return how many orders have the status."""
+    with reading() as session:
+        return (
+            session.scalar(select(func.count(col(Order.id))).where(col(Order.status) == status))
+            or 0
+        )
+
+
+def outcome_error(order: Order) -> OrderError:
+    """Return the error that ended, or is ending, the order."""
+    return recorded_error(order.error, order.message)

@@ -1,0 +1,93 @@
+"""Which flow run owns which orders, and how ownership changes."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, update
+from sqlmodel import col, select
+
+from store.bulk import update_rows
+from store.database import reading, transaction
+from store.models import (
+    ENDED,
+    Order,
+    utc_now,
+)
+from store.saga import lock_orders_where
+from store.sessions import WHOLE_RUN
+
+
+def orders_of_run(run_id: str) -> dict[str, int]:
+    """Return the orders that the flow run owns and that have not ended, each with its attempt."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.id), col(Order.attempt))
+            .where(col(Order.run_id) == run_id, col(Order.status).not_in(ENDED))
+            .order_by(col(Order.id))
+        )
+        return dict(found.all())
+
+
+def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
+    """Return those of the runs that own an order, each with whether one of these has not ended."""
+    with reading() as session:
+        found = session.execute(
+            select(col(Order.run_id), func.count().filter(col(Order.status).not_in(ENDED)))
+            .where(col(Order.run_id).in_(run_ids))
+            .group_by(col(Order.run_id))
+        )
+        return {str(run_id): unfinished > 0 for run_id, unfinished in found}
+
+
+def finished_orders_of_run(run_id: str) -> list[Order]:
+    """Return the orders that the flow run owns if all of them have ended, else none."""
+    with reading() as session:
+        orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
+        session.expunge_all()
+        return orders if all(order.status in ENDED for order in orders) else []
+
+
+def count_continuation(run_id: str, seen: int) -> bool:
+    """Count one more continuation of the run's unfinished orders; say whether nobody was faster.
+
+    Args:
+        run_id: The run that owns them.
+        seen: The highest number of continuations among them when the caller looked.
+    """
+    with transaction(WHOLE_RUN) as session:
+        order_ids = lock_orders_where(
+            session,
+            col(Order.run_id) == run_id,
+            col(Order.status).not_in(ENDED),
+            col(Order.continuations) <= seen,
+        )
+        update_rows(
+            session,
+            Order,
+            [{"id": id_} for id_ in order_ids],
+            continuations=seen + 1,
+            updated_at=utc_now(),
+        )
+        return bool(order_ids)
+
+
+def continuations_of_run(run_id: str) -> int:
+    """Return how often the run's unfinished orders were continued, at most."""
+    with reading() as session:
+        return (
+            session.scalar(
+                select(func.max(col(Order.continuations))).where(
+                    col(Order.run_id) == run_id, col(Order.status).not_in(ENDED)
+                )
+            )
+            or 0
+        )
+
+
+def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
+    """Make another run the owner of an order, if it still belongs to ``from_run``."""
+    with transaction() as session:
+        session.execute(
+            update(Order)
+            .where(col(Order.id) == order_id, col(Order.run_id) == from_run)
+            .values(run_id=to_run, updated_at=utc_now())
+        )

@@ -1,0 +1,62 @@
+"""How long orders wait for a courier."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from store.bulk import update_rows
+from store.database import reading, transaction
+from store.errors import (
+    CourierWaitExpired,
+)
+from store.models import (
+    Order,
+    OrderStatus,
+    utc_now,
+)
+from store.saga import give_up, lock_orders, lock_orders_where
+from store.sessions import WHOLE_RUN
+
+
+def expire_waits(order_ids: Sequence[str]) -> None:
+    """End the wait of those orders whose time for an answer is over; they are to be compensated."""
+    with transaction() as session:
+        waiting = [
+            order
+            for order in lock_orders(session, order_ids).values()
+            if order.status == OrderStatus.WAITING
+            and order.wait_until is not None
+            and order.wait_until <= utc_now()
+        ]
+        give_up(
+            session,
+            [
+                (
+                    o,
+                    CourierWaitExpired(
+                        f"no courier answered until {o.wait_until:%Y-%m-%d %H:%M:%S} UTC"
+                    ),
+                )
+                for o in waiting
+            ],
+        )
+
+
+def first_wait_end() -> datetime | None:
+    """Return when the first order's wait for a courier ends; none if no order waits."""
+    with reading() as session:
+        return session.scalar(
+            select(func.min(col(Order.wait_until))).where(col(Order.status) == OrderStatus.WAITING)
+        )
+
+
+def prolong_waits(until: datetime) -> int:
+    """Have no order's wait for a courier end before ``until``; return how many got more time."""
+    with transaction(WHOLE_RUN) as session:
+        order_ids = lock_orders_where(
+            session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
+        )
+        update_rows(session, Order, [{"id": id_} for id_ in order_ids], wait_until=until)
+        return len(order_ids)

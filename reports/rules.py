@@ -1,0 +1,64 @@
+"""The rules of the audit: what a query's row must not be."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from store.models import (
+    GIVING_BACK,
+    GOING_FORWARD,
+    HOLDING,
+    OrderStatus,
+)
+from store.sql import sql_list
+from tasks.steps import SEQUENCE, STEPS, UNDOS
+
+
+class Rule(NamedTuple):
+    """What a row must not be. ``facts`` is a sentence with the row's columns in braces."""
+
+    invariant: str
+    broken_if: str
+    facts: str
+    is_warning: bool = False
+
+
+class Check(NamedTuple):
+    """A query with one row for each subject, and its rules; a row is told by the first it breaks.
+
+    ``subject`` names a row by its columns.
+    """
+
+    subject: str
+    rows: str
+    rules: Sequence[Rule]
+
+
+HELD = sql_list(HOLDING)
+
+
+TAKING = sql_list(list(UNDOS))
+
+
+INTENDED = sql_list([step.name for step in STEPS if step.asks_outside])
+
+
+REFUSABLE = sql_list([step.name for step in STEPS if step.asks_outside and step.name in UNDOS])
+
+
+STATES = ", ".join(f"{name}: {{{name}}}" for name in SEQUENCE)
+"""The state of each step in an order's row, for a finding."""
+
+
+FORWARD = sql_list(GOING_FORWARD)
+
+
+BACKWARD = sql_list(GIVING_BACK)
+
+
+BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
+
+
+ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
+
+
+FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])

@@ -1,0 +1,362 @@
+"""The choice of an order's courier, by worker or by person.
+
+The accepted decision is the pivot: before it a failure compensates the order, after it the order
+only goes forward.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import select as select_columns
+from sqlmodel import Session, col, select
+
+from store.bulk import among, increase, insert_rows, read_rows, update_rows
+from store.database import reading, transaction
+from store.errors import (
+    InvalidDecision,
+    NoCourierAvailable,
+)
+from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
+from store.models import (
+    ENDED,
+    Batch,
+    Courier,
+    Decision,
+    Order,
+    OrderStatus,
+    utc_now,
+)
+from store.saga import SagaOrder, give_up, lock_orders
+from tasks.inventory import too_large
+from tasks.retries import retried_task
+
+logger = logging.getLogger("store.dispatch")
+
+
+DISPATCHER = "dispatch_orders"
+"""How the queue's worker signs its decisions."""
+
+
+DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
+"""Nothing that the dispatcher does helps an order in these."""
+
+
+@retried_task
+def find_couriers(messages: list[OrderMessage]) -> list[str]:
+    """Decide on each order that waits: the courier with the most free capacity takes it.
+
+    An order that every courier is too small for gets no courier. One that only has to wait until
+    a courier is free is left undecided; its message comes again. An order that does not wait, or
+    not any more, is passed over.
+
+    Returns:
+        The ids of the orders that were decided now.
+    """
+    with transaction() as session:
+        orders = lock_orders(session, [message.order_id for message in messages])
+        couriers = lock_couriers(session)
+        free = {id_: c.capacity_copies - c.assigned_copies for id_, c in couriers.items()}
+        largest = max((courier.capacity_copies for courier in couriers.values()), default=0)
+        assigned = {
+            id_: CourierAnswer(outcome=ASSIGNED, courier=id_, answered_by=DISPATCHER)
+            for id_ in free
+        }
+        decided: dict[str, tuple[SagaOrder, CourierAnswer]] = {}
+        for message in messages:
+            order = orders.get(message.order_id)
+            if order is None or order.id in decided or not _waits(order, message.attempt):
+                continue
+            if order.copies > largest:
+                answer = CourierAnswer(
+                    outcome=NO_COURIER,
+                    reason=str(too_large(order.copies)),
+                    answered_by=DISPATCHER,
+                )
+            else:
+                freest = max(free, key=lambda id_: free[id_])
+                if free[freest] < order.copies:
+                    continue
+                free[freest] -= order.copies
+                answer = assigned[freest]
+            decided[order.id] = (order, answer)
+        _decide(session, list(decided.values()))
+        return list(decided)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Where the order of a message stands, as its dispatcher needs to know it."""
+
+    exists: bool
+    is_open: bool = False
+    is_settled: bool = False
+    run_id: str | None = None
+    answer: CourierAnswer | None = None
+    in_batch: bool = False
+    """Its run carries other orders as well."""
+    others_wait: bool = False
+    """An order of its batch still waits for its decision."""
+    others_hold: bool = False
+    """An order of its batch is decided and holds its courier's capacity."""
+
+
+class DecidedOrder(NamedTuple):
+    """What the dispatcher sees of an order."""
+
+    id: str
+    attempt: int
+    status: str
+    run_id: str | None
+
+
+def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
+    """Return where the order of each message stands.
+
+    A message is settled when its order has ended, failed compensations included, or has begun
+    another attempt.
+    """
+    ids = {message.order_id for message in messages}
+    with reading() as session:
+        orders = {
+            row[0]: DecidedOrder._make(row)
+            for row in read_rows(
+                session,
+                select(Order.id, Order.attempt, Order.status, Order.run_id).where(
+                    among(col(Order.id), ids)
+                ),
+            )
+        }
+        answers = {
+            (order_id, attempt): CourierAnswer(
+                outcome=ASSIGNED if courier_id else NO_COURIER,
+                courier=courier_id or "",
+                reason=reason,
+                answered_by=decided_by,
+            )
+            for order_id, attempt, courier_id, reason, decided_by in read_rows(
+                session,
+                select_columns(
+                    col(Decision.order_id),
+                    col(Decision.attempt),
+                    col(Decision.courier_id),
+                    col(Decision.reason),
+                    col(Decision.decided_by),
+                ).where(among(col(Decision.order_id), ids), col(Decision.accepted)),
+            )
+        }
+        run_ids = {order.run_id for order in orders.values() if order.run_id}
+        # After the decisions: of two dispatchers, the one that decides last sees that none waits.
+        batches = {
+            run_id: {
+                status
+                for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
+                if session.scalars(
+                    select(Order.id)
+                    .where(col(Order.run_id) == run_id, col(Order.status) == status)
+                    .limit(1)
+                ).first()
+            }
+            for run_id in session.scalars(
+                select(Batch.run_id).where(col(Batch.run_id).in_(run_ids))
+            ).all()
+        }
+        return {
+            message: _decided(
+                message,
+                orders.get(message.order_id),
+                answers.get((message.order_id, message.attempt)),
+                batches,
+            )
+            for message in messages
+        }
+
+
+def _decided(
+    message: OrderMessage,
+    order: DecidedOrder | None,
+    answer: CourierAnswer | None,
+    batches: Mapping[str, set[OrderStatus]],
+) -> Decided:
+    if order is None:
+        return Decided(exists=False)
+    this_attempt = order.attempt == message.attempt
+    return Decided(
+        in_batch=order.run_id in batches,
+        others_wait=OrderStatus.WAITING in batches.get(order.run_id or "", ()),
+        others_hold=OrderStatus.DISPATCHING in batches.get(order.run_id or "", ()),
+        exists=True,
+        is_open=this_attempt and order.status == OrderStatus.WAITING,
+        is_settled=not this_attempt or order.status in DONE_WITH,
+        run_id=order.run_id,
+        answer=answer,
+    )
+
+
+def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
+    """Record a person's answer, unless the order has its decision already: the first one wins.
+
+    An answer that comes second, or after the order's end, is kept as not accepted and holds none
+    of its courier's capacity.
+
+    Args:
+        order_id: The order; there must be one of this id.
+        answer: What the person has answered.
+
+    Returns:
+        The decision that counts; this late one if the order ended without any.
+
+    Raises:
+        InvalidDecision: the answer makes no sense; nothing was recorded, the order waits on.
+    """
+    with transaction() as session:
+        order = lock_orders(session, [order_id])[order_id]
+        if _waits(order, order.attempt):
+            _require_sense(order, answer, lock_couriers(session))
+            _decide(session, [(order, answer)])
+            return _decisions(session, order)[0]
+        counting = _decisions(session, order)
+        if counting and _says(counting[0], answer):
+            return counting[0]
+        late = Decision(**_row(order, answer, accepted=False))
+        session.add(late)
+        session.flush()
+        logger.warning(
+            "late answer for order %s, which is %s: %s %s; it changes nothing",
+            order.id,
+            order.status,
+            answer.outcome,
+            answer.courier,
+            extra={"order_id": order.id},
+        )
+        session.expunge(late)
+        return counting[0] if counting else late
+
+
+def answer_waiting(order_ids: Sequence[str], answer: CourierAnswer) -> list[str]:
+    """Record one answer for all of a batch's orders that still wait.
+
+    A courier takes those that it has room for, in the order in which they are given; the others
+    wait on.
+
+    Returns:
+        The ids of the orders that were decided now.
+
+    Raises:
+        InvalidDecision: the answer makes no sense; nothing was recorded.
+    """
+    with transaction() as session:
+        orders = lock_orders(session, order_ids)
+        couriers = lock_couriers(session)
+        courier = couriers.get(answer.courier)
+        free = courier.capacity_copies - courier.assigned_copies if courier else 0
+        decided = []
+        for order in (orders[id_] for id_ in order_ids if id_ in orders):
+            if not _waits(order, order.attempt):
+                continue
+            if answer.outcome == ASSIGNED and courier is not None:
+                if free < order.copies:
+                    continue
+                free -= order.copies
+            else:
+                _require_sense(order, answer, couriers)
+            decided.append((order, answer))
+        _decide(session, decided)
+        return [order.id for order, _ in decided]
+
+
+def _waits(order: SagaOrder, attempt: int) -> bool:
+    return order.status == OrderStatus.WAITING and order.attempt == attempt
+
+
+def lock_couriers(session: Session) -> dict[str, Courier]:
+    """Lock all couriers, by id, and return them by id."""
+    couriers = session.exec(select(Courier).order_by(Courier.id).with_for_update())
+    return {courier.id: courier for courier in couriers}
+
+
+def _require_sense(
+    order: SagaOrder, answer: CourierAnswer, couriers: Mapping[str, Courier]
+) -> None:
+    """Raise InvalidDecision, with the remedy, for an answer that cannot be carried out."""
+    if answer.outcome == NO_COURIER:
+        if answer.courier:
+            raise InvalidDecision(
+                f"courier: leave it empty for “{NO_COURIER}”, or choose “{ASSIGNED}”"
+            )
+        return
+    if not answer.courier:
+        raise InvalidDecision(f"courier: give the courier's id for “{ASSIGNED}”")
+    courier = couriers.get(answer.courier)
+    if courier is None:
+        raise InvalidDecision(
+            f"courier: nobody has the id “{answer.courier}”; there are {', '.join(couriers)}"
+        )
+    free = courier.capacity_copies - courier.assigned_copies
+    if free < order.copies:
+        raise InvalidDecision(
+            f"courier: {courier.id} has room for {free} copies, the order has {order.copies}; "
+            "choose another one"
+        )
+
+
+def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]) -> None:
+    """Make each answer its order's decision. Orders and couriers must be locked."""
+    if not decided:
+        return
+    insert_rows(session, Decision, [_row(o, answer, accepted=True) for o, answer in decided])
+    assigned = [(order, answer) for order, answer in decided if answer.outcome == ASSIGNED]
+    update_rows(
+        session,
+        Order,
+        [{"id": order.id, "courier_id": answer.courier} for order, answer in assigned],
+        status=OrderStatus.DISPATCHING,
+        updated_at=utc_now(),
+    )
+    copies: dict[str, int] = {}
+    for order, answer in assigned:
+        copies[answer.courier] = copies.get(answer.courier, 0) + order.copies
+    increase(session, Courier, "assigned_copies", copies)
+    give_up(
+        session,
+        [
+            (order, NoCourierAvailable(answer.reason or "no courier takes the order"))
+            for order, answer in decided
+            if answer.outcome == NO_COURIER
+        ],
+    )
+
+
+def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str, Any]:
+    return {
+        "order_id": order.id,
+        "attempt": order.attempt,
+        "outcome": answer.outcome,
+        "courier_id": answer.courier or None,
+        "reason": answer.reason,
+        "decided_by": answer.answered_by,
+        "accepted": accepted,
+        "decided_at": utc_now(),
+    }
+
+
+def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
+    """Return the accepted decision of the order's present attempt: one, or none."""
+    found = session.exec(
+        select(Decision).where(
+            col(Decision.order_id) == order.id,
+            col(Decision.attempt) == order.attempt,
+            col(Decision.accepted),
+        )
+    ).all()
+    session.expunge_all()
+    return list(found)
+
+
+def _says(decision: Decision, answer: CourierAnswer) -> bool:
+    return (decision.outcome, decision.courier_id or "", decision.decided_by) == (
+        answer.outcome,
+        answer.courier,
+        answer.answered_by,
+    )

@@ -1,0 +1,88 @@
+"""What people are told of an error that may happen: one or two lines with the remedy."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from store.database import require_known_version
+from store.errors import DatabaseVersionUnknown, StoreError
+from store.outages import sqlstate_of, why_it_passes
+from store.settings import settings
+from store.wrong_input import described
+from terminal.output import REFUSED, complain
+
+
+def without_traceback(command: Callable[[], int]) -> int:
+    """Carry out a command; return its exit status, or that of an error that may happen.
+
+    Raises:
+        Exception: the error is a defect.
+    """
+    try:
+        status = command()
+        # Here, where it is noticed if nobody reads it any more.
+        sys.stdout.flush()
+    except Exception as error:
+        return status_of(error)
+    return status
+
+
+def status_of(error: Exception) -> int:
+    """Print the remedy of an error that may happen; return the exit status.
+
+    Raises:
+        Exception: the error is a defect.
+    """
+    if isinstance(error, BrokenPipeError):
+        # Who reads has had enough, as `head` has. Python writes what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    told = _explained(error)
+    if told is None:
+        raise error
+    return complain(told)
+
+
+def _unknown_version() -> str:
+    """Return what is said of a database at a version unknown to the code, nothing of any other."""
+    try:
+        require_known_version(settings().database_url)
+    except DatabaseVersionUnknown as error:
+        return str(error)
+    except DBAPIError:
+        return ""  # it is away, which is what has happened
+    return ""
+
+
+def _explained(error: Exception) -> str | None:
+    match error:
+        case ValidationError():
+            return "\n".join(described(error))
+        case StoreError():
+            return str(error)
+        case DBAPIError():
+            why = why_it_passes(sqlstate_of(error) or "")
+            return _unknown_version() or f"The store's database cannot be used: {error.orig}\n" + (
+                f"It passes: {why}. Try again; `checkout doctor` looks closer."
+                if why
+                else "Is it running, does STORE_DATABASE_URL name it, and has "
+                "`python -m deployments.migrate` been run?"
+            )
+        case ModuleNotFoundError():
+            return f"The Python package {error.name} is missing; install it."
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        case OSError():
+            return error.strerror or str(error)
+    # Prefect takes a second to import, which only its own errors are worth.
+    from flows.work_pool import SERVER_AWAY
+
+    if isinstance(error, SERVER_AWAY):
+        return (
+            f"Prefect's server does not answer as it should: {error!r}\n"
+            "Is it running, and does PREFECT_API_URL name it?"
+        )
+    return None

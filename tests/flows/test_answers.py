@@ -1,0 +1,97 @@
+"""An answer is taken once, whether the run heard it or it was left among the run's inputs."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from flows import batch_wait, courier_wait, pause
+from orders.batches import begin_batch
+from orders.lookup import read_order
+from store.errors import CheckoutFailed
+from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
+from store.saga import abandon
+from tests.shop import give_back, placed, set_capacities, status
+
+RUN = str(uuid4())
+
+
+class Inputs:
+    """Prefect's client, with what it keeps among a run's inputs."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, CourierAnswer | BatchAnswer] = {}
+        self.ended_pauses = 0
+
+    def __enter__(self) -> "Inputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def filter_flow_run_input(
+        self, _: object, key_prefix: str, exclude_keys: set[str], **__: object
+    ) -> list[Any]:
+        return [
+            SimpleNamespace(key=key, value=answer.model_dump_json(), created=None)
+            for key, answer in self.left.items()
+            if key.startswith(key_prefix) and key not in exclude_keys
+        ]
+
+    def delete_flow_run_input(self, _: object, key: str) -> None:
+        del self.left[key]
+
+
+@pytest.fixture
+def inputs(monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    """The inputs of a run whose pause the server's outage interrupts."""
+    kept = Inputs()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("the server is away")
+
+    def end_pause(client: Inputs) -> None:
+        client.ended_pauses += 1
+
+    for module in (pause, courier_wait):
+        monkeypatch.setattr(module, "get_client", lambda **_: kept)
+    monkeypatch.setattr(pause, "pause_flow_run", interrupted)
+    monkeypatch.setattr(pause, "pool_is_closed", lambda: False)
+    monkeypatch.setattr(pause, "_end_pause", end_pause)
+    monkeypatch.setattr(courier_wait, "tell_of_wait", lambda _: None)
+    return kept
+
+
+def test_what_was_answered_in_an_outage_counts_once_the_server_answers_again(
+    database: str, inputs: Inputs
+) -> None:
+    placed("o-1", "prepare_order", run_id=RUN)
+    key = "paused-courier-1-x-response"
+    inputs.left[key] = CourierAnswer(outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    courier_wait.await_courier("o-1", "pause", started_over=False)
+    assert (status("o-1"), inputs.ended_pauses, list(inputs.left)) == ("dispatching", 1, [key])
+
+
+def test_what_a_batch_was_answered_in_an_outage_counts_and_is_not_read_again(
+    database: str, inputs: Inputs
+) -> None:
+    begin_batch(RUN, None)
+    placed("o-1", "prepare_order", run_id=RUN)
+    inputs.left["paused-batch-x-response"] = BatchAnswer(outcome=NO_COURIER, answered_by="Ada")
+    assert batch_wait.await_decisions(RUN, "pause", chunk_size=10) == ""
+    assert (status("o-1"), inputs.ended_pauses, inputs.left) == ("compensating", 1, {})
+    give_back("o-1")
+
+
+def test_a_refused_answer_is_told_and_forgotten(database: str, inputs: Inputs) -> None:
+    placed("o-1", "prepare_order", 5, run_id=RUN)
+    set_capacities(city_vans=5)
+    order = read_order("o-1")
+    inputs.left["paused-courier-1-x-response"] = CourierAnswer(outcome=ASSIGNED, courier="nobody")
+    remark = courier_wait.question(order).take_left(cast(Any, inputs))
+    assert "nobody has the id “nobody”" in remark
+    assert (status("o-1"), inputs.left) == ("waiting", {})
+    abandon(["o-1"], CheckoutFailed("the test is over"))
+    give_back("o-1")
