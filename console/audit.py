@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from console.output import AsJson, print_json, terminal
 from reports.audit import NOT_COMPARED, Finding, audit, is_compared_with_gateway
 from store.database import snapshot
+from terminal.output import AsJson, print_json, terminal
 
 
 def check_books(*, as_json: AsJson = False) -> int:

@@ -12,9 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from console.numbers import Share, WholeNumber
 from console.orders import order_from_json
-from console.output import AsJson, print_json, terminal
 from flows.batch import batch_checkout
 from flows.batch_limits import (
     CHUNK_SIZE,
@@ -28,6 +26,8 @@ from flows.order_runs import prefect_client
 from orders.batches import FailedOrder, failed_orders, require_batch
 from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder
+from terminal.numbers import Share, WholeNumber
+from terminal.output import AsJson, print_json, terminal
 
 ChunkSize = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CHUNK_SIZE_AT_MOST))]
 Concurrency = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CONCURRENCY_AT_MOST))]

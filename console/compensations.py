@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from console.orders import undo_as_data
-from console.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 from flows.by_hand import settle_undo, try_undos
 from orders.lookup import read_order
 from reports.compensations import OpenUndo, failed_undos, open_undos
 from store.models import utc_now
 from tasks.steps import UNDOS
+from terminal.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
 
 if TYPE_CHECKING:
     Step = str

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from console.numbers import WholeNumber
-from console.output import AsJson, print_json, print_table, terminal
 from flows import drain as pools
 from flows.order_runs import prefect_client
+from terminal.numbers import WholeNumber
+from terminal.output import AsJson, print_json, print_table, terminal
 
 Pool = Annotated[
     str | None, Parameter(help="The work pool; without it, that of the checkout's deployment.")

@@ -18,8 +18,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
-from console.numbers import WholeNumber
-from console.output import terminal
 from reports.figures import read_figures
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
@@ -27,6 +25,8 @@ from store.queue import order_queue
 from store.settings import settings
 from tasks.steps import SEQUENCE
 from tasks.steps import UNDOS as UNDOS_BY_STEP
+from terminal.numbers import WholeNumber
+from terminal.output import terminal
 
 
 class Metric(NamedTuple):

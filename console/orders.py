@@ -11,19 +11,6 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from pydantic import ValidationError
 
-from console.numbers import WholeNumber, whole_number
-from console.output import (
-    AsJson,
-    Columns,
-    Limit,
-    Wide,
-    confirmed,
-    duration,
-    print_json,
-    print_table,
-    quiet_runs,
-    terminal,
-)
 from flows.by_hand import cancel_order, require_cancellable
 from flows.order_events import run_url
 from flows.order_runs import (
@@ -44,6 +31,19 @@ from store.messages import CheckoutOrder, money
 from store.models import Order, OrderStatus, utc_now
 from store.wrong_input import Problem, problems
 from tasks.steps import UNDOS
+from terminal.numbers import WholeNumber, whole_number
+from terminal.output import (
+    AsJson,
+    Columns,
+    Limit,
+    Wide,
+    confirmed,
+    duration,
+    print_json,
+    print_table,
+    quiet_runs,
+    terminal,
+)
 
 AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
@@ -389,7 +389,7 @@ def undo_as_data(undo: OpenUndo) -> dict[str, Any]:
 
 
 def retry(order: str, /, *, as_json: AsJson = False) -> int:
-    """Try a rejected or compensated order again: a new attempt, charged anew under a new key.
+    """Try a rejected or compensated order again: a new attempt, charged under a new key.
 
     Its new run is started and its link printed. Called twice it is one attempt.
 

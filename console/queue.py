@@ -1,7 +1,7 @@
 """The order queue: its dead letters back into it."""
 
-from console.output import AsJson, print_json, terminal
 from store.queue import order_queue
+from terminal.output import AsJson, print_json, terminal
 
 
 def redrive(*, as_json: AsJson = False) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from console.orders import undo_as_data
-from console.output import AsJson, duration, print_json, print_table, terminal
 from flows.order_events import form_url
 from flows.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.recovery import Move, next_move
@@ -20,6 +19,7 @@ from reports.story import Event, Story, story
 from store.errors import NoPrefectServer, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
+from terminal.output import AsJson, duration, print_json, print_table, terminal
 
 BY_RECOVERY: dict[Move, str] = {
     Move.DISPATCH: "recover_orders hands it over in its next round.",

@@ -19,6 +19,7 @@ from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
 from store.errors import DatabaseTooNew, PaymentRefused, and_more
+from store.partners import stripe_gateway
 from store.queue import MAX_RECEIVES, order_queue
 from store.sessions import STEP
 from store.settings import Settings, settings
@@ -296,16 +297,14 @@ def _topic() -> Iterator[Diagnosis]:
 
 def _payments() -> Iterator[Diagnosis]:
     chosen = settings()
-    if chosen.payments == "ledger":
+    if chosen.payments == "embedded":
         yield warning(
-            "the embedded ledger takes every card and moves no money",
+            "the embedded gateway takes every card and moves no money",
             "choose a real gateway (STORE_PAYMENTS) before the shop opens",
         )
         return
-    from store.stripe_gateway import StripeGateway
-
     try:
-        StripeGateway.from_settings().require_access()
+        stripe_gateway().require_access()
     except PaymentRefused as error:
         yield mend(str(error), "set STORE_STRIPE_SECRET_KEY as docs/payments.md says")
         return

@@ -31,7 +31,7 @@ from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.text import Text
 
-from console.numbers import whole_argument
+from terminal.numbers import whole_argument
 
 CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
 FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")

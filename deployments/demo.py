@@ -27,7 +27,6 @@ from rich.table import Table
 from rich.text import Text
 from sqlmodel import Session, col, select
 
-from console.output import terminal
 from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
@@ -43,6 +42,7 @@ from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
 from store.payments import DECLINED_METHOD
+from terminal.output import terminal
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
 _ENDING_SECONDS = 240.0

@@ -180,6 +180,12 @@ class LocalSystem:
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
             # With the default of 5 an outage of the server over 68 s fails every waiting order.
             "PREFECT_CLIENT_MAX_RETRIES": "10",
+            # Each run would ask for both: our server has no such protection, and which versions go
+            # together is a question of `checkout doctor`.
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+            # Of each process, with every call of it; the default is 2 s.
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",
             "PREFECT_CLI_PROMPT": "false",
             "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
             # Of a failed run Prefect keeps the error in a file: by default a pickle, which runs

@@ -6,10 +6,13 @@ then does what is quick, and keeps no process for what is long, so that the work
 
 import logging
 from typing import Any, NoReturn
+from uuid import UUID
 
 import httpx
 from prefect import get_client, runtime
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import OrchestrationResult
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, Pause, PrefectHTTPStatusError
 from prefect.states import Scheduled
 
@@ -34,11 +37,19 @@ def pool_is_closed() -> bool:
         return False
     try:
         with get_client(sync_client=True) as client:
-            pool = client.read_flow_run(run_id).work_pool_name
+            pool = _pool_of(client, run_id)
             return pool is not None and client.read_work_pool(pool).is_paused
     except (ObjectNotFound, *SERVER_AWAY) as error:
         logger.warning("it is not known whether the work pool is closed: %r", error)
         return False
+
+
+def _pool_of(client: SyncPrefectClient, run_id: str) -> str | None:
+    """Return the pool from which this run was taken; its flow knows it, a thread may not."""
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        return context.flow_run.work_pool_name
+    return client.read_flow_run(UUID(run_id)).work_pool_name
 
 
 def give_run_back() -> NoReturn:

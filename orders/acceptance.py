@@ -27,7 +27,7 @@ from store.models import (
     OrderStatus,
     utc_now,
 )
-from store.payments import wrong_method
+from store.partners import wrong_method
 from store.settings import settings
 from tasks.retries import retried
 

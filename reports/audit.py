@@ -24,7 +24,7 @@ from store.models import (
     UtcDateTime,
     utc_now,
 )
-from store.payments import movements_query
+from store.partners import movements_query
 
 FORGOTTEN_SECONDS = 3600
 """An order that stood still for so long is looked for by nobody: recovery comes every minute."""

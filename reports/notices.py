@@ -14,7 +14,7 @@ from store.models import (
     SagaRecord,
     utc_now,
 )
-from store.notifications import topic
+from store.partners import topic
 from store.saga import lock_orders
 from store.settings import settings
 from texts import forms, notices

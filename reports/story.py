@@ -155,7 +155,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
 
 
 def _money(session: Session, order: Order) -> Iterator[Event]:
-    """Give what the embedded ledger was asked for; other gateways keep their own books."""
+    """Give what the embedded gateway was asked for; other gateways keep their own books."""
     for entry in session.exec(select(LedgerEntry).where(LedgerEntry.order_id == order.id)):
         attempt = entry.key.removesuffix(":refund").rpartition(":")[2]
         yield Event(

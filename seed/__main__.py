@@ -4,13 +4,13 @@ import argparse
 import re
 import sys
 
-from console.errors import complain, without_traceback
-from console.numbers import whole_argument
-from console.output import terminal
 from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
 from store.models import ID_LENGTH
 from store.settings import settings
+from terminal.errors import without_traceback
+from terminal.numbers import whole_argument
+from terminal.output import complain, terminal
 
 
 def main() -> int:

@@ -27,8 +27,6 @@ from sqlalchemy import func
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from console.errors import complain, without_traceback
-from console.output import print_table, terminal
 from seed.catalogue import GOOD_CARD
 from seed.original_items import ItemRefused, Taken, book, customer
 from store import aws
@@ -37,8 +35,10 @@ from store.database import migrate, reading, transaction
 from store.errors import SourceUnavailable, UnreadableSource
 from store.messages import PaymentMethod
 from store.models import Book, Customer, Order
-from store.payments import wrong_method
+from store.partners import wrong_method
 from store.settings import settings
+from terminal.errors import without_traceback
+from terminal.output import complain, print_table, terminal
 
 PAGE_ITEMS = 1_000
 """Items of one call and one transaction; they bound the memory, and what is read twice at most."""

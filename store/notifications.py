@@ -1,13 +1,11 @@
-"""The topic to which the shop's notifications go, and the embedded one, a table."""
+"""The contract of the topic to which the shop's notifications go.
+
+``store/partners.py`` chooses the topic.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from store.bulk import insert_missing
-from store.database import transaction
-from store.models import Notification
-from store.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +36,3 @@ class Topic(Protocol):
             TopicRefused: the topic would refuse it again: its address, rights or content is wrong.
         """
         ...
-
-
-def topic() -> Topic:
-    """Return the topic that the settings choose."""
-    match settings().topic:
-        case "table":
-            return TableTopic()
-        case "sns":
-            # boto3 takes a good part of a second to import; only who uses it pays for it.
-            from store.sns import SnsTopic
-
-            return SnsTopic.from_settings()
-
-
-class TableTopic:
-    """The embedded topic: a table of the store's own database."""
-
-    def publish(self, notices: Sequence[Notice]) -> None:
-        """See :meth:`Topic.publish`. A key that is there already is left as it is."""
-        rows = [
-            {
-                "key": notice.key,
-                "order_id": notice.order_id,
-                "subject": notice.subject,
-                "body": notice.body,
-                "data": notice.data,
-            }
-            for notice in notices
-        ]
-        with transaction() as session:
-            insert_missing(session, Notification, rows)

@@ -154,9 +154,9 @@ class Settings(BaseSettings):
         "holds the value of the setting in its name, `store_database_url`; a variable that is set "
         "goes before it.",
     )
-    payments: Literal["ledger", "stripe"] = Field(
-        default="ledger",
-        description="Payment gateway: `ledger`, in the store's own database, or `stripe`.",
+    payments: Literal["embedded", "stripe"] = Field(
+        default="embedded",
+        description="Payment gateway: `embedded`, in the store's own database, or `stripe`.",
     )
     stripe_secret_key: SecretStr | None = Field(
         default=None,
@@ -172,6 +172,13 @@ class Settings(BaseSettings):
     @classmethod
     def _is_of_a_database(cls, database_url: str) -> str:
         return checked_database_url(database_url)
+
+    @field_validator("payments", mode="before")
+    @classmethod
+    def _is_not_called_ledger(cls, payments: object) -> object:
+        if payments == "ledger":
+            raise ValueError("the embedded gateway is called embedded; set STORE_PAYMENTS=embedded")
+        return payments
 
     @field_validator("currency")
     @classmethod

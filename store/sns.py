@@ -9,12 +9,11 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from store import aws
 from store.errors import TopicRefused, TopicUnavailable
 from store.notifications import Notice
-from store.settings import settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sns.type_defs import PublishBatchRequestEntryTypeDef
@@ -30,12 +29,6 @@ class SnsTopic:
 
     topic_arn: str
     endpoint_url: str | None = None
-
-    @classmethod
-    def from_settings(cls) -> Self:
-        """Return the topic of the settings."""
-        chosen = settings()
-        return cls(topic_arn=chosen.topic_arn or "", endpoint_url=chosen.aws_endpoint_url)
 
     def publish(self, notices: Sequence[Notice]) -> None:
         """See :meth:`Topic.publish`.

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import stripe
 from pydantic import SecretStr
@@ -26,7 +26,6 @@ from pydantic import SecretStr
 from store.errors import KeyReused, PaymentGatewayUnavailable, PaymentRefused
 from store.models import utc_now
 from store.payments import Answer, Charge
-from store.settings import settings
 
 if TYPE_CHECKING:
     from stripe.params import PaymentIntentCreateParams
@@ -108,14 +107,6 @@ class StripeGateway:
 
     secret_key: SecretStr
     api_url: str | None = None
-
-    @classmethod
-    def from_settings(cls) -> Self:
-        """Return the gateway of the settings."""
-        chosen = settings()
-        return cls(
-            secret_key=chosen.stripe_secret_key or SecretStr(""), api_url=chosen.stripe_api_url
-        )
 
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         """See :meth:`PaymentGateway.capture`; where it raises, other charges may be captured."""

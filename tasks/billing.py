@@ -20,7 +20,8 @@ from store.errors import (
 )
 from store.messages import money
 from store.models import Customer
-from store.payments import Charge, payment_gateway
+from store.partners import payment_gateway
+from store.payments import Charge
 from store.saga import SagaOrder, StepRecord, backward, forward
 from tasks.retries import is_last_try, retried_task
 from tasks.undo import Taken

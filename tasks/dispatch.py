@@ -29,7 +29,8 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.notifications import Notice, topic
+from store.notifications import Notice
+from store.partners import topic
 from store.queue import order_queue
 from store.saga import SagaOrder, forward, lock_orders
 from store.settings import settings

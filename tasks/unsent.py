@@ -16,7 +16,7 @@ from store.bulk import update_rows
 from store.database import transaction
 from store.errors import QueueRefused, QueueUnavailable, TopicRefused, TopicUnavailable, shortened
 from store.models import Courier, Order, OrderStatus, SagaRecord, utc_now
-from store.notifications import topic
+from store.partners import topic
 from store.saga import SagaOrder, lock_orders
 from texts.notices import queue_refuses
 

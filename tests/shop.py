@@ -22,6 +22,7 @@ from flows import compensation
 from orders.acceptance import accept_order, begin_attempt
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.database import reading, transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed, OrderError
 from store.messages import ASSIGNED, CheckoutOrder, CourierAnswer, OrderMessage
 from store.models import (
@@ -35,7 +36,6 @@ from store.models import (
     QueuedMessage,
     SagaRecord,
 )
-from store.payments import Ledger
 from store.saga import abandon
 from tasks.couriers import find_couriers, record_answer
 from tasks.steps import BEFORE_THE_WAIT
@@ -133,7 +133,7 @@ def end_run(order_id: str, error: OrderError | None = None) -> str:
 
 
 UNDO_STANDS_ON: dict[str, tuple[Any, str]] = {
-    "bill_customer": (Ledger, "refund"),
+    "bill_customer": (EmbeddedGateway, "refund"),
     "check_inventory": (tasks.inventory, "increase"),
     "redeem_points": (tasks.points, "increase"),
 }

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from deployments import provision
-from store.notifications import topic
+from store.partners import topic
 from store.queue import MAX_RECEIVES, order_queue
 from store.settings import settings
 from tests.aws.cloud import Calls, Cloud

@@ -7,9 +7,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from store.notifications import TableTopic, topic
+from store.partners import topic
 from store.queue import TableQueue, order_queue
 from store.settings import settings
+from store.table_topic import TableTopic
 from tests.shop import NOWHERE
 
 QUEUE_URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/store-orders"
@@ -85,7 +86,7 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 def test_boto3_is_imported_only_for_who_uses_it() -> None:
     program = (
         "import sys\n"
-        "from store.notifications import topic\n"
+        "from store.partners import topic\n"
         "from store.queue import order_queue\n"
         "order_queue(), topic()\n"
         "assert not {'boto3', 'botocore', 'store.aws'} & set(sys.modules)\n"

@@ -10,8 +10,9 @@ from sqlmodel import select
 
 from store.database import reading
 from store.models import Notification
-from store.notifications import Notice, TableTopic, Topic
+from store.notifications import Notice, Topic
 from store.sns import SUBJECT_LENGTH, SnsTopic, subject_line
+from store.table_topic import TableTopic
 from tests.aws.cloud import Calls, Cloud
 
 

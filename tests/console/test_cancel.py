@@ -14,6 +14,7 @@ from flows.by_hand import cancel_order
 from flows.checkout import store_checkout
 from flows.recovery import recover_orders
 from orders.intake import submit_orders
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     CourierHasOrder,
     CourierWaitExpired,
@@ -22,7 +23,6 @@ from store.errors import (
     RunTakenAway,
 )
 from store.models import OrderStatus, utc_now
-from store.payments import Ledger
 from tests.flows.runs import Runs
 from tests.shop import (
     an_order,
@@ -275,16 +275,16 @@ def test_an_order_cancelled_in_the_middle_of_its_charge_costs_nothing(
     is_captured_first: bool,
     movements: list[tuple[str, str, int]],
 ) -> None:
-    capture = Ledger.capture
+    capture = EmbeddedGateway.capture
 
-    def cancelled_meanwhile(gateway: Ledger, charges: Any) -> Any:
+    def cancelled_meanwhile(gateway: EmbeddedGateway, charges: Any) -> Any:
         if is_captured_first:
             answers = capture(gateway, charges)
         runs.in_thread(lambda: cancel_order("o-1", 1, "")).result()
         return answers if is_captured_first else capture(gateway, charges)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "capture", cancelled_meanwhile)
+        patch.setattr(EmbeddedGateway, "capture", cancelled_meanwhile)
         # Prefect's server on SQLite stands still for a minute where an artifact meets other writes.
         patch.setattr(compensation, "tell", lambda _: None)
         ended = runs.check_out(an_order("o-1", 50, redeem=True)).exception()
@@ -336,7 +336,7 @@ def test_what_cannot_be_given_back_is_loud_and_its_run_is_ended(
     runs.client.set_flow_run_state(run.id, Running(), force=True)
     placed("o-1", "prepare_order", 50, redeem=True, run_id=str(run.id))
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", lambda *_: 1 / 0)
+        patch.setattr(EmbeddedGateway, "refund", lambda *_: 1 / 0)
         said = checkout("cancel", "o-1", "--yes")
     assert said.status == 1
     assert "not everything could be given back for o-1" in said.err

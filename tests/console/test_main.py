@@ -17,14 +17,14 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from rich.text import Text
 from sqlalchemy import text
 
-from console.main import commands, main
-from console.output import duration, print_json, print_table, quiet_runs, terminal
+from console.main import COMMANDS, command_line, commands, main
 from deployments.migrate import main as migrate_command
 from seed.__main__ import main as seed
 from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
 from store.models import QueuedMessage, utc_now
 from store.settings import settings
+from terminal.output import duration, print_json, print_table, quiet_runs, terminal
 
 
 @pytest.mark.parametrize("name", commands())
@@ -33,6 +33,12 @@ def test_every_command_says_what_it_is_for(name: str, capsys: pytest.CaptureFixt
     first, *_ = commands()[name].help.splitlines()
     assert first.endswith(".")
     assert first.split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_of_a_command_is_the_first_line_of_its_help(name: str) -> None:
+    *_, summary = COMMANDS[name]
+    assert command_line()[name].help.splitlines()[0] == summary
 
 
 def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(

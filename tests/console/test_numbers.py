@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from console.main import commands
-from console.numbers import share, whole_number
 from deployments.automations import main as automations
 from seed.__main__ import main as seed
+from terminal.numbers import share, whole_number
 
 
 @pytest.mark.parametrize(

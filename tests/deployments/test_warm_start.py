@@ -31,7 +31,7 @@ def api(prefect_server: None) -> Iterator[PrefectApi]:
 @pytest.fixture
 def pool(api: PrefectApi) -> Iterator[Callable[..., str]]:
     """Makes a work pool; removed at the end."""
-    made = []
+    made: list[str] = []
 
     def make(kind: str = "process", **more: Any) -> str:
         name = f"pool-{uuid4().hex[:8]}"

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError
 from prefect.cli._app import _app as prefect_commands
 from uv import find_uv_bin
 
-from console.main import app as checkout_commands
+from console.main import command_line
 from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
 
 OF_THE_SYSTEM = {
@@ -125,7 +125,7 @@ def test_a_command_that_a_document_shows_is_taken_by_its_program(
         case "prefect":
             parse(prefect_commands, arguments)
         case "checkout":
-            parse(checkout_commands, arguments)
+            parse(command_line(), arguments)
         case "aws":
             parse_aws(arguments)
         case "pip" | "uv":

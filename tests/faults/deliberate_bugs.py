@@ -22,8 +22,8 @@ import flows.pause
 import flows.recovery
 import flows.work_pool
 import orders.acceptance
+import store.embedded_gateway
 import store.outages
-import store.payments
 import store.saga
 import tasks.billing
 import tasks.couriers
@@ -33,6 +33,7 @@ import tasks.points
 import tests.faults.seams
 from store.bulk import Rows, increase, insert_missing
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed
 from store.messages import CourierAnswer
 from store.models import (
@@ -48,8 +49,7 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.notifications import TableTopic
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.saga import (
     Backward,
     Forward,
@@ -60,6 +60,7 @@ from store.saga import (
     lock_orders,
 )
 from store.settings import settings
+from store.table_topic import TableTopic
 from tests.faults.partners import BadLineGateway
 
 Patches = Sequence[tuple[Any, str, Any]]
@@ -188,7 +189,7 @@ def a_new_attempt_charges_with_the_old_key() -> Patches:
             "_charge",
             lambda order, record: replace(right(order, record), key=f"{order.id}:1"),
         ),
-        (store.payments, "_require_same", lambda *_: None),
+        (store.embedded_gateway, "_require_same", lambda *_: None),
     ]
 
 
@@ -204,19 +205,19 @@ def a_refund_passes_over_intents() -> Patches:
 
 @bug("I3 money", "I3 one charge", seeds_from=85)
 def a_refund_leaves_no_tombstone() -> Patches:
-    def wrong(ledger: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def wrong(ledger: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         with transaction() as session:
-            known = store.payments._entries(session, [charge.key for charge in charges])
+            known = store.embedded_gateway._entries(session, [charge.key for charge in charges])
             captured = {key for key, entry in known.items() if entry.status == "captured"}
             entries = [
-                store.payments._entry(charge, "refund", "refunded")
+                store.embedded_gateway._entry(charge, "refund", "refunded")
                 for charge in charges
                 if charge.key in captured
             ]
             insert_missing(session, LedgerEntry, entries)
         return {c.key: Answer("refunded" if c.key in captured else "void", c.key) for c in charges}
 
-    return [(Ledger, "refund", wrong)]
+    return [(EmbeddedGateway, "refund", wrong)]
 
 
 @bug("I1 stock")

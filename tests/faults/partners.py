@@ -6,10 +6,12 @@ may be lost, it may arrive late, twice, or in another order.
 
 from collections.abc import Sequence
 
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import QueueUnavailable, TopicUnavailable
-from store.notifications import Notice, TableTopic
-from store.payments import Answer, Charge, Ledger
+from store.notifications import Notice
+from store.payments import Answer, Charge
 from store.queue import ReceivedMessage, TableQueue
+from store.table_topic import TableTopic
 from tests.faults.world import World
 
 LATE_SECONDS = [5.0, 60.0, 900.0]
@@ -40,11 +42,11 @@ class BadLineGateway:
                 self._later(charges)
                 return _unknown(charges)
             case "the charge's answer is lost":
-                Ledger().capture(charges)
+                EmbeddedGateway().capture(charges)
                 return _unknown(charges)
             case "the charge arrives twice, once late":
                 self._later(charges)
-        return Ledger().capture(charges)
+        return EmbeddedGateway().capture(charges)
 
     def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
         world = self._world
@@ -61,16 +63,16 @@ class BadLineGateway:
             case "the refund does not arrive":
                 return _unknown(charges)
             case "the refund's answer is lost":
-                Ledger().refund(charges)
+                EmbeddedGateway().refund(charges)
                 return _unknown(charges)
             case "the refund arrives twice, once late":
                 delay = world.chance.one_of(LATE_SECONDS)
-                world.start("late refund", lambda: Ledger().refund(charges), delay=delay)
-        return Ledger().refund(charges)
+                world.start("late refund", lambda: EmbeddedGateway().refund(charges), delay=delay)
+        return EmbeddedGateway().refund(charges)
 
     def _later(self, charges: Sequence[Charge]) -> None:
         delay = self._world.chance.one_of(LATE_SECONDS)
-        self._world.start("late charge", lambda: Ledger().capture(charges), delay=delay)
+        self._world.start("late charge", lambda: EmbeddedGateway().capture(charges), delay=delay)
 
 
 def _unknown(charges: Sequence[Charge]) -> dict[str, Answer]:

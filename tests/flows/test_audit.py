@@ -8,7 +8,7 @@ from sqlalchemy import text
 from flows.audit import audit_books
 from store.database import transaction
 from store.errors import BooksDoNotBalance
-from store.notifications import TableTopic
+from store.table_topic import TableTopic
 from tests.flows.runs import Runs
 from tests.shop import notices, placed, set_order
 

@@ -38,7 +38,8 @@ from store.errors import (
 )
 from store.messages import ASSIGNED, GO_ON, NO_COURIER, BatchAnswer
 from store.models import OrderStatus
-from store.notifications import Notice, TableTopic
+from store.notifications import Notice
+from store.table_topic import TableTopic
 from tasks.dispatch import dispatch_order
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS, wait_until

@@ -7,9 +7,10 @@ import pytest
 
 from flows import compensation
 from flows.compensation import UNDO, abandon_and_compensate, compensate
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed, PaymentGatewayUnavailable
 from store.messages import NO_COURIER
-from store.payments import Charge, Ledger
+from store.payments import Charge
 from store.saga import abandon
 from tasks.steps import UNDOS
 from tests.flows.runs import Runs
@@ -38,7 +39,7 @@ def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
     running = runs.check_out(an_order("o-1", 50, redeem=True))
     run = runs.paused("o-1")
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "store.compensation"):
-        patch.setattr(Ledger, "refund", broken)
+        patch.setattr(EmbeddedGateway, "refund", broken)
         runs.answer(run, outcome=NO_COURIER, reason="snow")
         assert running.result().is_failed()
 
@@ -68,16 +69,16 @@ def test_an_undo_that_fails_for_good_is_loud_and_a_later_round_ends_it(
 def test_an_undo_that_meets_an_outage_is_tried_again_by_itself(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refund = Ledger.refund
+    refund = EmbeddedGateway.refund
     calls: list[int] = []
 
-    def away_twice(gateway: Ledger, charges: object) -> object:
+    def away_twice(gateway: EmbeddedGateway, charges: object) -> object:
         calls.append(1)
         if len(calls) < 3:
             raise PaymentGatewayUnavailable("not now")
         return refund(gateway, charges)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Ledger, "refund", away_twice)
+    monkeypatch.setattr(EmbeddedGateway, "refund", away_twice)
     patient = {step: undo.with_options(retry_delay_seconds=0) for step, undo in UNDO.items()}
     monkeypatch.setattr(compensation, "UNDO", patient)
     placed("o-1", "prepare_order", 50, redeem=True)
@@ -109,7 +110,7 @@ def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
     carry_on(group, "bill_customer")
     abandon(group, CheckoutFailed("stopped"))
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", lambda *_: 1 / 0)
+        patch.setattr(EmbeddedGateway, "refund", lambda *_: 1 / 0)
         with pytest.raises(CompensationFailed, match="o-08, o-09 and 2 more; it is tried again"):
             compensate(group)
     assert set(compensate(group).values()) == {"compensated"}
@@ -124,15 +125,15 @@ def test_a_defect_that_one_undo_hits_is_recorded_with_that_order_alone(
         place(order_id)
     carry_on(group, "bill_customer")
     abandon(group, CheckoutFailed("stopped"))
-    refund = Ledger.refund
+    refund = EmbeddedGateway.refund
 
-    def broken_for_one(gateway: Ledger, charges: Sequence[Charge]) -> object:
+    def broken_for_one(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> object:
         if any(charge.order_id == "o-3" for charge in charges):
             raise ZeroDivisionError("the refund is broken")
         return refund(gateway, charges)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", broken_for_one)
+        patch.setattr(EmbeddedGateway, "refund", broken_for_one)
         with pytest.raises(CompensationFailed, match="given back for o-3; it is tried"):
             compensate(group)
     tries = {id_: saga_records(id_)["bill_customer"].undo_tries for id_ in group}

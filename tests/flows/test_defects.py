@@ -7,6 +7,7 @@ import pytest
 
 from flows import batch, compensation
 from flows.defects import narrow_down
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     CheckoutFailed,
     PaymentGatewayUnavailable,
@@ -14,7 +15,6 @@ from store.errors import (
     TopicRefused,
     TopicUnavailable,
 )
-from store.payments import Ledger
 from store.saga import abandon
 from tests.shop import (
     STEPS,
@@ -122,12 +122,12 @@ def test_a_refusal_that_names_no_order_is_asked_about_once_for_the_group(
     abandon(GROUP, CheckoutFailed("all of them"))
     asked = []
 
-    def refuse(_: Ledger, charges: list[object]) -> None:
+    def refuse(_: EmbeddedGateway, charges: list[object]) -> None:
         asked.append(len(charges))
         raise REFUSED
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", refuse)
+        patch.setattr(EmbeddedGateway, "refund", refuse)
         patch.setattr(
             compensation, "UNDO", {step: Bare(undo) for step, undo in compensation.UNDO.items()}
         )

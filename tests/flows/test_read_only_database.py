@@ -11,8 +11,9 @@ from flows import compensation
 from flows.batch import STEPS, batch_checkout
 from orders.intake import claim_orders
 from store.database import engine
+from store.embedded_gateway import EmbeddedGateway
 from store.outages import READ_ONLY, sqlstate_of
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.settings import settings
 from tasks.dispatch import send_again
 from tests.flows.runs import Runs
@@ -68,17 +69,17 @@ def failover(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failover]:
     failover = Failover(settings().database_url)
     store = engine(settings().database_url)
     event.listen(store, "handle_error", failover.count)
-    capture = Ledger.capture
+    capture = EmbeddedGateway.capture
     begun: list[bool] = []
 
-    def charge_and_fail_over(self: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def charge_and_fail_over(self: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         answers = capture(self, charges)
         if not begun:
             begun.append(True)
             failover.begin()
         return answers
 
-    monkeypatch.setattr(Ledger, "capture", charge_and_fail_over)
+    monkeypatch.setattr(EmbeddedGateway, "capture", charge_and_fail_over)
     yield failover
     failover.end()
     event.remove(store, "handle_error", failover.count)

@@ -17,10 +17,11 @@ from flows.recovery import close_runs, recover_orders
 from orders.batches import begin_batch
 from orders.waits import expire_waits
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
 from store.models import SagaRecord, utc_now
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.queue import TableQueue
 from store.saga import abandon
 from store.settings import settings
@@ -223,14 +224,14 @@ def test_an_undo_that_fails_is_tried_once_in_a_round(
     for order_id in ids:
         placed(order_id, "prepare_order")
     abandon(ids, CheckoutFailed("stopped"))
-    right = Ledger.refund
+    right = EmbeddedGateway.refund
 
-    def broken(ledger: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def broken(ledger: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         if any(charge.order_id == "o-2" for charge in charges):
             raise ZeroDivisionError("a defect")
         return right(ledger, charges)
 
-    monkeypatch.setattr(Ledger, "refund", broken)
+    monkeypatch.setattr(EmbeddedGateway, "refund", broken)
     assert recover_orders().failed.keys() == {"compensate"}
     assert [status(id_) for id_ in ids] == [
         "compensated",

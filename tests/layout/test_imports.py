@@ -1,26 +1,19 @@
 """Imports run one way, in no circle, and no room has a module that is too long to read."""
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-BELOW_FIRST = ("fork_server", "store", "texts", "tasks", "orders", "reports", "flows")
+BELOW_FIRST = ("fork_server", "store", "texts", "tasks", "orders", "reports", "flows", "terminal")
 """Each folder may import those before it, and nothing behind it."""
-ON_TOP = ("seed", "console", "deployments")
-"""They may import all of these."""
-AMONG_THOSE_ON_TOP = {
-    ("console", "deployments"),
-    ("deployments", "console"),
-    ("deployments", "seed"),
-    ("seed", "console"),
-}
-"""Still a ring; a pair that is gone goes from here."""
+ON_TOP = ("seed", "deployments", "console")
+"""They may import all of these, and those before them."""
 CIRCLES = {
-    ("store.notifications", "store.sns"),
-    ("store.payments", "store.stripe_gateway"),
     ("store.queue", "store.sqs"),
 }
 """Contracts that import their adapters where they are used; one that is gone goes from here."""
@@ -83,15 +76,9 @@ def folders_imported() -> set[tuple[str, str]]:
 
 def test_no_folder_imports_upwards() -> None:
     ranks = {name: rank for rank, name in enumerate((*BELOW_FIRST, *ON_TOP))}
-    below = {
-        (importer, name)
-        for importer, name in folders_imported()
-        if not (importer in ON_TOP and name in ON_TOP)
-    }
-    assert below
-    assert {
-        (importer, name) for importer, name in below if ranks.get(name, 99) > ranks[importer]
-    } == set()
+    found = folders_imported()
+    assert found
+    assert {(importer, name) for importer, name in found if ranks[name] > ranks[importer]} == set()
 
 
 def test_the_fork_server_stands_alone() -> None:
@@ -99,9 +86,22 @@ def test_the_fork_server_stands_alone() -> None:
     assert not {name for importer, name in folders_imported() if importer == "fork_server"}
 
 
-def test_the_folders_on_top_import_each_other_no_more_than_is_known() -> None:
-    among = {pair for pair in folders_imported() if set(pair) <= set(ON_TOP)}
-    assert among == AMONG_THOSE_ON_TOP
+@pytest.mark.parametrize("module", ["console.main", "terminal.output"])
+def test_the_help_of_the_command_line_does_not_wait_for_prefect_or_sqlalchemy(module: str) -> None:
+    code = (
+        f"import sys, {module}\n"
+        "if 'console.main' in sys.modules: sys.modules['console.main'].main(['--help'])\n"
+        "assert not {'prefect', 'sqlalchemy'} & sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_DIR, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_seeding_does_not_wait_for_prefect() -> None:
+    code = "import sys, seed.__main__; sys.exit('prefect' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, check=True)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

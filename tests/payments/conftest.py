@@ -1,4 +1,4 @@
-"""The payment gateways: the ledger, and Stripe against its stand-in."""
+"""The payment gateways: the embedded one, and Stripe against its stand-in."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,12 +7,12 @@ from pydantic import SecretStr
 
 from seed.catalogue import empty
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.models import LedgerEntry
-from store.payments import Ledger
 from store.settings import settings
 from store.stripe_gateway import StripeGateway
 from tests.flows.runs import Runs
-from tests.payments.parties import LedgerParty, Party, StripeParty
+from tests.payments.parties import EmbeddedParty, Party, StripeParty
 from tests.payments.stand_in import StripeStandIn
 from tests.polling import PATIENCE_SECONDS
 
@@ -37,7 +37,7 @@ def stripe_gateway(stand_in: StripeStandIn) -> StripeGateway:
     return StripeGateway(SecretStr(SECRET), stand_in.url)
 
 
-@pytest.fixture(params=["ledger", "stripe"])
+@pytest.fixture(params=["embedded", "stripe"])
 def party(request: pytest.FixtureRequest, setting: Callable[[str, object], None]) -> Party:
     """A gateway with nothing in it."""
     if request.param == "stripe":
@@ -46,7 +46,7 @@ def party(request: pytest.FixtureRequest, setting: Callable[[str, object], None]
         )
     setting("database_url", request.getfixturevalue("store_url"))
     empty()
-    return LedgerParty(Ledger())
+    return EmbeddedParty(EmbeddedGateway())
 
 
 @pytest.fixture

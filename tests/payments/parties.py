@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from store.payments import DECLINED_METHOD, Charge, Ledger, PaymentGateway
+from store.embedded_gateway import EmbeddedGateway
+from store.payments import DECLINED_METHOD, Charge, PaymentGateway
 from store.stripe_gateway import CHARGE, StripeGateway
 from tests.payments.stand_in import CREATE, Fault, StripeStandIn
 from tests.shop import ledger
@@ -46,10 +47,10 @@ class Party(Protocol):
 
 
 @dataclass
-class LedgerParty:
+class EmbeddedParty:
     """The ledger, which misbehaves by payment method."""
 
-    gateway: Ledger
+    gateway: EmbeddedGateway
 
     def unanswered(self, when: Deafness, key: str = "k") -> Charge:
         methods = {

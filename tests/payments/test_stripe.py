@@ -20,7 +20,8 @@ from store import stripe_gateway as stripe_gateway_module
 from store.database import snapshot
 from store.errors import TEXT_AT_MOST, KeyReused, PaymentGatewayUnavailable
 from store.models import utc_now
-from store.payments import Answer, Charge, payment_gateway
+from store.partners import payment_gateway
+from store.payments import Answer, Charge
 from store.stripe_gateway import (
     CHARGE,
     CHARGE_REMEDIES,
@@ -68,7 +69,7 @@ def test_the_settings_choose_stripe(paid_by_stripe: StripeStandIn) -> None:
 
 
 def test_without_stripe_the_library_is_not_imported() -> None:
-    loads = "import sys, flows.checkout, store.payments; sys.exit('stripe' in sys.modules)"
+    loads = "import sys, flows.checkout, store.partners; sys.exit('stripe' in sys.modules)"
     subprocess.run([sys.executable, "-c", loads], check=True, timeout=60)
 
 

@@ -18,10 +18,11 @@ from orders.intake import submit_orders
 from reports.audit import UNCLAIMED_SECONDS, Finding, audit, checks
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import engine, snapshot
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import BillingError, BookOutOfStock, CompensationFailed
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import Book, Order, SagaRecord, UtcDateTime, utc_now
-from store.payments import Charge, Ledger
+from store.payments import Charge
 from store.settings import settings
 from tasks.billing import bill_customer, refund_customer
 from tasks.couriers import record_answer
@@ -72,19 +73,19 @@ def busy_shop(monkeypatch: pytest.MonkeyPatch) -> None:
     place("second-attempt", 2)
     carry_on(["second-attempt"])
 
-    right_capture, right_refund = Ledger.capture, Ledger.refund
+    right_capture, right_refund = EmbeddedGateway.capture, EmbeddedGateway.refund
 
-    def capture_unheard(ledger: Ledger, charges: list[Charge]) -> Any:
+    def capture_unheard(ledger: EmbeddedGateway, charges: list[Charge]) -> Any:
         right_capture(ledger, charges)
         raise AnswerLost
 
-    def refund_unheard(ledger: Ledger, charges: list[Charge]) -> Any:
+    def refund_unheard(ledger: EmbeddedGateway, charges: list[Charge]) -> Any:
         right_refund(ledger, charges)
         raise AnswerLost
 
     placed("captured-unheard", "calculate_total", 2)
     with monkeypatch.context() as fault:
-        fault.setattr(Ledger, "capture", capture_unheard)
+        fault.setattr(EmbeddedGateway, "capture", capture_unheard)
         with pytest.raises(AnswerLost):
             bill_customer.fn(["captured-unheard"])
     placed("refunded-unheard", "prepare_order", 2)
@@ -93,7 +94,7 @@ def busy_shop(monkeypatch: pytest.MonkeyPatch) -> None:
         placed(order_id, "prepare_order", 2)
         record_answer(order_id, LATE)
     with monkeypatch.context() as fault:
-        fault.setattr(Ledger, "refund", refund_unheard)
+        fault.setattr(EmbeddedGateway, "refund", refund_unheard)
         with pytest.raises(AnswerLost):
             refund_customer.fn(["refunded-unheard"])
         with pytest.raises(CompensationFailed):

@@ -14,9 +14,9 @@ from orders.unfinished import as_unfinished
 from reports.compensations import failed_undos, next_try_at, open_undos
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed, NothingToUndo, OrderNotFound
 from store.models import Book, Customer, LedgerEntry
-from store.payments import Ledger
 from store.saga import conclude_compensation
 from tasks.billing import refund_customer
 from tests.books_balance import assert_books_balance, imbalances
@@ -90,7 +90,7 @@ def test_a_charge_without_an_answer_is_shown_as_in_doubt(
 ) -> None:
     placed("o-1", "redeem_points", items={TEN_X_RULE: 5, STRIPED_PAJAMAS: 1}, redeem=False)
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "capture", lambda *_: 1 / 0)
+        patch.setattr(EmbeddedGateway, "capture", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             STEPS["bill_customer"](["o-1"])
     money, copies = open_undos("o-1")
@@ -291,14 +291,14 @@ def test_money_that_is_refunded_while_a_person_gives_it_back_is_found_by_the_boo
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed("o-1", "bill_customer")
-    refund = Ledger.refund
+    refund = EmbeddedGateway.refund
 
-    def overtaken(gateway: Ledger, charges: Any) -> Any:
+    def overtaken(gateway: EmbeddedGateway, charges: Any) -> Any:
         answers = refund(gateway, charges)
         settle("o-1", "bill_customer", by="Ada", reason="by bank transfer")
         return answers
 
-    monkeypatch.setattr(Ledger, "refund", overtaken)
+    monkeypatch.setattr(EmbeddedGateway, "refund", overtaken)
     assert give_back("o-1") == {"o-1": "compensated"}
     assert "charge o-1:1 was given back by hand, and refunded as well" in imbalances()
     with transaction() as session:

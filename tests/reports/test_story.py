@@ -10,10 +10,10 @@ from orders.settlement import settle
 from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CompensationFailed, NoCourierAvailable, OrderNotFound
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, utc_now
-from store.payments import Ledger
 from store.queue import TableQueue
 from tasks.couriers import record_answer
 from tests.shop import assign, carry_on, end_run, give_back, place, placed
@@ -91,14 +91,14 @@ def test_intents_refusals_and_failed_undos_are_told_as_what_they_are(
 ) -> None:
     placed("o-1", "calculate_total", 50)
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "capture", lambda *_: 1 / 0)
+        patch.setattr(EmbeddedGateway, "capture", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             carry_on(["o-1"], "bill_customer", after="redeem_points")
     assert told("o-1", "intent") == [
         (1, "bill_customer asked for, its outcome is not known yet", "amount 1000.00 USD")
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", lambda *_: 1 / 0)
+        patch.setattr(EmbeddedGateway, "refund", lambda *_: 1 / 0)
         with pytest.raises(CompensationFailed):
             end_run("o-1", NoCourierAvailable("snow"))
     assert told("o-1", "undo_failed", "status") == [

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import KeyReused
-from store.payments import Charge, Ledger, payment_gateway, wrong_method
+from store.partners import payment_gateway, wrong_method
+from store.payments import Charge
 from tests.shop import at_once, kept_cents, ledger
 
 
@@ -14,17 +16,17 @@ def charge(key: str = "k", cents: int = 5_00, method: str = "pm_card_visa") -> C
 
 
 def captured(*charges: Charge) -> list[str]:
-    answers = Ledger().capture(charges)
+    answers = EmbeddedGateway().capture(charges)
     return [answers[c.key].status for c in charges]
 
 
 def refunded(*charges: Charge) -> list[str]:
-    answers = Ledger().refund(charges)
+    answers = EmbeddedGateway().refund(charges)
     return [answers[c.key].status for c in charges]
 
 
 def test_the_settings_choose_the_ledger(database: str) -> None:
-    assert isinstance(payment_gateway(), Ledger)
+    assert isinstance(payment_gateway(), EmbeddedGateway)
 
 
 def test_where_one_key_is_refused_nothing_of_the_call_is_captured(database: str) -> None:
@@ -82,7 +84,7 @@ UNKNOWN += ["pm_ledger_timeout", "pm_ledger_", "pm_ledger_fail_1.5", "pm_ledger_
 
 @pytest.mark.parametrize("method", UNKNOWN)
 def test_an_unknown_test_method_is_refused_and_takes_nothing(database: str, method: str) -> None:
-    answers = Ledger().capture([charge("bad", method=method), charge("good")])
+    answers = EmbeddedGateway().capture([charge("bad", method=method), charge("good")])
     assert (answers["bad"].status, answers["good"].status) == ("refused", "captured")
     assert answers["bad"].reason.startswith(f"the embedded gateway has no test method {method}")
     assert refunded(charge("bad", method=method)) == ["void"]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from orders.intake import claim_orders, submit_orders
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     BillingError,
     CheckoutFailed,
@@ -14,7 +15,7 @@ from store.errors import (
     PaymentRefused,
     StoreError,
 )
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.saga import abandon
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
@@ -180,14 +181,14 @@ def test_a_refund_without_an_answer_is_asked_for_again_and_the_others_are_settle
     carry_on(group, "bill_customer")
     for order_id in group:
         set_order(order_id, status="compensating", error="CheckoutFailed")
-    refund = Ledger.refund
+    refund = EmbeddedGateway.refund
 
-    def deaf_to_o_1(gateway: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def deaf_to_o_1(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         answers = refund(gateway, [c for c in charges if c.order_id != "o-1"])
         return {"o-1:1": Answer("unknown", "o-1:1"), **answers}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", deaf_to_o_1)
+        patch.setattr(EmbeddedGateway, "refund", deaf_to_o_1)
         with pytest.raises(PaymentGatewayUnavailable, match=r"no answer for the refund of o-1$"):
             refund_customer.fn(group)
     assert (saga("o-1")["bill_customer"], saga("o-2")["bill_customer"]) == ("done", "undone")
@@ -229,7 +230,9 @@ def test_what_a_group_of_refunds_fails_with_stays_short(
     carry_on(group, "bill_customer")
     abandon(group, CheckoutFailed("the run failed"))
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", lambda _, charges: {c.key: answer(c.key) for c in charges})
+        patch.setattr(
+            EmbeddedGateway, "refund", lambda _, charges: {c.key: answer(c.key) for c in charges}
+        )
         with pytest.raises(error, match=text):
             refund_customer.fn(group)
     give_back(*group)
@@ -237,7 +240,7 @@ def test_what_a_group_of_refunds_fails_with_stays_short(
 
 def test_a_charge_whose_key_was_used_otherwise_is_not_made(database: str) -> None:
     placed("o-1", "calculate_total")
-    Ledger().capture([Charge("o-1:1", "o-1", 1, "USD", "pm_card_visa")])
+    EmbeddedGateway().capture([Charge("o-1:1", "o-1", 1, "USD", "pm_card_visa")])
     with pytest.raises(KeyReused, match="key o-1:1 was used for 1 USD by pm_card_visa"):
         bill_customer.fn(["o-1"])
     assert ledger() == [("o-1:1", "captured", 1)]
@@ -250,9 +253,9 @@ def test_an_old_attempts_late_answer_does_not_pay_for_the_new_attempt(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed("o-1", "calculate_total")
-    capture = Ledger.capture
+    capture = EmbeddedGateway.capture
 
-    def slow(gateway: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def slow(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         answers = capture(gateway, charges)
         monkeypatch.undo()
         # While the answer is on its way the order is given back and begun again.
@@ -261,7 +264,7 @@ def test_an_old_attempts_late_answer_does_not_pay_for_the_new_attempt(
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "capture", slow)
+        patch.setattr(EmbeddedGateway, "capture", slow)
         bill_customer.fn(["o-1"])
     assert order_row("o-1").attempt == 2
     assert "bill_customer" not in saga("o-1")
@@ -275,9 +278,9 @@ def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
 ) -> None:
     placed("o-1", "bill_customer")
     abandon(["o-1"], CheckoutFailed("the run failed"))
-    refund = Ledger.refund
+    refund = EmbeddedGateway.refund
 
-    def slow(gateway: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def slow(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         answers = refund(gateway, charges)
         patch.undo()
         # While the answer is on its way the order is begun again, billed, and fails once more.
@@ -287,7 +290,7 @@ def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "refund", slow)
+        patch.setattr(EmbeddedGateway, "refund", slow)
         with pytest.raises(PaymentGatewayUnavailable, match=r"no answer for the refund of o-1$"):
             refund_customer.fn(["o-1"])
     assert order_row("o-1").attempt == 2

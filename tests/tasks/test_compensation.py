@@ -14,11 +14,11 @@ import pytest
 
 import tasks
 from flows import compensation
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed
-from store.notifications import TableTopic
-from store.payments import Ledger
 from store.queue import TableQueue
 from store.saga import Forward, abandon, record_undo_failure
+from store.table_topic import TableTopic
 from tasks.steps import UNDOS
 from tests.books_balance import assert_books_balance
 from tests.shop import (
@@ -116,8 +116,8 @@ STEP_FAULTS = [
     ("redeem_points", COMMITTED, "compensated", REDEEMED, [], []),
     ("bill_customer", before_it(tasks.billing, "forward"), "compensated", REDEEMED, [], []),
     ("bill_customer", WRITTEN, "compensated", REDEEMED, [], []),
-    ("bill_customer", before_it(Ledger, "capture"), "compensated", BILLED, VOID, []),
-    ("bill_customer", after_it(Ledger, "capture"), "compensated", BILLED, REFUNDED, []),
+    ("bill_customer", before_it(EmbeddedGateway, "capture"), "compensated", BILLED, VOID, []),
+    ("bill_customer", after_it(EmbeddedGateway, "capture"), "compensated", BILLED, REFUNDED, []),
     ("bill_customer", before_it(Forward, "done"), "compensated", BILLED, REFUNDED, []),
     ("bill_customer", COMMITTED, "compensated", BILLED, REFUNDED, []),
     ("prepare_order", before_it(tasks.dispatch, "forward"), "compensated", BILLED, REFUNDED, []),
@@ -245,8 +245,8 @@ def test_after_the_pivot_every_fault_leads_forward(
 UNDO_FAULTS = [
     # The step whose undo fails, what fails, the step's state, stock, points and money then.
     ("bill_customer", before_it(tasks.billing, "backward"), "done", 500, 300, 700_00),
-    ("bill_customer", before_it(Ledger, "refund"), "done", 500, 300, 700_00),
-    ("bill_customer", after_it(Ledger, "refund"), "done", 500, 300, 0),
+    ("bill_customer", before_it(EmbeddedGateway, "refund"), "done", 500, 300, 700_00),
+    ("bill_customer", after_it(EmbeddedGateway, "refund"), "done", 500, 300, 0),
     ("check_inventory", before_it(tasks.inventory, "backward"), "done", 450, 300, 0),
     ("check_inventory", before_it(tasks.inventory, "increase"), "done", 450, 300, 0),
     ("check_inventory", after_it(tasks.inventory, "increase"), "done", 450, 300, 0),
@@ -333,7 +333,7 @@ def test_an_undo_that_fails_for_one_group_is_tried_again_for_all_of_it(database:
     carry_on(group, "bill_customer")
     abandon(group, CheckoutFailed("both"))
     with pytest.MonkeyPatch.context() as patch:
-        fails_before(patch, Ledger, "refund")
+        fails_before(patch, EmbeddedGateway, "refund")
         with pytest.raises(CompensationFailed, match="for o-1, o-2; it is tried again"):
             give_back(*group)
     assert [saga_records(id_)["bill_customer"].undo_tries for id_ in group] == [1, 1]

@@ -13,8 +13,9 @@ from store.database import reading
 from store.errors import CheckoutFailed, CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
 from store.models import Decision, Notification, utc_now
-from store.notifications import Notice, TableTopic
+from store.notifications import Notice
 from store.queue import TableQueue
+from store.table_topic import TableTopic
 from tasks.couriers import decisions_of, find_couriers, record_answer
 from tasks.dispatch import dispatch_order, prepare_order, send_again
 from tests.shop import (

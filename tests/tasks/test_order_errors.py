@@ -12,6 +12,7 @@ from orders.lookup import outcome_error, read_order
 from orders.waits import expire_waits
 from seed.catalogue import TEN_X_RULE
 from store.database import transaction
+from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     BillingError,
     BookHasNoPrice,
@@ -30,7 +31,7 @@ from store.errors import (
 )
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import Customer, utc_now
-from store.payments import Answer, Charge, Ledger
+from store.payments import Answer, Charge
 from store.saga import abandon
 from tasks.couriers import record_answer
 from tests.shop import (
@@ -84,11 +85,11 @@ def card_declined() -> None:
 
 
 def call_refused() -> None:
-    def refuse(_: Ledger, charges: Sequence[Charge]) -> dict[str, Answer]:
+    def refuse(_: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
         return {c.key: Answer("refused", c.key, "the key is wrong: set it") for c in charges}
 
     placed("o-1", "redeem_points", 50, redeem=True)
-    with patch.object(Ledger, "capture", refuse):
+    with patch.object(EmbeddedGateway, "capture", refuse):
         carry_on(["o-1"], "bill_customer", after="redeem_points")
 
 
@@ -163,7 +164,7 @@ def test_a_technical_failure_is_kept_in_one_line_without_a_statement(database: s
     assert "customers_points_not_negative" in message
     assert (len(message.splitlines()), "UPDATE" in message) == (1, False)
     with (
-        patch.object(Ledger, "refund", side_effect=ValueError("of two\nlines")),
+        patch.object(EmbeddedGateway, "refund", side_effect=ValueError("of two\nlines")),
         pytest.raises(CompensationFailed),
     ):
         give_back("o-1")

@@ -10,12 +10,11 @@ from typing import Annotated
 
 from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number
-from prefect.logging.handlers import PrefectConsoleHandler
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from console.numbers import WholeNumber
+from terminal.numbers import WholeNumber
 
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print JSON, for programs, not a table.")
@@ -35,6 +34,8 @@ Columns = Annotated[
 ]
 """The option of the commands with a table of many columns."""
 
+REFUSED = 1
+"""The exit status of what was refused."""
 _WIDTH_WITHOUT_TERMINAL = 1_000_000
 """Wider than any line: what reads a file or a pipe wants each row of a table in one."""
 _LEAST_TEXT = 24
@@ -58,6 +59,12 @@ def terminal(*, stderr: bool = False) -> Console:
         soft_wrap=True,
         width=None if is_terminal else _WIDTH_WITHOUT_TERMINAL,
     )
+
+
+def complain(message: str, status: int = REFUSED) -> int:
+    """Print an error; return the exit status."""
+    terminal(stderr=True).print(message, style="red")
+    return status
 
 
 def print_json(value: object) -> None:
@@ -196,6 +203,8 @@ def quiet_runs() -> Iterator[None]:
 
     Prefect keeps the logs at the run all the same.
     """
+    from prefect.logging.handlers import PrefectConsoleHandler
+
     handlers = [
         handler
         for logger in (logging.getLogger(), logging.getLogger("prefect"))

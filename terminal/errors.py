@@ -7,42 +7,43 @@ from collections.abc import Callable
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from console.output import terminal
-from flows.work_pool import SERVER_AWAY
 from store.database import require_known_version
 from store.errors import DatabaseTooNew, StoreError
 from store.outages import sqlstate_of, why_it_passes
 from store.settings import settings
 from store.wrong_input import described
-
-REFUSED = 1
+from terminal.output import REFUSED, complain
 
 
 def without_traceback(command: Callable[[], int]) -> int:
     """Carry out a command; return its exit status, or that of an error that may happen.
 
-    Such an error is told on standard error. Any other is a defect, and raised.
+    Raises:
+        Exception: the error is a defect.
     """
     try:
         status = command()
         # Here, where it is noticed if nobody reads it any more.
         sys.stdout.flush()
-    except BrokenPipeError:
+    except Exception as error:
+        return status_of(error)
+    return status
+
+
+def status_of(error: Exception) -> int:
+    """Print the remedy of an error that may happen; return the exit status.
+
+    Raises:
+        Exception: the error is a defect.
+    """
+    if isinstance(error, BrokenPipeError):
         # Who reads has had enough, as `head` has. Python writes what is left when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
-    except Exception as error:
-        told = _explained(error)
-        if told is None:
-            raise
-        return complain(told)
-    return status
-
-
-def complain(message: str, status: int = REFUSED) -> int:
-    """Tell of an error; return the exit status."""
-    terminal(stderr=True).print(message, style="red")
-    return status
+    told = _explained(error)
+    if told is None:
+        raise error
+    return complain(told)
 
 
 def _too_new() -> str:
@@ -76,6 +77,9 @@ def _explained(error: Exception) -> str | None:
             return f"{error.filename}: {error.strerror}"
         case OSError():
             return error.strerror or str(error)
+    # Prefect takes a second to import, which only its own errors are worth.
+    from flows.work_pool import SERVER_AWAY
+
     if isinstance(error, SERVER_AWAY):
         return (
             f"Prefect's server does not answer as it should: {error!r}\n"

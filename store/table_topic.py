@@ -1,0 +1,27 @@
+"""The embedded topic: a table of the store's own database."""
+
+from collections.abc import Sequence
+
+from store.bulk import insert_missing
+from store.database import transaction
+from store.models import Notification
+from store.notifications import Notice
+
+
+class TableTopic:
+    """The embedded topic: a table of the store's own database."""
+
+    def publish(self, notices: Sequence[Notice]) -> None:
+        """See :meth:`Topic.publish`. A key that is there already is left as it is."""
+        rows = [
+            {
+                "key": notice.key,
+                "order_id": notice.order_id,
+                "subject": notice.subject,
+                "body": notice.body,
+                "data": notice.data,
+            }
+            for notice in notices
+        ]
+        with transaction() as session:
+            insert_missing(session, Notification, rows)
