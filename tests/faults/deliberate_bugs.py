@@ -165,7 +165,7 @@ def points_are_put_back_to_their_old_number() -> Patches:
     return [(tasks.points, "increase", wrong)]
 
 
-@bug("I3 one charge", "I3 money")
+@bug("I3 one charge", "I3 money", "I5 intent")
 def a_charge_has_another_key_each_time() -> Patches:
     class Wrong(BadLineGateway):
         def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
@@ -180,7 +180,7 @@ def a_charge_has_another_key_each_time() -> Patches:
     return [(tests.faults.seams, "BadLineGateway", Wrong)]
 
 
-@bug("I3 money", "I3 paid")
+@bug("I3 money", "I3 paid", "I5 intent")
 def a_new_attempt_charges_with_the_old_key() -> Patches:
     right = tasks.billing._charge
     return [
