@@ -1,0 +1,386 @@
+"""A run that starts cold, in a new Python, against one that starts warm, as a fork.
+
+    python -m benchmarks.runs [--rounds 3] [--orders 50] [--idle-seconds 300]
+
+Both start in turns on one system, and each figure is the median of the rounds. Nobody looks for a
+courier: an order is answered as soon as its run has paused.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import update
+
+from benchmarks.ground import ENOUGH, Ground
+from deployments.holdings import open_store
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    WORK_POOL,
+    LocalSystem,
+)
+from deployments.prefect_api import PrefectApi
+from deployments.warm_start import run_command, set_run_command
+from fork_server import status
+from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
+from store.models import Book, Courier
+
+ROUNDS = 3
+ORDERS = 50
+SINGLES = 5
+"""Orders one at a time in a round."""
+WAITING = 12
+IDLE_SECONDS = 300.0
+"""As long as the longest of the schedules that come often; an hour is extrapolated from it."""
+CLIENTS = 16
+POLL_SECONDS = 0.05
+DEADLINE_SECONDS = 1_800.0
+SETTLE_SECONDS = 10.0
+WORKER_LOOKS_SECONDS = 45.0
+"""After so long at most a worker has seen that its pool's command has changed."""
+MODES = ("cold", "warm")
+DEPLOYMENTS = (
+    DISPATCH_DEPLOYMENT,
+    "recover-orders/local",
+    "batch-checkout/nightly",
+    "audit-books/daily",
+)
+ANSWER = {"outcome": "courier assigned", "courier": "night-rail", "answered_by": "the benchmark"}
+
+PAUSED = "trigger to Paused, one at a time, s"
+COMPLETED = "trigger to Completed, one at a time, s"
+RESUMED = "answer to Completed, suspended, s"
+AT_ONCE = "{orders} at once, until all have ended, s"
+CPU = "CPU for each order, {part}, ms"
+MEMORY = "memory (PSS) of an order that waits, MB"
+IDLE = "CPU of the idle system, s an hour (extrapolated)"
+PARTS = ("Prefect's server", "PostgreSQL", "the worker", "the run's own processes")
+ALL = "all processes"
+TARGETS = {
+    PAUSED: 0.35,
+    AT_ONCE: 0.25,
+    CPU.format(part=ALL): 0.25,
+    CPU.format(part=PARTS[-1]): 0.10,
+    MEMORY: 0.33,
+    IDLE: 0.35,
+}
+Figures = dict[str, dict[str, list[float]]]
+
+
+@dataclass
+class Runs:
+    """Starts runs on a system, cold or warm, and looks at what its processes take."""
+
+    local: LocalSystem
+    api: PrefectApi
+    command: str
+    deployment_id: str
+    started: int = 0
+    figures: Figures = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+    def start(self, mode: str, wait: str = "pause") -> str:
+        """Start an order's run; return its id."""
+        self.started += 1
+        order = {
+            "orderId": f"{mode}-{time.time_ns()}",
+            "userId": JOHN_DOE,
+            "bookId": STRIPED_PAJAMAS,
+            "quantity": 1,
+        }
+        variables = {"command": self.command} if mode == "warm" else {}
+        answer = httpx.post(
+            f"{self.api.url}/deployments/{self.deployment_id}/create_flow_run",
+            json={"parameters": {"order": order, "wait": wait}, "job_variables": variables},
+            timeout=60,
+        )
+        run_id: str = answer.raise_for_status().json()["id"]
+        return run_id
+
+    def reach(self, run_id: str, state: str) -> None:
+        """Return when the run is in this state.
+
+        Raises:
+            SystemExit: it is not in time, or has ended in another one.
+        """
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (found := self.api.read_run(run_id)).state_name != state:
+            if time.monotonic() > deadline or found.is_finished:
+                raise SystemExit(f"the run {run_id} is {found.state_name}, not {state}")
+            time.sleep(POLL_SECONDS)
+
+    def carry_out(self, mode: str) -> tuple[float, float]:
+        """Carry one order out; return the seconds to its pause and to its end."""
+        began = time.monotonic()
+        run_id = self.start(mode)
+        self.reach(run_id, "Paused")
+        paused = time.monotonic() - began
+        self.answer(run_id)
+        self.reach(run_id, "Completed")
+        return paused, time.monotonic() - began
+
+    def answer(self, run_id: str) -> None:
+        """Resume a run; one that has just paused may not take its answer yet."""
+        while self.api.resume(run_id, ANSWER) != "ACCEPT":
+            time.sleep(POLL_SECONDS)
+
+    def cpu(self) -> dict[str, float]:
+        """Return the seconds of a core that each part has taken since its start."""
+        server, postgres, workers = self._trees()
+        forks = fork_servers()
+        worker = sum(_own(process) for process in workers)
+        return {
+            PARTS[0]: sum(map(_with_ended_children, server)),
+            PARTS[1]: sum(map(_with_ended_children, postgres)),
+            PARTS[2]: worker,
+            # What a worker's ended children took is in its own times, apart.
+            PARTS[3]: sum(_ended_children(process) for process in workers)
+            + sum(
+                _with_ended_children(process) for worker in workers for process in _tree(worker)[1:]
+            )
+            + sum(_with_ended_children(process) for fork in forks for process in _tree(fork)),
+        }
+
+    def _trees(self) -> tuple[list[psutil.Process], list[psutil.Process], list[psutil.Process]]:
+        """Return the processes of the server, of PostgreSQL, and the workers alone."""
+        server: list[psutil.Process] = []
+        postgres: list[psutil.Process] = []
+        workers: list[psutil.Process] = []
+        for leash in psutil.Process().children():
+            words, tree = _words(leash), _tree(leash)
+            if " server start" in words:
+                server += tree
+            elif " worker start" in words:
+                workers += tree[1:2]
+            elif "postgres" in words:
+                postgres += tree
+        return server, postgres, workers
+
+    def memory(self) -> float:
+        """Return the megabytes (PSS) of all processes of the system."""
+        processes = {*_tree(psutil.Process())[1:]}
+        processes |= {process for fork in fork_servers() for process in _tree(fork)}
+        return sum(p.memory_full_info().pss for p in processes) / 2**20
+
+    def note(self, name: str, mode: str, value: float) -> None:
+        """Keep a figure of a round."""
+        self.figures[name][mode].append(value)
+
+
+def fork_servers() -> list[psutil.Process]:
+    """Return the fork servers of this user's workers."""
+    return [psutil.Process(found.pid) for found in status.servers()]
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _own(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _ended_children(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.children_user + times.children_system)
+
+
+def _with_ended_children(process: psutil.Process) -> float:
+    try:
+        return _own(process) + _ended_children(process)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def one_at_a_time(runs: Runs, mode: str) -> None:
+    """Measure the times and the processor time of orders that come one by one."""
+    before = runs.cpu()
+    for _ in range(SINGLES):
+        paused, completed = runs.carry_out(mode)
+        runs.note(PAUSED, mode, paused)
+        runs.note(COMPLETED, mode, completed)
+    # What the worker and the server do about the end of a run comes after it.
+    time.sleep(SETTLE_SECONDS)
+    after = runs.cpu()
+    parts = {part: (after[part] - before[part]) / SINGLES * 1e3 for part in PARTS}
+    for part, milliseconds in (parts | {ALL: sum(parts.values())}).items():
+        runs.note(CPU.format(part=part), mode, milliseconds)
+
+
+def resumed(runs: Runs, mode: str) -> None:
+    """Measure how soon a suspended order ends after its answer."""
+    run_id = runs.start(mode, "suspend")
+    runs.reach(run_id, "Suspended")
+    time.sleep(SETTLE_SECONDS)
+    began = time.monotonic()
+    runs.answer(run_id)
+    runs.reach(run_id, "Completed")
+    runs.note(RESUMED, mode, time.monotonic() - began)
+
+
+def at_once(runs: Runs, mode: str, orders: int) -> None:
+    """Measure how long many orders take that come at the same time."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        waiting = set(clients.map(lambda _: runs.start(mode), range(orders)))
+    under_way = set(waiting)
+    while under_way:
+        if time.monotonic() - began > DEADLINE_SECONDS:
+            raise SystemExit(f"{len(under_way)} of {orders} {mode} runs have not ended")
+        for run_id in sorted(under_way):
+            found = runs.api.read_run(run_id)
+            if found.state_name == "Paused" and run_id in waiting:
+                if runs.api.resume(run_id, ANSWER) == "ACCEPT":
+                    waiting.remove(run_id)
+            elif found.state_name == "Completed":
+                under_way.remove(run_id)
+            elif found.is_finished:
+                raise SystemExit(f"the run {run_id} is {found.state_name}")
+        time.sleep(POLL_SECONDS)
+    runs.note(AT_ONCE, mode, time.monotonic() - began)
+
+
+def memory_of_waiting(runs: Runs, mode: str) -> None:
+    """Measure what the system takes more with orders that wait."""
+    time.sleep(SETTLE_SECONDS)
+    before = runs.memory()
+    started = [runs.start(mode) for _ in range(WAITING)]
+    for run_id in started:
+        runs.reach(run_id, "Paused")
+    time.sleep(SETTLE_SECONDS)
+    runs.note(MEMORY, mode, (runs.memory() - before) / WAITING)
+    for run_id in started:
+        runs.answer(run_id)
+    for run_id in started:
+        runs.reach(run_id, "Completed")
+
+
+def idle(runs: Runs, mode: str, seconds: float) -> None:
+    """Measure the processor time of a system whose schedules alone make runs."""
+    set_run_command(runs.api, WORK_POOL, runs.command if mode == "warm" else None)
+    time.sleep(WORKER_LOOKS_SECONDS)
+    for deployment in DEPLOYMENTS:
+        runs.api.resume_deployment(deployment)
+    time.sleep(SETTLE_SECONDS)
+    before, began = sum(runs.cpu().values()), time.monotonic()
+    time.sleep(seconds)
+    used = sum(runs.cpu().values()) - before
+    runs.note(IDLE, mode, used / (time.monotonic() - began) * 3600)
+    for deployment in DEPLOYMENTS:
+        runs.api.pause_deployment(deployment)
+
+
+def measure(
+    local: LocalSystem,
+    report: Callable[[str], None],
+    rounds: int = ROUNDS,
+    orders: int = ORDERS,
+    idle_seconds: float = IDLE_SECONDS,
+) -> Figures:
+    """Measure both ways in turns on a system that has deployments and a worker."""
+    with open_store(local.store_url) as session:
+        session.execute(update(Book).values(quantity=ENOUGH, initial_quantity=ENOUGH))
+        session.execute(update(Courier).values(capacity_copies=ENOUGH))
+        session.commit()
+    with local.api() as api:
+        for deployment in DEPLOYMENTS:
+            api.pause_deployment(deployment)
+        command = run_command(local.python, local.project_dir)
+        set_run_command(api, WORK_POOL, None)
+        time.sleep(WORKER_LOOKS_SECONDS)
+        deployment_id = api.deployment_id(CHECKOUT_DEPLOYMENT)
+        if deployment_id is None:
+            raise SystemExit(f"{CHECKOUT_DEPLOYMENT} is not deployed")
+        runs = Runs(local, api, command, deployment_id)
+        for mode in MODES:
+            runs.carry_out(mode)
+        for number in range(rounds):
+            for mode in MODES:
+                report(f"round {number + 1} of {rounds}, {mode}: one at a time")
+                one_at_a_time(runs, mode)
+                resumed(runs, mode)
+                report(f"round {number + 1} of {rounds}, {mode}: {orders} at once")
+                at_once(runs, mode, orders)
+        for mode in MODES:
+            report(f"{mode}: {WAITING} orders that wait")
+            memory_of_waiting(runs, mode)
+        if idle_seconds:
+            for mode in MODES:
+                report(f"{mode}: idle for {idle_seconds:.0f} s")
+                idle(runs, mode, idle_seconds)
+    return runs.figures
+
+
+def show(figures: Figures, orders: int) -> Table:
+    """Return the table of both ways with their ratios and targets."""
+    table = Table("", *MODES, "warm ÷ cold", "target")
+    for name, modes in figures.items():
+        cold, warm = (median(modes[mode]) for mode in MODES)
+        target = TARGETS.get(name)
+        table.add_row(
+            name.format(orders=orders),
+            f"{cold:.1f}",
+            f"{warm:.1f}",
+            f"{warm / cold:.2f}",
+            "" if target is None else f"≤ {target:.2f}",
+        )
+    return table
+
+
+def run(ground: Ground, console: Console) -> None:
+    """Measure and print."""
+    ground.system.deploy()
+    ground.system.start_worker()
+    console.print(show(measure(ground.system, console.print), ORDERS))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.runs", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds ({ROUNDS})")
+    parser.add_argument("--orders", type=int, default=ORDERS, help=f"orders at once ({ORDERS})")
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=IDLE_SECONDS,
+        help=f"how long the system is watched idle, 0 for not at all ({IDLE_SECONDS:.0f})",
+    )
+    parser.add_argument("--json", action="store_true", help="print each figure, too")
+    options = parser.parse_args(arguments)
+    console = Console(width=120)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        LocalSystem(Path(folder), report=console.print, preferred_port=0) as local,
+    ):
+        figures = measure(
+            local, console.print, options.rounds, options.orders, options.idle_seconds
+        )
+    console.print(show(figures, options.orders))
+    if options.json:
+        every: dict[str, Any] = {name: dict(modes) for name, modes in figures.items()}
+        console.print(json.dumps(every, indent=1))
+
+
+if __name__ == "__main__":
+    main()
