@@ -80,7 +80,7 @@ class Progress:
         self._started = time.monotonic()
 
     def __call__(self, line: str) -> None:
-        """Prints one line."""
+        """Print one line."""
         stamp = f"{time.monotonic() - self._started:6.1f} s  "
         self.console.print(Text.assemble((stamp, "dim"), line), soft_wrap=True)
 
@@ -154,7 +154,7 @@ class LocalSystem:
         return f"{self.ui_url}/api"
 
     def api(self) -> PrefectApi:
-        """The server, for as long as the system runs."""
+        """Return a client of the running system's server."""
         return PrefectApi(self.api_url, self._auth)
 
     @property
@@ -163,11 +163,11 @@ class LocalSystem:
         return self._postgres.sqlalchemy_url("store")
 
     def run_url(self, run_id: str) -> str:
-        """The page of a flow run in the UI."""
+        """Return the address of a flow run's page in the UI."""
         return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
 
     def settings(self) -> dict[str, str]:
-        """The environment variables of every process that works for the store."""
+        """Return the environment variables of each of the store's processes."""
         chosen = {name: value for name, value in os.environ.items() if name.startswith("STORE_")}
         return {
             **chosen,
@@ -202,7 +202,7 @@ class LocalSystem:
         }
 
     def start(self) -> None:
-        """Starts everything and returns when a worker, if there is to be one, waits for runs.
+        """Start all parts and return when the worker, if any, is online.
 
         Raises:
             LocalSystemError: a part did not start, or the folder is in use by another system.
@@ -227,14 +227,14 @@ class LocalSystem:
             raise
 
     def stop(self) -> None:
-        """Stops all in order: worker and its flow runs, server, database. Idempotent."""
+        """Stop worker, flow runs, server and database; safe to repeat."""
         self._children.close()
         self.workers.clear()
         self._server = None
         self._port = None
 
     def require_running(self) -> None:
-        """Returns if every part that was started still runs.
+        """Check that every started part still runs.
 
         Raises:
             LocalSystemError: one has ended by itself; the message has the last of its log.
@@ -250,7 +250,7 @@ class LocalSystem:
                 )
 
     def run_module(self, module: str, *arguments: str) -> None:
-        """Runs `python -m module` in the system's environment.
+        """Run `python -m module` in the system's environment.
 
         Raises:
             LocalSystemError: it ended with another status than 0.
@@ -336,7 +336,7 @@ class LocalSystem:
         self._report(f"The Prefect server answers at {self.ui_url}")
 
     def _server_answers(self, server: Leashed) -> bool:
-        """True when it does; False when its port was taken by somebody else."""
+        """Return whether it answers; False if its port was taken meanwhile."""
         port = self._port
         if port is None:
             raise LocalSystemError("The local system is not running.")
@@ -372,7 +372,7 @@ class LocalSystem:
             self._report(f"{len(interrupted)} runs that the last stop interrupted will go on")
 
     def deploy(self) -> None:
-        """Applies prefect.yaml and the automations, and makes the work pool.
+        """Create the work pool and apply prefect.yaml and the automations.
 
         Raises:
             LocalSystemError: the system is not running, or a command failed.
@@ -389,7 +389,7 @@ class LocalSystem:
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
-        """Starts a process worker, one more where there is one, and returns when it is online.
+        """Start one more process worker and return when it is online.
 
         Raises:
             LocalSystemError: it has ended, or is not online in time.
@@ -427,7 +427,7 @@ class LocalSystem:
         return [self.python, "-m", "prefect", *arguments]
 
     def _run(self, command: Sequence[str], log_name: str) -> None:
-        """Runs a command to its end, on a leash too: an interrupted start leaves nothing."""
+        """Run a command to its end, on a leash like the others."""
         process = Leashed(
             command,
             log=self.logs_dir / log_name,
@@ -458,7 +458,7 @@ class LocalSystem:
 
 
 def free_port(preferred: int) -> int:
-    """The preferred TCP port on this host if it can be bound, else any free one; 0 for any.
+    """Return the preferred TCP port if it is free, else another one.
 
     Raises:
         LocalSystemError: there is none.
@@ -474,20 +474,20 @@ def free_port(preferred: int) -> int:
 
 
 def environment_file(settings: dict[str, str]) -> str:
-    """The text of a file to source in a shell: the settings, and the tools on the PATH."""
+    """Return the settings and the PATH as a file to source."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
     tools = shlex.quote(str(Path(sys.executable).parent))
     return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
 
 
 def inherited_environment() -> dict[str, str]:
-    """The caller's environment, without the address and profile of another Prefect server."""
+    """Return the caller's environment without another Prefect server's settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
 @contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder for this process; gone with it, however it ends.
+    """Lock the data folder until this process ends.
 
     Raises:
         LocalSystemError: another process holds it.
@@ -534,14 +534,14 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def write_environment_file(path: Path, settings: dict[str, str]) -> None:
-    """Writes a file to source in a shell, for its owner only: it may hold a password."""
+    """Write a file to source, readable by its owner only."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_text(environment_file(settings))
 
 
 def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
-    """Starts the system, says how to use it, and waits for a signal.
+    """Start the system, print how to use it, and wait for a signal.
 
     Raises:
         LocalSystemError: it cannot be started, or a part of it has ended by itself.
@@ -565,7 +565,7 @@ def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
 
 
 def auth_string(environment: Mapping[str, str]) -> str | None:
-    """The `user:password` that the environment asks the server to demand, if it does.
+    """Return the `user:password` that the environment sets for the server.
 
     Raises:
         LocalSystemError: it is none.
@@ -594,7 +594,7 @@ def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start the system and keep it until Ctrl-C")

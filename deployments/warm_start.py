@@ -86,7 +86,7 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments.warm_start", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.parse_args(arguments)
