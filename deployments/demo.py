@@ -28,16 +28,10 @@ from rich.text import Text
 from sqlmodel import Session, col, select
 
 from deployments.holdings import Holdings, open_store, read_holdings
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    DISPATCH_DEPLOYMENT,
-    EXAMPLE_ORDER,
-    LocalSystem,
-    LocalSystemError,
-    Progress,
-    exit_on_signals,
-)
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER, LocalSystem
+from deployments.machine import LocalSystemError, exit_on_signals
 from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
@@ -364,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if keep:
-            progress(f"Kept: {data_dir} (python -m deployments.local up --data {data_dir})")
+            progress(f"Kept: {data_dir} (python -m deployments.up --data {data_dir})")
         else:
             shutil.rmtree(data_dir, ignore_errors=True)
     for line in wrong:

@@ -1,42 +1,30 @@
 """The whole system on this machine: database, Prefect server, worker, deployments, seed.
 
 Owns every process it starts (each on a leash, see `deployments.leash`) and the folder with their
-data and logs. Refuses to start twice on one folder.
-
-    python -m deployments.local up      start it and keep it until Ctrl-C
-
-`PREFECT_SERVER_API_AUTH_STRING`, a `user:password`, has its server answer nobody without it.
+data and logs. Refuses to start twice on one folder. `deployments.up` starts it by hand.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import fcntl
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Self
+from types import TracebackType
+from typing import Self
 from uuid import uuid4
-
-from rich.console import Console
-from rich.text import Text
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deployments.leash import Leashed
+from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment, lock
 from deployments.prefect_api import PrefectApi
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-HOST = "127.0.0.1"
 PREFERRED_PORT = 4200
 WORK_POOL = "local"
 ORDERS_QUEUE = "default"
@@ -56,8 +44,6 @@ _COMMAND_SECONDS = 180.0
 # to wait that long, and an order survives its process.
 _WORKER_STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.2
-# How soon somebody who watches is told that a part has ended by itself.
-_LOOK_SECONDS = 2.0
 # The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
 # cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
 _UI_PAGES = "/v2"
@@ -66,23 +52,6 @@ _UI_PAGES = "/v2"
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
-
-
-class LocalSystemError(Exception):
-    """The local system cannot be started; the message says why, with the log's tail."""
-
-
-class Progress:
-    """Lines on the terminal, each with the seconds since the start."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._started = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        """Print one line."""
-        stamp = f"{time.monotonic() - self._started:6.1f} s  "
-        self.console.print(Text.assemble((stamp, "dim"), line), soft_wrap=True)
 
 
 class LocalSystem:
@@ -455,161 +424,3 @@ class LocalSystem:
         finally:
             self._report(f"Stopping: {what} …")
             stop()
-
-
-def free_port(preferred: int) -> int:
-    """Return the preferred TCP port if it is free, else another one.
-
-    Raises:
-        LocalSystemError: there is none.
-    """
-    for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            # As the server does; else a port is taken for a minute after its server has ended.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            found: int = probe.getsockname()[1]
-            return found
-    raise LocalSystemError(f"There is no free TCP port on {HOST}.")
-
-
-def environment_file(settings: dict[str, str]) -> str:
-    """Return the settings and the PATH as a file to source."""
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
-    tools = shlex.quote(str(Path(sys.executable).parent))
-    return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
-
-
-def inherited_environment() -> dict[str, str]:
-    """Return the caller's environment without another Prefect server's settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-
-
-@contextmanager
-def lock(data_dir: Path) -> Iterator[None]:
-    """Lock the data folder until this process ends.
-
-    Raises:
-        LocalSystemError: another process holds it.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    path = data_dir / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LocalSystemError(_already_running(data_dir, file)) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _already_running(data_dir: Path, file: IO[str]) -> str:
-    file.seek(0)
-    holder = file.read().strip() or "unknown"
-    return (
-        f"A local system runs on {data_dir} already (process {holder}). Use that one, or end it "
-        "with Ctrl-C where it was started."
-    )
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP leave every `with` block inside in order: status 128 + n."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        # Once: the stop takes seconds, and a second Ctrl-C must not leave it half done.
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def write_environment_file(path: Path, settings: dict[str, str]) -> None:
-    """Write a file to source, readable by its owner only."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(environment_file(settings))
-
-
-def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
-    """Start the system, print how to use it, and wait for a signal.
-
-    Raises:
-        LocalSystemError: it cannot be started, or a part of it has ended by itself.
-    """
-    env_file = data_dir / "env"
-    with LocalSystem(data_dir, report=progress, auth=auth) as system:
-        write_environment_file(env_file, system.settings())
-        try:
-            with system.api() as api:
-                # Now, not at the schedule's next time: an order that waits is answered at once.
-                api.start_run(DISPATCH_DEPLOYMENT, {})
-            _print_invitation(progress.console, system, env_file)
-            # A signal is the regular end of a system that is up, and no failure.
-            with contextlib.suppress(SystemExit):
-                while True:
-                    system.require_running()
-                    time.sleep(_LOOK_SECONDS)
-        finally:
-            # It would lead to a server that is gone.
-            env_file.unlink(missing_ok=True)
-
-
-def auth_string(environment: Mapping[str, str]) -> str | None:
-    """Return the `user:password` that the environment sets for the server.
-
-    Raises:
-        LocalSystemError: it is none.
-    """
-    found = environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
-    user, colon, password = found.partition(":")
-    if found and not (user and colon and password):
-        raise LocalSystemError(
-            "PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password."
-        )
-    return found or None
-
-
-def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> None:
-    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
-    console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
-    console.print("In another terminal:")
-    for line in (
-        f"  . {shlex.quote(str(env_file))}",
-        f"  {checkout}",
-        "  prefect flow-run ls",
-        "  checkout list",
-    ):
-        console.print(Text(line, style="bold"), soft_wrap=True)
-    console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up", help="start the system and keep it until Ctrl-C")
-    start.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
-    options = parser.parse_args(arguments)
-    progress = Progress(Console())
-    try:
-        with exit_on_signals():
-            up(options.data.resolve(), progress, auth_string(os.environ))
-    except (LocalSystemError, OSError) as error:
-        # An OSError names the file or folder that it is about.
-        progress.console.print(Text(str(error), style="red"), soft_wrap=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

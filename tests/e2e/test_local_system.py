@@ -31,8 +31,8 @@ from deployments.local import (
     PROJECT_DIR,
     WORK_POOL,
     LocalSystem,
-    inherited_environment,
 )
+from deployments.machine import inherited_environment
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import ASSIGNED, NO_COURIER
 from store.models import Courier, Customer, Order, OrderStatus, QueuedMessage, SagaRecord, utc_now
