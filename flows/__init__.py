@@ -1,1 +1,1 @@
-"""The flows, their hooks and what they share. Flows tell the story, tasks do the work."""
+"""The flows, their hooks and the modules that they share."""

@@ -1,4 +1,4 @@
-"""What was answered to runs while no process listened, read before anything ends their wait.
+"""Answers that Prefect has accepted and no process has read.
 
 Prefect accepts an answer for a run whose process is dead and keeps it among the run's inputs. An
 accepted answer counts whatever becomes of the run, so hooks, recovery and the commands ask here
@@ -19,7 +19,7 @@ from store.models import OrderStatus
 def record_answers_left(
     client: SyncPrefectClient, run_id: str | None, order_ids: Iterable[str]
 ) -> None:
-    """Record the answers that are left among the inputs of a run, for its orders that wait.
+    """Record the unread answers of a run for its waiting orders.
 
     Args:
         client: Prefect's client.

@@ -1,4 +1,4 @@
-"""The flow ``audit_books``: the books checked every morning, and somebody told if they are off."""
+"""The flow ``audit_books``, the daily audit of I1 to I5."""
 
 import logging
 
@@ -19,7 +19,7 @@ TOLD = 100
 
 
 class AuditReport(BaseModel):
-    """How many findings and warnings there are, and the first of each, one line each."""
+    """The number of findings and warnings, and the first of each."""
 
     findings: int = 0
     warnings: int = 0
@@ -29,7 +29,9 @@ class AuditReport(BaseModel):
 
 @flow(name="audit-books", retries=0, persist_result=False)
 def audit_books() -> AuditReport:
-    """Check I1 to I5 over the whole database, at one moment and while the shop is open.
+    """Check I1 to I5 over the whole database in one snapshot.
+
+    Orders may be under way at the same time.
 
     Nothing is changed. What is found is published as the run's artifact; the shop's topic is told
     if something is off.
@@ -59,7 +61,9 @@ def audit_books() -> AuditReport:
 
 
 def _publish(report: AuditReport) -> None:
-    """Show the report at the run, and tell the shop if something is off; neither hides the other.
+    """Publish the report as an artifact and a notice of its findings.
+
+    A failure of one does not keep the other from being published.
 
     Whatever goes wrong here, the run still fails with what was found.
     """

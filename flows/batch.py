@@ -1,4 +1,6 @@
-"""The flow ``batch_checkout``: many orders in one run, through the same steps as a single one.
+"""The flow ``batch_checkout``, which carries many orders in one run.
+
+Its orders go through the same steps as a single one.
 
 The run claims submitted orders a chunk at a time and carries several chunks at once. Each order
 keeps its own saga records, outcome and error, so one order's bad luck never stops the others. It
@@ -79,7 +81,7 @@ def batch_checkout(
     wait: Wait = "pause",
     line_items: bool = False,
 ) -> State[Any]:
-    """Check many orders out: all that are submitted, those of a file, or those that failed.
+    """Check out submitted orders, those of a file, or failed ones.
 
     Args:
         source: A JSONL or CSV file of orders, a local path or `s3://bucket/key`. Its orders are
@@ -153,13 +155,13 @@ def batch_checkout(
 
 
 def _while_open(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Give the chunks until there is none left, or the work pool is closed."""
+    """Yield the chunks until the pool is paused or none is left."""
     while not pool_is_closed() and (chunk := next(chunks, None)) is not None:
         yield chunk
 
 
 def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[list[str]]:
-    """Claim one chunk after the other, each just before it is carried out."""
+    """Claim the chunks one at a time, each just before its execution."""
     while claimed := (
         claim_failed_orders(run_id, failed_of, chunk_size)
         if failed_of
@@ -169,7 +171,7 @@ def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[lis
 
 
 def _load(source: str, run_id: str, line_items: bool) -> Intake | None:
-    """Submit the orders of the file, once more where the run starts over: those are known.
+    """Submit the orders of the file, passing over those already recorded.
 
     Returns:
         What was found in it; none if it is gone, and an earlier execution had read all of it.
@@ -188,7 +190,7 @@ def _load(source: str, run_id: str, line_items: bool) -> Intake | None:
 
 
 def task_runner(concurrency: int) -> TaskRunner[Any]:
-    """Return what carries the chunks, as the settings choose."""
+    """Return the task runner for the chunks, as the settings choose."""
     if settings().batch_task_runner == "dask":
         return dask_runner(concurrency)
     return ThreadPoolTaskRunner(max_workers=concurrency)
@@ -201,7 +203,7 @@ def _carry(
     concurrency: int,
     progress: Progress,
 ) -> Iterator[tuple[str, float]]:
-    """Carry out chunks, several at a time; yield the seconds that each step took."""
+    """Execute chunks concurrently and yield the seconds of each step."""
     chunks = iter(chunks)
     chunk = next(chunks, None)
     if chunk is None:
@@ -233,7 +235,7 @@ def _carry(
 
 @task(name="check_out_chunk", cache_policy=NO_CACHE)
 def check_out_chunk(order_ids: list[str]) -> dict[str, float]:
-    """Carry a chunk of orders up to the wait; give back what those have taken that fail.
+    """Execute the chunk's steps before the wait and compensate failed orders.
 
     Returns:
         The seconds that each step took.
@@ -260,7 +262,7 @@ def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
 
 
 def _abandon(order_ids: list[str], error: Exception) -> None:
-    """End orders after a defect; raise an outage again."""
+    """End orders after a defect, or raise an outage again."""
     if isinstance(error, OrderError):
         return
     if is_interruption(error):
@@ -290,7 +292,7 @@ def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
 
 @task(name="finish_chunk", cache_policy=NO_CACHE)
 def finish_chunk(order_ids: list[str]) -> dict[str, float]:
-    """Dispatch those orders of a chunk that have their courier, compensate those that failed.
+    """Dispatch the chunk's orders with a courier and compensate the failed ones.
 
     Returns:
         The seconds that each step took.

@@ -1,4 +1,4 @@
-"""What people see of a batch: its progress while it runs, and its report at the end.
+"""The progress and report of a batch, as people see them.
 
 Nothing of it may ever fail an order, so whatever goes wrong here is logged and left.
 """
@@ -43,7 +43,7 @@ on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_prog
 
 
 class Progress:
-    """How far a batch is: an artifact that moves in the UI, and a bar on the command line."""
+    """The progress of a batch, as an artifact and a terminal bar."""
 
     def __init__(self, run_id: str, takes_submitted: bool) -> None:
         self._run_id = run_id
@@ -55,7 +55,7 @@ class Progress:
         """Seconds since the start, and how many orders had ended by then."""
 
     def show(self, at_once: bool = False) -> None:
-        """Show how far the batch is now; an order that waits counts half.
+        """Publish the batch's progress, counting a waiting order as half.
 
         Every order of the batch is counted for it, so it is done every second at most, and takes
         no more than a twentieth of the time however large the batch is; unless ``at_once``.
@@ -176,7 +176,7 @@ def report_on(
 
 
 def publish(report: BatchReport, run_id: str) -> None:
-    """Put the report and the table of failed orders at the batch's run."""
+    """Publish the report and the table of failed orders as artifacts."""
     try:
         create_markdown_artifact(
             markdown(report, run_id), key="batch-report", description=report.message
@@ -244,7 +244,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def _bars(counts: dict[str, int]) -> list[str]:
-    """Return a bar for each count; a picture that every page and terminal shows."""
+    """Return a text bar for each count."""
     most = max(counts.values(), default=1)
     return [
         f"{name:<22} {'█' * max(1, round(BAR_CELLS * count / most)):<{BAR_CELLS}} {count}"

@@ -1,4 +1,4 @@
-"""A batch's wait: one pause for all of its orders, until each of them is decided.
+"""The one pause in which a batch awaits all of its decisions.
 
 The decisions are in the store's database; an answer to the form is only needed where a person
 decides. The dispatcher ends the pause when the last order is decided, or when the couriers are
@@ -26,11 +26,11 @@ KEY = "batch-"
 
 
 class BatchDecision(RunInput, BatchAnswer):
-    """The form with which a person, or the dispatcher, resumes a batch that waits."""
+    """The form by which a person or dispatcher resumes a batch."""
 
 
 def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") -> str:
-    """Pause the batch's run once; return when it is resumed, or when its wait has ended.
+    """Pause the batch's run once, until its resume or time-out.
 
     Args:
         run_id: The batch's run.
@@ -81,7 +81,7 @@ def question(run_id: str, chunk_size: int) -> Question[BatchAnswer]:
 
 
 def _record(run_id: str, chunk_size: int, answer: BatchAnswer) -> str:
-    """Decide on the orders that wait, if the answer says so; return what is to be said of it."""
+    """Record the answer's decision on the waiting orders and return the remark."""
     if answer.outcome == GO_ON:
         return ""
     for_each = CourierAnswer(

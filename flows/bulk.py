@@ -1,4 +1,4 @@
-"""Many values through Prefect's tasks, at the cost and the memory of one.
+"""Pass large lists to Prefect tasks without per-item overhead.
 
 Prefect looks into each collection that goes into a task or comes out of one, and keeps an entry
 for each value that came out until the run has ended. It does so to know which task follows from
@@ -20,12 +20,12 @@ more memory, and save nothing that could be measured."""
 
 
 def as_one(values: Sequence[Any]) -> Any:
-    """Return the argument of a task that gets these values, as one value to Prefect."""
+    """Return these values as one task argument, opaque to Prefect."""
     return quote(values)
 
 
 def forget_results() -> None:
-    """Let the flow run that executes this keep nothing of what its tasks have returned so far."""
+    """Drop what the executing flow run holds of its tasks' results."""
     context = FlowRunContext.get()
     if context is not None:
         context.run_results.clear()
@@ -33,7 +33,7 @@ def forget_results() -> None:
 
 @contextmanager
 def few_collections() -> Iterator[None]:
-    """Spare the garbage collector what it cannot free anyway, while thousands of rows come and go.
+    """Reduce garbage collection while thousands of rows are processed.
 
     Rows are in no cycle and need no collector, but they are many, and make it look through all
     that Prefect's modules hold, again and again: a third of the processor time of a batch's run.

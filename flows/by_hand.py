@@ -1,4 +1,4 @@
-"""What a person does to one order: cancel it, give back what could not be, settle it.
+"""Manual actions on one order, from cancellation to settlement.
 
 The same functions as everywhere do the work, and the database decides: an act that comes too late
 finds the order moved on, and says so.
@@ -28,7 +28,7 @@ logger = logging.getLogger("store.by_hand")
 
 
 def require_cancellable(order: Order, attempt: int | None = None) -> None:
-    """Refuse to cancel an order that no cancellation would change, or not the one that is meant.
+    """Raise unless a cancellation would change this attempt of the order.
 
     Raises:
         CourierHasOrder: a courier has accepted it.
@@ -52,7 +52,7 @@ def require_cancellable(order: Order, attempt: int | None = None) -> None:
 
 
 def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
-    """End an order that no courier has accepted, give back what it took, and end its run.
+    """Cancel an order before its pivot, compensate it and end its run.
 
     Args:
         order_id: The order.
@@ -92,7 +92,7 @@ def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
 
 
 def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
-    """Try now, through the same compensation, what recovery would try later.
+    """Run an order's open undos now, as recovery would later.
 
     Args:
         order_id: An order that is being given back.
@@ -129,7 +129,9 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
 
 
 def settle_undo(order_id: str, step: str, *, by: str, reason: str, put_back: bool) -> Order:
-    """Record that a person has seen to a failed undo; the order is compensated with the last one.
+    """Record a failed undo as done by a person.
+
+    The last open undo makes the order compensated.
 
     Args:
         order_id: The order.

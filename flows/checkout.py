@@ -1,4 +1,4 @@
-"""The flow ``store_checkout``: one order from its input to its receipt.
+"""The flow ``store_checkout``, from an order's input to its receipt.
 
 It may start again from its top at any time, after a crash or by the UI's Retry: every step asks
 the saga log first. No flow-level retries: a resumed pause counts as a run, so they would be spent
@@ -39,7 +39,10 @@ HAND_OVER_POLL_SECONDS = 1.0
 
 
 def order_name() -> str:
-    """Name the run by its order: the caller's orderId, else the run's own id."""
+    """Return the flow run's name, which is its order's id.
+
+    That is the caller's orderId, or else the run's own id.
+    """
     order = runtime.flow_run.parameters.get("order")
     given = order.order_id if isinstance(order, CheckoutOrder) else None
     return given or str(runtime.flow_run.id)
@@ -106,7 +109,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
 
 
 def accept(order: CheckoutOrder, run_id: str, wait: Wait) -> AcceptedOrder:
-    """Record the order for this run, or begin the attempt that somebody has asked for."""
+    """Record the order for this run, or begin the requested attempt."""
     accepted = accept_order(order, run_id, wait)
     if accepted.failed and (asked_by := who_asked(run_id)):
         return begin_attempt(order, run_id, asked_by, wait)
@@ -114,7 +117,7 @@ def accept(order: CheckoutOrder, run_id: str, wait: Wait) -> AcceptedOrder:
 
 
 def is_handed_over(order_id: str, run_id: str) -> bool:
-    """Return whether this run takes the order over from one that Prefect cannot start again.
+    """Return whether this run replaces one that Prefect cannot restart.
 
     Such a run may begin a moment before it is made the order's owner.
     """
@@ -130,7 +133,7 @@ def is_handed_over(order_id: str, run_id: str) -> bool:
 
 
 def where_it_is(order_id: str) -> Receipt | State[Any]:
-    """Return the receipt of an order that another run has dispatched, or where the order is.
+    """Return another run's receipt, or a completed state naming that run.
 
     A run that brings an order sent before ends at once: it keeps no process and no slot of its
     queue while the order waits.

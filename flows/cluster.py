@@ -1,4 +1,4 @@
-"""Carry a batch's chunks on a Dask cluster.
+"""Execution of a batch's chunks on a Dask cluster.
 
 An outage of the cluster fails no order. Dask may lose a chunk without an error when a worker's
 process dies, so that its result never comes. The run then gives up and is started again; it finds
@@ -25,7 +25,7 @@ LOST_AFTER_SECONDS = 600.0
 
 
 def dask_runner(concurrency: int) -> TaskRunner[Any]:
-    """Return what carries chunks on the cluster of the settings, or on one of this machine."""
+    """Return the Dask task runner of the settings, or a local one."""
     from prefect_dask.task_runners import DaskTaskRunner
 
     if settings().dask_address:
@@ -37,7 +37,7 @@ def dask_runner(concurrency: int) -> TaskRunner[Any]:
 
 @contextmanager
 def asking_cluster() -> Iterator[None]:
-    """Raise ClusterUnavailable for what Dask raises when a scheduler or a worker is gone."""
+    """Raise ClusterUnavailable for Dask's errors of a lost scheduler or worker."""
     from distributed.scheduler import KilledWorker
 
     try:

@@ -1,4 +1,4 @@
-"""The flow ``compensate``, and the hook that runs it when a checkout's run ends badly.
+"""The flow ``compensate``, and the hook that runs it after a failure.
 
 The hook is the fast path. It may never run (the machine died) or run twice, so all it knows comes
 from the saga log, and an undo that was done is not done again.
@@ -47,7 +47,7 @@ UNDO = {step: undo.task for step, undo in UNDOS.items()}
 
 @flow(name="compensate", retries=0, persist_result=False)
 def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
-    """Give back all that failed orders have taken: money, copies, points, in this order.
+    """Refund money, then restore copies and points of failed orders.
 
     Only what was done is undone, each once, so it may run again at any time. An undo that fails
     does not keep the others from being done; it is recorded and left for the next round.
@@ -75,7 +75,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
 
 
 def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderStatus]:
-    """Carry out the undos of what failed orders hold; return the status that each has then.
+    """Undo the held steps of failed orders and return their statuses.
 
     Arguments are as for :func:`compensate`.
     """
@@ -108,7 +108,7 @@ def compensate_run(
     flow_run: FlowRun,
     state: State[Any],
 ) -> None:
-    """Prefect's hook: compensate what the ended run owns and no courier has accepted.
+    """Compensate the ended run's orders before the pivot, as Prefect's hook.
 
     Orders of other runs are never touched. An interruption (Prefect's server or the database was
     away) is no failure of an order: the run is started again.
@@ -127,7 +127,7 @@ def compensate_run(
 
 
 def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None:
-    """End the forward way of orders and give back what they took, in groups.
+    """Mark orders as failed and compensate them, in groups.
 
     Args:
         orders: The orders, each with the attempt that has failed; another one is left alone.
@@ -149,20 +149,20 @@ def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None
 
 
 def compensate_tagged(order_ids: list[str], step: str | None = None) -> dict[str, str]:
-    """Run :func:`compensate` so that its run is found by its orders, if those are not too many."""
+    """Run :func:`compensate` with its orders as tags, unless too many."""
     tagged = order_ids if len(order_ids) <= TAGS_AT_MOST else []
     with tags(*(f"order:{id_}" for id_ in tagged)):
         return compensate(order_ids, step)
 
 
 def batched(ids: Sequence[str], size: int) -> Iterator[list[str]]:
-    """Give the ids in groups of at most ``size``."""
+    """Yield the ids in groups of at most ``size``."""
     for start in range(0, len(ids), size):
         yield list(ids[start : start + size])
 
 
 def _reason(state: State[Any]) -> OrderError | None:
-    """Return why a run's orders cannot go on; none if the run was only interrupted."""
+    """Return why a run's orders failed, or None after an interruption."""
     if is_cancelled_by_person(state):
         return OrderCancelled("the run was cancelled in Prefect")
     # The engine hands over what the flow raised in a record of its result.

@@ -1,4 +1,4 @@
-"""A crash is not a failure of the order: its run is started again, and finds its own order.
+"""Restarts of crashed runs, since a crash does not fail an order.
 
 The same run goes on under its own id where Prefect still has it and a worker can take it;
 otherwise a new run of the checkout's deployment takes the order over. Each order is continued a
@@ -41,7 +41,7 @@ def continue_crashed_run(
     flow_run: FlowRun,
     state: State[Any],  # noqa: ARG001
 ) -> None:
-    """Start a run that was told to stop again at once, as Prefect's hook.
+    """Restart a run that received SIGTERM, as Prefect's hook.
 
     A run whose process was killed is left to `recover_orders`: its worker runs this hook in a
     thread of another process and reports the crash once more afterwards, which would end the run
@@ -56,7 +56,9 @@ def continue_crashed_run(
 
 
 def who_asked(run_id: str) -> str | None:
-    """Tell a person's start or Retry of a run from the store's own restart, or a resume.
+    """Return the state by which a person requested this execution.
+
+    It distinguishes a person's start or Retry from a restart by the store and from a resume.
 
     What started an execution is the last state in which the run was scheduled; the process itself
     may have been slow to come, when others have been started since.
@@ -84,7 +86,7 @@ def who_asked(run_id: str) -> str | None:
 
 
 def since_asked(states: Sequence[State[Any]]) -> Sequence[State[Any]]:
-    """Return a run's states from the last one that was not the store's own start on."""
+    """Return a run's states since its last start by a person."""
     by_people = [s for s in _asking(states) if s.message != CONTINUED]
     # A run that was called, not scheduled, was asked for by its first state.
     return states[states.index(by_people[-1]) :] if by_people else states
@@ -97,7 +99,7 @@ def _asking(states: Sequence[State[Any]]) -> list[State[Any]]:
 def continue_run(
     client: SyncPrefectClient, run_id: str, order_ids: list[str], seen: int | None = None
 ) -> bool:
-    """Start the run of these orders again, unless they were continued too often.
+    """Restart the run of these orders, up to the limit of continuations.
 
     Args:
         client: Prefect's client.
@@ -130,7 +132,7 @@ def continue_run(
 
 
 def restart(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Have a worker execute the run again from its top; return whether one can and will."""
+    """Reschedule the run and return whether a worker will execute it."""
     if run.state is None or not worker_can_take(run, deployments(client)):
         return False
     if not run.state.is_final():
@@ -143,7 +145,10 @@ def restart(client: SyncPrefectClient, run: FlowRun) -> bool:
 
 
 def _start_anew(client: SyncPrefectClient, order: Order, continuation: int) -> None:
-    """Give the order to a new run; the idempotency key makes it one, however often it is asked."""
+    """Hand the order over to a new run, once for each crash.
+
+    The idempotency key makes repeated calls return the same run.
+    """
     run = new_run(
         settings().checkout_deployment,
         {**parameters_of(order), **({"wait": order.wait} if order.wait else {})},
@@ -159,7 +164,7 @@ def _start_anew(client: SyncPrefectClient, order: Order, continuation: int) -> N
 
 
 def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int) -> None:
-    """Give a batch's unfinished orders to a new run, all of them to the same one."""
+    """Hand a batch's unfinished orders over to one new run."""
     try:
         parameters = client.read_flow_run(UUID(run_id)).parameters
     except ObjectNotFound:
@@ -178,7 +183,10 @@ def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int)
 
 
 def parameters_of(order: Order) -> dict[str, Any]:
-    """Return the parameters of a run that carries a recorded order out, as it came in."""
+    """Return the parameters for a run of a recorded order.
+
+    They are those with which the order was accepted.
+    """
     given = {name: value for name, value in order.request.items() if value is not None}
     return {"order": {**given, "orderId": order.id}}
 
@@ -191,7 +199,7 @@ def new_run(
     name: str | None = None,
     tags: Sequence[str] = (),
 ) -> FlowRun:
-    """Have a worker start a run of a deployment; a known key gives the run that it was first for.
+    """Create a run of a deployment, or return the idempotency key's run.
 
     Raises:
         ObjectNotFound: there is no such deployment.

@@ -1,4 +1,4 @@
-"""The wait for a courier: the run pauses, with a typed form, until the order is decided.
+"""The wait for a courier, a pause with a typed form.
 
 The decision is what stands in the store's database; the resume is only the wake-up call. So a
 decision that comes before the pause is found, one that comes with the resume is recorded first,
@@ -25,7 +25,7 @@ logger = logging.getLogger("store.courier_wait")
 
 
 class DispatchDecision(RunInput, CourierAnswer):
-    """The form with which a person, or the dispatcher, resumes a waiting run."""
+    """The form by which a person or dispatcher resumes a run."""
 
 
 def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
@@ -84,7 +84,7 @@ def question(order: Order) -> Question[CourierAnswer]:
 
 
 def _record(order_id: str, answer: CourierAnswer) -> str:
-    """Record an answer; return why it was refused, empty if accepted."""
+    """Record an answer and return the reason of a refusal, else empty."""
     try:
         record_answer(order_id, answer)
     except InvalidDecision as problem:

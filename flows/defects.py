@@ -1,4 +1,4 @@
-"""Narrow a defect down to its order; let the others go on."""
+"""Isolation of a defect to the order that causes it."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The flow ``dispatch_orders``: the order queue's worker.
+"""The flow ``dispatch_orders``, the worker of the order queue.
 
 For each message it finds a courier, records the decision, and only then resumes the order's run.
 Prefect refuses a resume that comes before the pause and accepts one for a run whose process is
@@ -116,7 +116,7 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
 def take_in(
     queue: OrderQueue, in_hand: dict[str, InHand], patience_seconds: float, report: DispatchReport
 ) -> None:
-    """Receive messages; one that cannot be read is put aside as a dead letter."""
+    """Receive messages and move unreadable ones to the dead letters."""
     for received in queue.receive(limit=GROUP, wait_seconds=patience_seconds):
         report.received += 1
         try:
@@ -136,7 +136,7 @@ def look_after(
     resumers: ThreadPoolExecutor,
     report: DispatchReport,
 ) -> None:
-    """Decide what is open, resume what is decided, delete the messages that are settled."""
+    """Decide open orders, resume decided ones and delete settled messages."""
     now = time.monotonic()
     due = nsmallest(
         GROUP,
@@ -190,7 +190,9 @@ def look_after(
 
 
 def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str | None]:
-    """Return the runs that a person has cancelled, for whose orders no courier is asked any more.
+    """Return which of the runs a person has cancelled.
+
+    No courier is asked for their orders any more.
 
     Recovery cancels the orders, if the runs' hooks do not. While Prefect's server is away nobody
     can cancel, and the database decides alone.
@@ -203,7 +205,7 @@ def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str |
 
 
 def resume(client: SyncPrefectClient, decided: Decided) -> bool:
-    """Wake the order's run with the decision that is recorded; say whether Prefect took it.
+    """Resume the order's run with its decision and return Prefect's acceptance.
 
     A batch is only told to go on: it reads all its decisions from the database.
 
@@ -220,7 +222,7 @@ def resume(client: SyncPrefectClient, decided: Decided) -> bool:
 
 
 def wake_batch(client: SyncPrefectClient, run_id: str) -> bool:
-    """Tell a batch's run to go on with what is decided; say whether Prefect took it."""
+    """Resume a batch's run and return whether Prefect accepted it."""
     answer = BatchAnswer(outcome=GO_ON, answered_by=DISPATCHER)
     return _resume(client, run_id, answer.model_dump())
 

@@ -1,4 +1,6 @@
-"""Draining a work pool: its workers can be stopped then, and nobody who waits is refunded.
+"""Draining of a work pool before its workers are stopped.
+
+No waiting order is refunded for it.
 
 The pool is closed (Prefect's own pause, kept by Prefect and seen in its UI), so that its workers
 get no run. The runs under way end what is quick; those that wait are woken without an answer, find
@@ -114,7 +116,7 @@ def pool_of_checkouts(client: SyncPrefectClient) -> str:
 def drain(
     client: SyncPrefectClient, pool: str, timeout_seconds: float, report: Callable[[str], None]
 ) -> DrainReport:
-    """Close the pool and wait until none of its runs has a process.
+    """Pause the pool and wait until its runs have no process left.
 
     Args:
         client: Prefect's client.
@@ -160,7 +162,7 @@ def drain(
 
 
 def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
-    """Let the pool's workers have runs again; does nothing where they have them already.
+    """Resume the pool if it is paused.
 
     What was answered to suspended runs is recorded first, so that no dispatcher decides otherwise
     before they come to read it. While the pool was closed no courier was sought, which is no
@@ -185,7 +187,7 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
 
 
 def runs_under_way(client: SyncPrefectClient, pool: str) -> list[RunUnderWay]:
-    """Return the pool's runs that a worker has taken, and that neither ended nor suspended."""
+    """Return the pool's runs between their claim and their end or suspension."""
     state = FlowRunFilterState(
         type=FlowRunFilterStateType(any_=WITH_A_PROCESS),
         name=FlowRunFilterStateName(not_any_=[SUSPENDED]),
@@ -201,7 +203,7 @@ def runs_under_way(client: SyncPrefectClient, pool: str) -> list[RunUnderWay]:
 
 
 def wake(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> None:
-    """Set paused runs going without an answer, so that each of them looks at its pool."""
+    """Resume paused runs without an answer so that they check their pool."""
     for id_ in run_ids:
         answer: OrchestrationResult[Any] = client.set_flow_run_state(
             id_, Running(message="woken: its work pool is closed")
@@ -266,7 +268,10 @@ def _named(pool: str) -> WorkPoolFilter:
 
 @contextmanager
 def _known(pool: str) -> Iterator[None]:
-    """Say that the pool is not there; for a call in which nothing else can be missing."""
+    """Raise WorkPoolNotFound for Prefect's ObjectNotFound.
+
+    For a call in which nothing else can be missing.
+    """
     try:
         yield
     except ObjectNotFound as error:

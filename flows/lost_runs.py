@@ -1,4 +1,4 @@
-"""Runs that were accepted and that no process has: found, and started again.
+"""Detection and restart of accepted runs that no process executes.
 
 A worker that dies between taking a run and starting it leaves it Pending. A run whose process dies
 before it has recorded an order is Crashed, and no order leads to it. A run whose deployment or
@@ -52,7 +52,7 @@ HOOK_TIME = timedelta(seconds=5)
 
 
 def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, str]]:
-    """Return the runs of checkouts and batches that no process has, each with the reason."""
+    """Return the checkout and batch runs without a process, with reasons."""
     scheduled_before = FlowRunFilterNextScheduledStartTime(before_=now)
     ended_after = FlowRunFilterEndTime(after_=now - ENDED_WITHIN)
     ended = (StateType.CRASHED, StateType.CANCELLED)
@@ -77,7 +77,10 @@ def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, s
 def _all_runs(
     client: SyncPrefectClient, wanted: FlowRunFilter, sort: FlowRunSort
 ) -> Iterator[FlowRun]:
-    """Yield each page: hundreds of cancelled runs may have ended after a lost one."""
+    """Yield the runs of all pages.
+
+    Hundreds of cancelled runs may have ended after a lost one.
+    """
     for offset in count(step=PAGE):
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
@@ -100,7 +103,9 @@ def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:
 
 
 def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | None:
-    """Return why no process will carry the run out; none if one has it or a worker will take it.
+    """Return why no process will execute the run, or None.
+
+    None is returned if a process has it, or a worker will take it.
 
     Whether the run owns an order is not asked here.
     """
@@ -122,7 +127,10 @@ def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | 
 def _without_owners(
     client: SyncPrefectClient, found: list[tuple[FlowRun, str]]
 ) -> list[tuple[FlowRun, str]]:
-    """Leave out runs that recovery knows by their orders, and those whose orders have ended."""
+    """Leave out runs that own an unfinished order, which recovery handles.
+
+    Runs whose orders have ended are left out too, unless their last Retry has not begun.
+    """
     ids = [str(run.id) for run, _ in found]
     owners = owners_among(ids)
     batches = batches_among(ids)
@@ -138,7 +146,7 @@ def _without_owners(
 
 
 def _is_to_begin(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Return whether no process has begun the last Retry of a run whose order has ended."""
+    """Return whether an ended order's last Retry has not begun."""
     if run.state is not None and not run.state.is_final():
         return True
     return not _has_begun(since_asked(client.read_flow_run_states(run.id)))
@@ -149,7 +157,7 @@ def _has_begun(states: Sequence[State[Any]]) -> bool:
 
 
 def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
-    """Have a worker carry out a lost run: the same one, or a new one in its place.
+    """Restart a lost run, or create a new one in its place.
 
     It is done a bounded number of times; after that the run is failed and says so.
 
@@ -192,14 +200,20 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
 
 
 def order_id_of(run: FlowRun) -> str:
-    """Return the id of the order that a checkout's run brings: the caller's, else the run's own."""
+    """Return the order id of a checkout's run.
+
+    It is the caller's, or else the run's own id.
+    """
     order = run.parameters.get("order")
     given = order.get("orderId") or order.get("order_id") if isinstance(order, dict) else None
     return str(given or run.id)
 
 
 def _parameters(run: FlowRun) -> dict[str, Any]:
-    """Return the run's parameters; an order without an id keeps the one that it would have had."""
+    """Return the run's parameters with the order's id filled in.
+
+    An order without an id keeps the one that it would have had.
+    """
     order = run.parameters.get("order")
     if not isinstance(order, dict) or order_id_of(run) != str(run.id):
         return run.parameters

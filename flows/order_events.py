@@ -1,4 +1,4 @@
-"""What a run tells of its orders: events and a timeline for Prefect, notices for the shop's topic.
+"""Events, timelines and notices that a run emits about its orders.
 
 They are for people and automations. None of it may ever fail an order, so whatever goes wrong here
 is logged and left.
@@ -33,7 +33,7 @@ TIMELINES_AT_MOST = 20
 
 
 def tell(order_ids: Iterable[str]) -> None:
-    """Emit each order's status, tell the shop of a failed undo, renew the timeline at its run.
+    """Emit status events, notify of failed undos and update the timeline.
 
     Of a large group no timeline is written.
     """
@@ -44,7 +44,7 @@ def tell(order_ids: Iterable[str]) -> None:
 
 
 def emit_statuses(order_ids: Iterable[str]) -> None:
-    """Emit each order's status, tell the shop of a failed undo."""
+    """Emit each order's status and publish a notice of failed undos."""
     for order_id in order_ids:
         with _unaffected(order_id):
             order = read_order(order_id)
@@ -55,7 +55,7 @@ def emit_statuses(order_ids: Iterable[str]) -> None:
 
 
 def publish_timelines(order_ids: Iterable[str]) -> None:
-    """Renew each order's timeline, an artifact of its run."""
+    """Update each order's timeline, an artifact of its run."""
     for order_id in order_ids:
         with _unaffected(order_id):
             _publish_timeline(read_order(order_id))
@@ -66,7 +66,7 @@ def publish_timeline_of_run(
     flow_run: FlowRun,
     state: State[Any],  # noqa: ARG001
 ) -> None:
-    """Renew the timeline of the order that a completed run has carried out, as Prefect's hook.
+    """Update the timeline of a completed run's order, as Prefect's hook.
 
     It is a call of Prefect's API that nobody waits for once the order is dispatched.
     """
@@ -75,7 +75,7 @@ def publish_timeline_of_run(
 
 @contextmanager
 def _unaffected(order_id: str) -> Iterator[None]:
-    """Log whatever goes wrong in telling of an order, and leave it."""
+    """Log a failure to report on an order without raising it."""
     try:
         yield
     except Exception:
@@ -87,14 +87,14 @@ def _unaffected(order_id: str) -> Iterator[None]:
 
 
 def tell_of_wait(order: Order) -> None:
-    """Emit that the order waits, and send the shop a notice with the link to the form."""
+    """Emit the order's wait and publish a notice linking its form."""
     with _unaffected(order.id):
         _emit(order)
         announce_wait(order, form_url(order))
 
 
 def form_url(order: Order) -> str:
-    """Return the address of the order's run in the Prefect UI, where it can be resumed."""
+    """Return the UI address where the order's run can be resumed."""
     return run_url(order.run_id) if order.run_id else ""
 
 
@@ -108,7 +108,7 @@ def _emit(order: Order) -> None:
 
 
 def artifact_key(order_id: str) -> str:
-    """Return the key of an order's timeline: its id, which another order's key never equals.
+    """Return the artifact key of an order's timeline, unique to its id.
 
     Prefect takes lower-case letters, digits and dashes in a key, nothing else. An id with others
     gets the beginning of its hash, after two dashes, and so does one that has two dashes.

@@ -1,4 +1,4 @@
-"""Prefect's runs of an order, for the people who run the shop: found, started once, and ended.
+"""Finding, starting once and ending the Prefect runs of an order.
 
 Prefect is asked and told here, never believed: whatever an act means for an order is decided in the
 store's own database before.
@@ -50,7 +50,7 @@ FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 
 @contextmanager
 def prefect_client() -> Iterator[SyncPrefectClient]:
-    """Give Prefect's client to an act that needs the server, once the server has answered.
+    """Yield Prefect's client after the server has answered.
 
     Raises:
         NoPrefectServer: no server is named, or it does not answer; nothing was asked of it.
@@ -85,7 +85,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class OrderRun:
-    """A run that has, or had, to do with an order; ``states`` are those it went through."""
+    """A present or past run of an order, with its states."""
 
     id: str
     flow: str
@@ -105,7 +105,7 @@ class OrderRun:
 def runs_of_order(
     client: SyncPrefectClient, order_id: str, owner: str | None = None
 ) -> list[OrderRun]:
-    """Return the runs that an order was, or is, carried out and compensated in, oldest first.
+    """Return the order's runs and its compensations' runs, oldest first.
 
     Args:
         client: Prefect's client.
@@ -157,7 +157,7 @@ def runs_of_order(
 
 
 def _unbegun(client: SyncPrefectClient) -> list[FlowRun]:
-    """Return the newest runs of checkouts that no process has begun, which have no name yet."""
+    """Return the newest checkout runs without a start, hence without a name."""
     return client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[CHECKOUT])),
         flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=True)),
@@ -167,7 +167,7 @@ def _unbegun(client: SyncPrefectClient) -> list[FlowRun]:
 
 
 def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
-    """Start a checkout of the order, unless it is recorded or under way already.
+    """Start a checkout of the order unless it is recorded or running.
 
     Returns:
         The order's id; its run, started now or by the first who sent it; and the order as it
@@ -198,12 +198,14 @@ def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
 
 
 def _is_taken_up(known: Order | None) -> bool:
-    """Say whether a run, or a batch's, has begun with the order."""
+    """Return whether a checkout or a batch has begun the order."""
     return known is not None and known.status != OrderStatus.SUBMITTED
 
 
 def retry(order_id: str) -> FlowRun:
-    """Start a run that begins a new attempt of a failed order; asked for twice, it is one run.
+    """Start a run for a new attempt of a failed order.
+
+    Repeated calls return the same run.
 
     Raises:
         OrderNotFound: no order has the id.
@@ -258,7 +260,7 @@ def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> 
 
 
 def is_to_come(run: OrderRun) -> bool:
-    """Return whether a checkout's run has not ended, and may still record its order."""
+    """Return whether an unfinished checkout run may still record its order."""
     return run.flow == CHECKOUT and run.state is not None and not run.state.is_final()
 
 
@@ -286,7 +288,7 @@ def cancel_runs_to_come(order_id: str, reason: str = "") -> list[str]:
 
 
 def end_run(client: SyncPrefectClient, order: Order) -> None:
-    """Let no process go on with an order that a person has ended.
+    """Stop the execution of an order that a person has ended.
 
     A run with a process is cancelled by its worker, one without is cancelled by Prefect itself. The
     run of a batch goes on with its other orders; it is woken if it waited for this one alone.

@@ -1,4 +1,4 @@
-"""The pause of a run that asks a person, or the dispatcher: how it begins, ends, and is answered.
+"""The pause of a run that asks a person or dispatcher.
 
 Prefect holds an answer among the run's inputs, and nowhere else, until the run reads it. It accepts
 one for a run whose process is dead, and may do so while the process takes the server for lost.
@@ -60,7 +60,7 @@ class Question(Generic[Answer]):
     counts_once: bool = False
 
     def take(self, key: str, answer: Answer) -> str:
-        """Record an answer; return the remark for the next form.
+        """Record an answer and return the remark for the next form.
 
         It is forgotten where it would be read again to no good: the person was told what was wrong
         with it and is asked again, or it was not about what waits later.
@@ -72,7 +72,7 @@ class Question(Generic[Answer]):
         return remark
 
     def take_left(self, client: SyncPrefectClient) -> str:
-        """Record answers that no process read; return the last one's remark."""
+        """Record unread answers and return the last one's remark."""
         remark = ""
         for key, answer in answers_left(client, self.run_id, self.prefix, self.model).items():
             remark = self.take(key, answer)
@@ -82,7 +82,7 @@ class Question(Generic[Answer]):
 def pause_run(
     form: type[Form], prefix: str, until: datetime, wait: Wait
 ) -> tuple[str, Form] | None:
-    """Pause this run once; return when it is resumed, or when its time is over.
+    """Pause this run once, until its resume or time-out.
 
     With ``suspend``, or while the run's work pool is closed, the process ends here, and the run
     starts over from its top when it is resumed; see :meth:`Question.take_left`.
@@ -137,7 +137,7 @@ def pause_run(
 def answers_left(
     client: SyncPrefectClient, run_id: str, prefix: str, answer: type[Answer]
 ) -> dict[str, Answer]:
-    """Return what was answered to a run's pauses and is still among its inputs.
+    """Return the unread answers to a run's pauses.
 
     Args:
         client: Prefect's client.
@@ -171,7 +171,7 @@ def answers_left(
 
 
 def forget_answer(client: SyncPrefectClient, run_id: str, key: str) -> None:
-    """Remove an answer that is recorded from the run's inputs, so that it is not read again.
+    """Delete a recorded answer from the run's inputs.
 
     While the server is away it stays, and may be read once more when the run starts over.
     """
@@ -182,7 +182,7 @@ def forget_answer(client: SyncPrefectClient, run_id: str, key: str) -> None:
 
 
 def once_the_server_answers(call: Callable[[SyncPrefectClient], T], waits_for: str) -> T:
-    """Return what ``call`` returns, and try again for as long as Prefect's server is away.
+    """Return the result of ``call``, retried while Prefect's server is away.
 
     Args:
         call: What is asked of the server.
@@ -216,7 +216,10 @@ def _end_pause_after_outage(until: datetime) -> None:
 
 
 def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
-    """Raise the reason why Prefect refused a pause: the run is not this process's any more."""
+    """Raise the reason for which Prefect refused a pause.
+
+    A cancelled run raises OrderCancelled, any other RunTakenAway.
+    """
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(runtime.flow_run.id).state
     if state is not None and (state.is_cancelled() or state.is_cancelling()):
@@ -225,7 +228,7 @@ def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
 
 
 def _end_pause(client: SyncPrefectClient) -> None:
-    """Tell Prefect that this run goes on, where it still shows the pause, or failed it with it.
+    """Set a paused run, or one failed by the pause, to Running.
 
     A cancellation or a crash that was set meanwhile stays.
     """

@@ -1,4 +1,4 @@
-"""The flow ``recover_orders``: the guarantee behind the hooks.
+"""The flow ``recover_orders``, the guarantee behind the hooks.
 
 It goes through all unfinished orders and finishes those whose run has ended or has stopped moving,
 forwards or backwards, from the saga log alone. Running it twice, or two at once, does no harm:
@@ -65,7 +65,7 @@ class Move(StrEnum):
 
 
 class RecoveryReport(BaseModel):
-    """What one round of recovery found and did; the lists hold order ids."""
+    """The order ids that one round of recovery found and moved."""
 
     unfinished: int = 0
     moves: dict[str, list[str]] = {}
@@ -76,7 +76,7 @@ class RecoveryReport(BaseModel):
 
 @flow(name="recover-orders", retries=0, persist_result=False)
 def recover_orders(limit: int = 500) -> RecoveryReport:
-    """Finish the orders that nobody else will finish.
+    """Finish or compensate orders that their own runs will not finish.
 
     Args:
         limit: With how many orders at most each move is made in this round, so that none keeps
@@ -163,7 +163,7 @@ def _make(
     client: SyncPrefectClient,
     report: RecoveryReport,
 ) -> None:
-    """Make a move for its orders; report a failure, never raise it."""
+    """Make a move for its orders and report its failure without raising."""
     acts: dict[Move, Callable[[list[UnfinishedOrder]], object]] = {
         Move.DISPATCH: lambda part: tell(dispatch_order(_ids(part))),
         Move.COMPENSATE: lambda part: compensate_tagged(_ids(part)),
@@ -191,13 +191,13 @@ def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:
 
 
 def _cancel(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
-    """Cancel the orders of cancelled runs; one that a courier had accepted before goes on."""
+    """Cancel the orders of cancelled runs unless a courier has accepted."""
     _record_answers_left(client, orders)
     abandon_and_compensate(_attempts(orders), OrderCancelled("the run was cancelled in Prefect"))
 
 
 def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
-    """End waits that are over; an answer that was given in time and not read yet counts."""
+    """End expired waits after recording the answers that came in time."""
     _record_answers_left(client, orders)
     order_ids = _ids(orders)
     expire_waits(order_ids)
@@ -207,7 +207,7 @@ def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> Non
 
 
 def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
-    """Start the orders' runs again; an answer that waits in a dead run is recorded first."""
+    """Restart the orders' runs after recording their unread answers."""
     _record_answers_left(client, orders)
     seen: dict[str, int] = defaultdict(int)
     for order in orders:
@@ -242,7 +242,7 @@ def _by_run(orders: Sequence[UnfinishedOrder]) -> dict[str, list[UnfinishedOrder
 
 
 def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
-    """Start the runs again that no process has; a failure is reported and tried next round."""
+    """Restart the lost runs and report failures for the next round."""
     for run, why in lost_runs(client, utc_now()):
         if pool_is_closed():
             return
@@ -256,7 +256,7 @@ def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
 
 
 def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
-    """Give runs whose orders were finished for them the ending that their dead processes cannot.
+    """Set the final state of dead runs whose orders recovery has finished.
 
     A batch's run that has nothing left to wait for is woken, so that it ends by itself.
     """
@@ -281,7 +281,9 @@ def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
 
 
 def _has_started_since(state: State[Any], orders: Sequence[Order]) -> bool:
-    """Return whether the run was started after its orders had ended, as by Retry.
+    """Return whether the run was started again after its orders ended.
+
+    Retry in the UI does that.
 
     It ends by itself. A start that no process begins is found among the lost runs.
     """
@@ -290,7 +292,7 @@ def _has_started_since(state: State[Any], orders: Sequence[Order]) -> bool:
 
 
 def _ending(state: State[Any], message: str, all_well: bool) -> State[Any]:
-    """Return the state in which a run whose process cannot end it is to end."""
+    """Return the final state for a run whose process is dead."""
     if is_cancelled_by_person(state):
         if all_well:
             return Completed(message=f"a courier had accepted before the cancellation: {message}")

@@ -1,4 +1,4 @@
-"""What the state of a flow run means for its orders: who cancelled it, who can carry it on."""
+"""The meaning of a flow run's state for its orders."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ DeploymentOf = Callable[[UUID], DeploymentResponse | None]
 
 
 def is_cancelled_by_person(state: State[Any]) -> bool:
-    """Return whether a person has cancelled the run, in the UI or by the API.
+    """Return whether a person cancelled the run, by UI or API.
 
     Cancelling is a cancellation: a run without a process stays in it for five minutes.
     """
@@ -48,7 +48,7 @@ def is_cancelled_by_person(state: State[Any]) -> bool:
 
 
 def is_cancelled_by_prefect(state: State[Any]) -> bool:
-    """Return whether Prefect has cancelled the run by itself, as it does without a deployment."""
+    """Return whether Prefect itself cancelled the run, lacking its deployment."""
     return state.is_cancelled() and bool(CANCELLED_BY_PREFECT.search(state.message or ""))
 
 
@@ -70,7 +70,7 @@ def cancelled_among(client: SyncPrefectClient, run_ids: Sequence[str]) -> set[st
 
 
 def deployments(client: SyncPrefectClient) -> DeploymentOf:
-    """Return a function that reads each deployment once; none for one that is gone."""
+    """Return a cached lookup of deployments, None for a deleted one."""
 
     @cache
     def read(deployment_id: UUID) -> DeploymentResponse | None:
@@ -95,7 +95,7 @@ def worker_can_take(run: FlowRun, deployment_of: DeploymentOf) -> bool:
 
 
 def is_stranded(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> bool:
-    """Return whether a scheduled run is overdue in a place from which no worker takes it.
+    """Return whether no worker can take an overdue scheduled run.
 
     That is a deployment or a queue that is gone, or the queue of a pool that the deployment has
     left. A run that is only late, since workers are busy, away or paused, is not stranded.
@@ -111,7 +111,7 @@ def is_stranded(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> boo
 
 
 def mark_replaced(client: SyncPrefectClient, run_id: str, by_run_id: str) -> None:
-    """End a run that another one replaces, so that no worker takes it up after all."""
+    """End a replaced run so that no worker takes it later."""
     try:
         client.set_flow_run_state(
             UUID(run_id), Cancelled(message=f"{REPLACED} {by_run_id}"), force=True

@@ -1,4 +1,4 @@
-"""The work pool of the run that executes: whether it is closed, and giving the run back to it.
+"""The executing run's work pool, and rescheduling the run to it.
 
 A pool is closed when Prefect has it paused: its workers get no run. A run that was begun before
 then does what is quick, and keeps no process for what is long, so that the workers can be stopped.
@@ -27,7 +27,7 @@ GIVEN_BACK = "given back to its closed work pool"
 
 
 def pool_is_closed() -> bool:
-    """Say whether the pool from which this run was taken is closed.
+    """Return whether the work pool of this run is paused.
 
     A run that was called, not taken from a pool, has none. A server that is away closes nothing:
     the run goes on, and looks again the next time.
@@ -45,7 +45,10 @@ def pool_is_closed() -> bool:
 
 
 def _pool_of(client: SyncPrefectClient, run_id: str) -> str | None:
-    """Return the pool from which this run was taken; its flow knows it, a thread may not."""
+    """Return the work pool of this run.
+
+    The flow's context knows it; in a thread without one Prefect is asked.
+    """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         return context.flow_run.work_pool_name
@@ -53,7 +56,9 @@ def _pool_of(client: SyncPrefectClient, run_id: str) -> str | None:
 
 
 def give_run_back() -> NoReturn:
-    """End this process; a worker executes the run from its top when the pool is open again.
+    """Reschedule this run for when its pool is resumed.
+
+    This process ends, and a worker executes the run from its top.
 
     Raises:
         Pause: always, for Prefect's engine: the run has its state.
