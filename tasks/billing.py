@@ -1,4 +1,4 @@
-"""The money: ``bill_customer`` captures what is due, ``refund_customer`` gives it back.
+"""The tasks ``bill_customer`` and ``refund_customer``.
 
 The gateway is outside the database, so a charge has an intent in the saga log before it and an
 idempotency key of its own for each attempt of the order.
@@ -29,7 +29,9 @@ from tasks.undo import Taken
 
 @retried_task
 def bill_customer(order_ids: list[str]) -> list[str]:
-    """Capture what each order still owes; an order paid wholly in points is not billed.
+    """Capture the amount that each order still owes.
+
+    An order paid wholly in points is not billed.
 
     Undone by :func:`refund_customer`. A gateway that does not answer is asked again with the same
     key; what stays unknown after the last try, or is refused, fails the order, and its refund
@@ -89,7 +91,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
 
 @retried_task
 def refund_customer(order_ids: list[str]) -> list[str]:
-    """Give back what was captured for failed orders; the undo of bill_customer.
+    """Refund the captured charges of failed orders, as bill_customer's undo.
 
     An order whose charge is in doubt is refunded as well: the gateway gives back what it took,
     if it took anything, and takes nothing afterwards. A refund that was refused for good is asked
@@ -136,7 +138,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
 
 
 def charge_in_words(taken: Taken) -> str:
-    """Return the amount that was captured; empty for none."""
+    """Return the captured amount as text, empty for none."""
     cents = taken.result.get("amount_cents", 0)
     if not cents:
         return ""
@@ -145,7 +147,10 @@ def charge_in_words(taken: Taken) -> str:
 
 
 def settle_charge(_session: Session, taken: Mapping[str, Any], _put_back: bool) -> dict[str, Any]:
-    """Return what a person gave back outside of the gateway; there is nothing to book here."""
+    """Return the amount that a person refunded outside of the gateway.
+
+    There is nothing to book.
+    """
     return {"amount_cents": taken["amount_cents"]}
 
 
@@ -156,7 +161,7 @@ def _present_customers(session: Session, orders: Sequence[SagaOrder]) -> set[str
 
 
 def _charge(order: SagaOrder, record: StepRecord | None) -> Charge:
-    """Return the charge of an order's present attempt, the same one each time.
+    """Return the charge of an order's present attempt, always the same.
 
     ``record`` is what the saga log has of it already: an intent, or the captured charge.
     """

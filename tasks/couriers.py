@@ -45,7 +45,7 @@ DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
 
 @retried_task
 def find_couriers(messages: list[OrderMessage]) -> list[str]:
-    """Decide on each order that waits: the courier with the most free capacity takes it.
+    """Assign waiting orders to the couriers with the most free capacity.
 
     An order that every courier is too small for gets no courier. One that only has to wait until
     a courier is free is left undecided; its message comes again. An order that does not wait, or
@@ -87,7 +87,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Where the order of a message stands, as its dispatcher needs to know it."""
+    """The state of a message's order, as its dispatcher needs it."""
 
     exists: bool
     is_open: bool = False
@@ -195,7 +195,7 @@ def _decided(
 
 
 def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
-    """Record a person's answer, unless the order has its decision already: the first one wins.
+    """Record a person's answer unless the order has a decision.
 
     An answer that comes second, or after the order's end, is kept as not accepted and holds none
     of its courier's capacity.
@@ -279,7 +279,7 @@ def lock_couriers(session: Session) -> dict[str, Courier]:
 def _require_sense(
     order: SagaOrder, answer: CourierAnswer, couriers: Mapping[str, Courier]
 ) -> None:
-    """Raise InvalidDecision, with the remedy, for an answer that cannot be carried out."""
+    """Raise InvalidDecision, with the remedy, for an impossible answer."""
     if answer.outcome == NO_COURIER:
         if answer.courier:
             raise InvalidDecision(
@@ -342,7 +342,7 @@ def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str
 
 
 def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
-    """Return the accepted decision of the order's present attempt: one, or none."""
+    """Return the present attempt's accepted decision as a list, else empty."""
     found = session.exec(
         select(Decision).where(
             col(Decision.order_id) == order.id,

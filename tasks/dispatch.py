@@ -1,4 +1,4 @@
-"""The parcel: ``prepare_order`` asks for a courier, ``dispatch_order`` hands the parcel over.
+"""The tasks ``prepare_order`` and ``dispatch_order``.
 
 Neither step has an undo: a message about an order that has moved on is
 ignored, and a parcel under way is not called back.
@@ -43,7 +43,7 @@ logger = logging.getLogger("store.dispatch")
 
 @retried_task
 def prepare_order(order_ids: list[str]) -> list[str]:
-    """Send a message for each order that it seeks a courier; from now on the order waits.
+    """Send each order's message to the queue and start its wait.
 
     The wait's end is fixed here, so that a run which starts again does not wait longer.
 
@@ -82,7 +82,9 @@ def prepare_order(order_ids: list[str]) -> list[str]:
 
 
 def send_again(order_ids: Sequence[str]) -> None:
-    """Send the messages of those orders that still wait once more; one may have been lost.
+    """Resend the messages of the orders that still wait.
+
+    The first message may have been lost.
 
     A message too many is harmless: the order it is about has moved on.
 
@@ -118,7 +120,7 @@ def send_again(order_ids: Sequence[str]) -> None:
 
 
 def _send(orders: Sequence[SagaOrder]) -> tuple[set[str], QueueUnavailable | QueueRefused | None]:
-    """Send the orders' messages; return the ids of those that were not taken, and why."""
+    """Send the orders' messages and return the failed ids with the error."""
     bodies = {_body(order): order.id for order in orders}
     try:
         order_queue().send(list(bodies))
@@ -136,7 +138,7 @@ def _body(order: SagaOrder) -> str:
 
 @retried_task
 def dispatch_order(order_ids: list[str]) -> list[str]:
-    """Publish that each order is on its way and hand it over to its courier.
+    """Publish each order's dispatch and hand it over to its courier.
 
     It comes after the pivot: it is tried until it succeeds, and never leads to a refund. Handing
     over frees the courier's capacity.
@@ -173,7 +175,7 @@ def dispatch_order(order_ids: list[str]) -> list[str]:
 
 
 def _publish(notices: Sequence[Notice]) -> tuple[set[str], TopicUnavailable | TopicRefused | None]:
-    """Publish notices; return the orders of those that were not taken, and why."""
+    """Publish notices and return the failed orders' ids with the error."""
     try:
         if notices:
             topic().publish(notices)

@@ -1,4 +1,4 @@
-"""The stock: ``check_inventory`` reserves copies, ``restore_quantity`` gives them back."""
+"""The tasks ``check_inventory`` and ``restore_quantity``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from tasks.undo import Taken
 
 @retried_task
 def check_inventory(order_ids: list[str]) -> list[str]:
-    """Reserve the copies of each order: all of its lines, or none.
+    """Reserve the copies of each order's lines, all or none.
 
     Undone by :func:`restore_quantity`. Orders are served in the order in which they are given. One
     that has more copies than any courier takes at once, free or not, is ended before it is charged.
@@ -59,7 +59,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
 
 @retried_task
 def restore_quantity(order_ids: list[str]) -> list[str]:
-    """Put the reserved copies of failed orders back on the shelf; the undo of check_inventory.
+    """Restore the reserved copies of failed orders, as check_inventory's undo.
 
     Returns:
         The ids of the orders whose copies were put back now.
@@ -76,12 +76,15 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
 
 
 def too_large(copies: int) -> NoCourierAvailable:
-    """Return the error of an order with more copies than any courier takes at once."""
+    """Return NoCourierAvailable for an order beyond every courier's capacity."""
     return NoCourierAvailable(f"no courier carries {copies} copies at once")
 
 
 def copies_in_words(taken: Taken) -> str:
-    """Return how many copies were taken, by title where titles are given; empty for none."""
+    """Return the number of copies as text, by title where known.
+
+    The text is empty if none were taken.
+    """
     copies: Mapping[str, int] = taken.result.get("copies", {})
     if taken.titles is None:
         return f"{sum(copies.values())} copies" if copies else ""
@@ -90,7 +93,7 @@ def copies_in_words(taken: Taken) -> str:
 
 
 def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
-    """Book copies that a person has seen to: back on the shelf, or lost and written off.
+    """Book copies settled by a person as restored or written off.
 
     A lost copy is taken out of all that ever came in, so that the stock still adds up.
     """
@@ -105,7 +108,7 @@ def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) ->
 
 
 def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-    """Return each order's lines: the book's id, and how many copies."""
+    """Return each order's lines as book ids and numbers of copies."""
     lines: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in order_ids}
     for order_id, book_id, quantity in read_rows(
         session,
@@ -140,7 +143,7 @@ def _lock_books(session: Session, book_ids: Iterable[str]) -> dict[str, ShelfBoo
 def _why_not(
     lines: Sequence[tuple[str, int]], books: Mapping[str, ShelfBook], left: Mapping[str, int]
 ) -> OrderError | None:
-    """Return why an order of ``lines`` cannot be served from what is ``left``, if so."""
+    """Return why ``lines`` cannot be served from what is ``left``."""
     for book_id, quantity in lines:
         book = books.get(book_id)
         if book is None:

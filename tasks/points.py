@@ -1,4 +1,4 @@
-"""The customers' points: ``redeem_points`` spends them, ``restore_points`` gives them back.
+"""The tasks ``redeem_points`` and ``restore_points``.
 
 One point is worth one unit of the currency.
 """
@@ -20,7 +20,7 @@ CENTS_PER_POINT = 100
 
 @retried_task
 def redeem_points(order_ids: list[str]) -> list[str]:
-    """Pay each order that asks for it with its customer's points, as far as they go.
+    """Redeem the available points of each order that requests it.
 
     At most the order's total is redeemed, in whole points; the rest stays with the customer.
     Undone by :func:`restore_points`.
@@ -57,7 +57,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
 
 @retried_task
 def restore_points(order_ids: list[str]) -> list[str]:
-    """Give the redeemed points of failed orders back; the undo of redeem_points.
+    """Restore the redeemed points of failed orders, as redeem_points' undo.
 
     A customer who is gone is not created again: the record says that nobody was there.
 
@@ -79,13 +79,13 @@ def restore_points(order_ids: list[str]) -> list[str]:
 
 
 def points_in_words(taken: Taken) -> str:
-    """Return how many points were taken; empty for none."""
+    """Return the number of redeemed points as text, empty for none."""
     points = taken.result.get("points", 0)
     return f"{points} points" if points else ""
 
 
 def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) -> dict[str, Any]:
-    """Book points that a person has seen to: back on the account, or made good in another way.
+    """Book points settled by a person as restored or written off.
 
     Points made good otherwise are taken out of all that were ever granted, so that they still
     add up.
@@ -100,7 +100,7 @@ def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) ->
 
 
 def _lock_customers(session: Session, user_ids: Iterable[str]) -> dict[str, int]:
-    """Lock the customers and return the points that each of them has."""
+    """Lock the customers and return each one's points."""
     customers = read_rows(
         session,
         select(Customer.id, Customer.points)

@@ -1,4 +1,4 @@
-"""The price: ``calculate_total`` fixes what an order costs. There is nothing to undo."""
+"""The task ``calculate_total``, which has no undo."""
 
 from sqlmodel import col, select
 
@@ -11,7 +11,9 @@ from tasks.retries import retried_task
 
 @retried_task
 def calculate_total(order_ids: list[str]) -> list[str]:
-    """Write each order's unit prices and total, in cents; prices that change later do not count.
+    """Set each order's unit prices and total in cents.
+
+    Later changes of prices do not affect it.
 
     Returns:
         The ids of the orders that go on.

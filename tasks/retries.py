@@ -1,4 +1,4 @@
-"""Which failures are tried again, and how long a task or a flow waits in between."""
+"""Retry conditions and delays of tasks and flows."""
 
 import functools
 import logging
@@ -49,19 +49,22 @@ def is_transient(error: BaseException) -> bool:
 
 
 def if_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Tell Prefect whether to retry a failed task: never for an order's own error."""
+    """Return whether Prefect should retry the failed task.
+
+    An order's own error is never retried.
+    """
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_transient(error)
 
 
 def is_last_try() -> bool:
-    """Say whether the task that is running will not be tried again if it fails now."""
+    """Return whether the running task has no retry left."""
     run = TaskRunContext.get()
     return run is None or run.task_run.run_count > run.task.retries
 
 
 def retried(call: Callable[P, T]) -> Callable[P, T]:
-    """Retry a database call that a flow makes outside of its tasks, as a task is retried.
+    """Retry a flow's database call as tasks are retried.
 
     The call must be safe to repeat: an outage may hide that it was committed.
     """

@@ -1,4 +1,4 @@
-"""The class of an undo: its task, its words, its settlement."""
+"""The class of an undo, with its task, texts and settlement."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

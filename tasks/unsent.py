@@ -1,4 +1,6 @@
-"""Messages that the order queue did not take: kept with their orders, told to the shop once.
+"""Messages that the order queue has not accepted.
+
+They are kept with their orders, and the shop is notified once.
 
 The orders wait all the same. Recovery sends their messages again; only their own time-out ends
 them.
@@ -24,14 +26,14 @@ logger = logging.getLogger("store.dispatch")
 
 
 class Unsent(NamedTuple):
-    """How many orders wait although the queue did not take their message, and a reason."""
+    """The number of orders with an unsent message, and a reason."""
 
     orders: int
     reason: str | None
 
 
 def keep_and_tell(orders: Sequence[SagaOrder], failure: QueueRefused | QueueUnavailable) -> None:
-    """Record why the orders' messages are not out, and publish one notice for an outage.
+    """Record unsent messages and publish one notice for an outage.
 
     An outage lasts while an order waits of which the shop was told. A notice that the topic does
     not take is logged, and published after the next message that the queue refuses.
@@ -71,7 +73,7 @@ def keep_and_tell(orders: Sequence[SagaOrder], failure: QueueRefused | QueueUnav
 
 
 def unsent_messages(session: Session) -> Unsent:
-    """Return how many orders wait although the queue did not take their message, and why."""
+    """Return the number of orders with an unsent message, and a reason."""
     reason = col(SagaRecord.result)["not_sent"].as_string()
     count, last = session.execute(
         select_columns(func.count(), func.max(reason))
@@ -97,7 +99,7 @@ def _is_present() -> ColumnElement[bool]:
 
 
 def _told(session: Session) -> set[str]:
-    """Return the ids of the waiting orders with which the shop was told of the outage."""
+    """Return ids of waiting orders about which an outage notice was published."""
     return set(
         session.scalars(
             select_columns(col(SagaRecord.order_id))
