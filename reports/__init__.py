@@ -1,4 +1,4 @@
-"""What people read: audit, figures, stories, timelines, receipts and notices.
+"""Audit, figures, stories, timelines, receipts and notices for people.
 
 Nothing in here changes stock, points, money or an order's course.
 """

@@ -1,4 +1,4 @@
-"""The audit: I1 to I5 over the whole database, as it was at one moment.
+"""The audit of I1 to I5 over one snapshot of the database.
 
 Each check is one query that gives a row for each subject (a book, an order, a charge) together
 with the rules that such a row may break. The database does the work and the findings are streamed,
@@ -36,7 +36,7 @@ NOT_COMPARED = "The payment gateway keeps its own records; they were not compare
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is off: which invariant it breaks, whose row, and the facts.
+    """A broken invariant or a warning, with its row and facts.
 
     A warning breaks no invariant yet, but somebody should look.
     """
@@ -53,7 +53,7 @@ class Finding:
 
 
 def audit(session: Session) -> Iterator[Finding]:
-    """Give everything in the database that is off; nothing if all is well.
+    """Yield all findings and warnings of the database.
 
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
@@ -63,12 +63,15 @@ def audit(session: Session) -> Iterator[Finding]:
 
 
 def forgotten_orders(session: Session) -> Iterator[Finding]:
-    """Give the orders that nobody seems to move any more; a part of the audit that is cheap."""
+    """Yield warnings of orders that no run moves any more.
+
+    It is a cheap part of the audit.
+    """
     return _findings(session, order_rules.unfinished())
 
 
 def is_compared_with_gateway() -> bool:
-    """Say whether what the payment gateway took and gave back is a part of the audit."""
+    """Return whether the audit includes the payment gateway's own records."""
     return movements_query() is not None
 
 
@@ -92,7 +95,7 @@ def _findings(session: Session, check: Check) -> Iterator[Finding]:
 
 
 def with_moments(query: str, **moments: datetime) -> TextClause:
-    """Return a query with those of the moments in it that it names."""
+    """Return a query with its named moments bound."""
     return text(query).bindparams(
         *(
             bindparam(name, moment, type_=UtcDateTime())

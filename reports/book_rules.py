@@ -69,7 +69,7 @@ def couriers() -> Check:
 
 
 def notices() -> Check:
-    """Check that nobody was told of a dispatch that there was not, where notices are a table."""
+    """Check that each dispatch notice in the table has its saga record."""
     return Check(
         subject="order {order_id}",
         rows="""
@@ -90,7 +90,7 @@ def notices() -> Check:
 
 
 def charges(movements: str) -> Check:
-    """Check what the gateway took and gave back against what is recorded of it.
+    """Compare the gateway's captures and refunds with the saga's records.
 
     A charge of another gateway, from before it was changed, has a reference of another kind.
     """

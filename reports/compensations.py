@@ -1,4 +1,4 @@
-"""The compensation queue: what orders have still to give back.
+"""The compensation queue, the open undos of orders.
 
 What an order would give back is read from the saga log alone, so it can be shown before anything
 is done.
@@ -41,7 +41,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class OpenUndo:
-    """A step of an order that is, or would be, to be undone, and what is at stake.
+    """A step that is, or would be, undone, and its stake.
 
     ``at_stake`` says it in words; amount, copies and points are those of the steps that take such.
     ``in_doubt`` says that the step's outcome is unknown.
@@ -62,7 +62,9 @@ class OpenUndo:
 
 
 def open_undos(order_id: str) -> list[OpenUndo]:
-    """Return what the order holds and would give back if it were cancelled now; reads only.
+    """Return the undos that a cancellation of the order would run.
+
+    It reads only.
 
     The undos are in their order. One of nothing, such as of no points, is left out unless it has
     failed.
@@ -79,7 +81,7 @@ def open_undos(order_id: str) -> list[OpenUndo]:
 
 
 def failed_undos(limit: int) -> list[OpenUndo]:
-    """Return the undos that have failed and are still to be done, the longest waiting first.
+    """Return the open undos that have failed, the longest waiting first.
 
     Args:
         limit: Of how many orders at most.
@@ -113,7 +115,10 @@ def failed_undos(limit: int) -> list[OpenUndo]:
 
 
 def _held(session: Session, orders: Sequence[Order]) -> list[SagaRecord]:
-    """Return the records of what the orders' present attempts hold, in the order of undoing."""
+    """Return the records of steps still held, in the order of undoing.
+
+    They are those of the orders' present attempts.
+    """
     attempts = {order.id: order.attempt for order in orders}
     found = session.exec(
         select(SagaRecord).where(
@@ -129,7 +134,10 @@ def _held(session: Session, orders: Sequence[Order]) -> list[SagaRecord]:
 
 
 def _next_try(order: Order, failed: Sequence[SagaRecord]) -> datetime | None:
-    """Return when recovery tries the order's undos again; none while they are being tried."""
+    """Return when recovery retries the order's undos.
+
+    None is returned while they are being tried.
+    """
     if order.status != OrderStatus.COMPENSATION_FAILED:
         return None
     return next_try_at(max(record.undo_tries for record in failed), order.updated_at)

@@ -1,4 +1,4 @@
-"""The shop in figures, for those who watch it.
+"""The shop's figures, for monitoring.
 
 Cheap in a shop with years of orders: what is unfinished, and what ended lately, have indexes of
 their own, and what has happened is told of the last hour only.
@@ -30,7 +30,7 @@ UNFINISHED = f"status NOT IN {sql_list(ENDED)}"
 
 @dataclass(frozen=True, slots=True)
 class FailedUndos:
-    """Undos of one step, and in one currency, that have failed and are tried again."""
+    """Failed undos of one step and currency that are being retried."""
 
     step: str
     currency: str
@@ -40,7 +40,10 @@ class FailedUndos:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """How often a step was done, or refused, and how long each took since the step before it."""
+    """How often a step ended, and its seconds since the step before.
+
+    Done and refused steps count.
+    """
 
     count: int
     average_seconds: float
@@ -49,7 +52,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The shop at one moment. Lists are by what their keys say; what there is none of is left out.
+    """The shop's figures at one moment, without zero counts.
 
     ``idle_seconds`` is how long the row of the order has not changed that has stood longest in a
     status. ``waited_seconds`` is how long the order has waited for its courier that waits longest.
@@ -84,7 +87,7 @@ def read_figures() -> Figures:
 
 
 def _asked(session: Session, query: str) -> CursorResult[Any]:
-    """Ask a query that may name the beginning of the window, or the present moment."""
+    """Execute a query, binding the window's start and the present moment."""
     now = utc_now()
     since = now - timedelta(seconds=WINDOW_SECONDS)
     return session.connection().execute(with_moments(query, since=since, now=now))
@@ -114,7 +117,10 @@ def _waited_seconds(session: Session) -> float:
 
 
 def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
-    """Return what could not be given back, by step and currency; only money has cents."""
+    """Return the sums of failed undos by step and currency.
+
+    Only money has cents.
+    """
     cents = sql.number("s.result", "amount_cents")
     found = _asked(
         session,

@@ -8,7 +8,7 @@ from store.models import Book, Decision, OrderLine, SagaRecord
 
 
 def lines_of(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
-    """Return an order's lines, each with its title; the book's id where there is no such book."""
+    """Return an order's lines with titles, or ids of missing books."""
     found = session.exec(
         select(OrderLine, Book.title)
         .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)

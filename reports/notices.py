@@ -22,7 +22,9 @@ from texts.words import in_words
 
 
 def announce_wait(order: Order, form_url: str) -> None:
-    """Tell the shop, once for each attempt, that an order waits; another one is passed over.
+    """Publish one notice for each attempt that waits for a courier.
+
+    An order that does not wait, or whose attempt was announced, is passed over.
 
     Args:
         order: The order as it was read last.
@@ -39,7 +41,7 @@ def announce_wait(order: Order, form_url: str) -> None:
 
 
 def announce_failed_compensation(order: Order) -> None:
-    """Tell the shop that something could not be given back, and what."""
+    """Publish a notice of the undos that failed."""
     with reading() as session:
         failed = session.exec(
             select(SagaRecord).where(
@@ -57,7 +59,7 @@ def announce_failed_compensation(order: Order) -> None:
 
 
 def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
-    """Tell the shop that its books are off, and what was found first.
+    """Publish a notice of the audit's first findings.
 
     Args:
         findings: The first of them, one line each.
@@ -68,7 +70,7 @@ def announce_audit(findings: Sequence[str], count: int, run_id: str) -> None:
 
 
 def remind(form_urls: dict[str, str]) -> None:
-    """Remind the shop of orders whose wait is nearly over; once for each attempt.
+    """Publish one reminder for each attempt whose wait ends soon.
 
     Args:
         form_urls: The orders, each with the link to its form; those that do not wait, or were
@@ -99,7 +101,9 @@ def remind(form_urls: dict[str, str]) -> None:
 
 
 def where_to_answer(order: Order, form_url: str) -> str:
-    """Say where a person answers for an order that waits, and for which others as well.
+    """Return where a person answers for a waiting order.
+
+    One form decides for all waiting orders of a batch, and the text states that.
 
     Args:
         order: An order that waits.

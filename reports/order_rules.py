@@ -1,4 +1,4 @@
-"""The audit's rules about orders: their steps, records, reservations, decisions and endings."""
+"""The audit's rules of orders, from their steps to their endings."""
 # ruff: noqa: S608  (the queries are put together from the code's own constants alone)
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from tasks.steps import ALWAYS, BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS
 
 
 def orders() -> Check:
-    """Check each order against its lines and the records of its present attempt."""
+    """Check each order against its lines and present attempt's records."""
     states = ", ".join(f"MAX(CASE WHEN step = '{s}' THEN state END) AS {s}" for s in SEQUENCE)
     return Check(
         subject="order {id}",
@@ -294,7 +294,7 @@ def _rules_of_what_was_given_back() -> list[Rule]:
 
 
 def reservations() -> Check:
-    """Check that what an order has reserved is what its lines ask for, title by title."""
+    """Check that an order's reserved copies match its lines by title."""
     reserved = sql.number_at("s.result", "copies", "l.book_id")
     return Check(
         subject="order {order_id}",
@@ -338,7 +338,10 @@ def decisions() -> Check:
 
 
 def unfinished() -> Check:
-    """Look for orders that nobody moves any more; none of the invariants is broken by it yet."""
+    """Warn of unfinished orders that no run moves any more.
+
+    No invariant is broken by them yet.
+    """
     return Check(
         subject="order {id}",
         rows=f"""

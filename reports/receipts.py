@@ -1,4 +1,4 @@
-"""What a run returns or raises: the receipt, or the explained error."""
+"""The receipt that a run returns, or the explained error it raises."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from tasks.undo import Taken
 
 
 def explain(order_id: str, error: OrderError) -> OrderError:
-    """Return ``error`` with what its compensation has given back, and what it has still to.
+    """Return ``error`` with the order's finished and open undos in its message.
 
     Args:
         order_id: The order; it must be recorded.

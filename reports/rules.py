@@ -1,4 +1,4 @@
-"""The rules of the audit: what a query's row must not be."""
+"""The audit's rules, conditions that no query's row may meet."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,10 @@ from tasks.steps import SEQUENCE, STEPS, UNDOS
 
 
 class Rule(NamedTuple):
-    """What a row must not be. ``facts`` is a sentence with the row's columns in braces."""
+    """A condition that no row may meet, and its text.
+
+    ``facts`` is a sentence with the row's columns in braces.
+    """
 
     invariant: str
     broken_if: str
@@ -23,7 +26,9 @@ class Rule(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A query with one row for each subject, and its rules; a row is told by the first it breaks.
+    """A query with one row for each subject, and its rules.
+
+    A row is reported by the first rule that it breaks.
 
     ``subject`` names a row by its columns.
     """

@@ -1,4 +1,4 @@
-"""The story of one order, over all of its attempts: everything that the store's database knows.
+"""One order's history over all attempts, from the store's database.
 
 What it reads is only looked at, never decided on. Ids are in it, names of customers are not.
 """
@@ -30,7 +30,7 @@ from texts.words import in_words
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to an order; ``facts`` is the same as data."""
+    """An event of an order, with its facts as data."""
 
     at: datetime
     attempt: int | None
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """An order, what it is about, and all that happened to it, in no order.
+    """An order with its lines and its unsorted events.
 
     ``notes`` says what cannot be known from here.
     """
@@ -116,7 +116,7 @@ def _attempts(session: Session, order: Order) -> Iterator[Event]:
 
 
 def _steps(session: Session, order: Order) -> Iterator[Event]:
-    """Give each step as it stands, and its undo, or the last failure of it."""
+    """Yield each step's state, its undo, or its undo's last failure."""
     kinds: dict[str, tuple[str, str]] = {
         StepState.INTENDED: ("intent", "{} asked for, its outcome is not known yet"),
         StepState.VOID: ("void", "{} refused, nothing was taken"),
@@ -155,7 +155,10 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
 
 
 def _money(session: Session, order: Order) -> Iterator[Event]:
-    """Give what the embedded gateway was asked for; other gateways keep their own books."""
+    """Yield the embedded gateway's requests for the order.
+
+    Other gateways keep their own records.
+    """
     for entry in session.exec(select(LedgerEntry).where(LedgerEntry.order_id == order.id)):
         attempt = entry.key.removesuffix(":refund").rpartition(":")[2]
         yield Event(

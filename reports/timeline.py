@@ -17,7 +17,7 @@ from texts.words import in_words, paid, table_of
 
 
 def timeline(order_id: str) -> str:
-    """Return an order's story in Markdown: where it stands, its steps, undos and answers.
+    """Return an order's status, steps, undos and answers as Markdown.
 
     The order must be recorded.
     """
@@ -69,7 +69,7 @@ def _answer_row(answer: Decision) -> str:
 
 
 def describe(order: Order, refused: str) -> str:
-    """Return, in Markdown, what a person is asked to decide about a waiting order.
+    """Return the question about a waiting order as Markdown.
 
     Args:
         order: The order; it waits.

@@ -1,4 +1,4 @@
-"""The texts that people read: forms, notices, events, and records in words.
+"""Texts of forms, notices, events and saga records.
 
 Nothing in here reads a database or names a customer: notices, artifacts and logs outlive the order
 and are seen by many.

@@ -1,4 +1,4 @@
-"""The events that Prefect keeps of an order, for automations and people."""
+"""Prefect events about an order, for automations and people."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from store.models import Order, OrderStatus
 
 
 def of_status(order: Order) -> dict[str, Any]:
-    """Return `store.order.<status>`; the order is the resource, its run is related."""
+    """Return the event `store.order.<status>` of an order and its run.
+
+    The order is the resource, its run is related.
+    """
     return {
         "event": f"store.order.{OrderStatus(order.status).value.replace('_', '-')}",
         "resource": {

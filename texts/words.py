@@ -8,7 +8,7 @@ from store.models import Order, OrderLine
 
 
 def in_words(result: Mapping[str, Any], currency: str) -> str:
-    """Return a record's result as people read it; who the customer is stays out of it."""
+    """Return a record's result as text, without the customer's identity."""
     words = []
     for name, value in result.items():
         if name == "user_id":

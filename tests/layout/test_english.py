@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-FOLDERS = ("flows", "tasks")
+FOLDERS = ("flows", "tasks", "texts", "reports")
 WORDS_AT_MOST = 12
 BANNED = re.compile(
     r"\b(none of|of which|whoever|nobody|anew|meanwhile|gives?|says?|tells?)\b|[;:](?=\s|$)",
