@@ -1,4 +1,4 @@
-"""What the checkout stands on: models, database, saga log, settings, messages, errors, clients.
+"""Models, database, saga log, settings, messages, errors and clients.
 
 Nothing in here knows Prefect flows or tasks.
 """

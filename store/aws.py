@@ -1,4 +1,6 @@
-"""Calls to AWS: one client a service and process, batches of ten, and whose fault a failure is.
+"""AWS clients, batch calls and the classification of failures.
+
+There is one client for each service and process, and a batch has ten entries.
 
 Only what the settings choose imports this module, since it imports boto3. Credentials and region
 come from boto3's own chain; nothing here logs them. boto3 renews the credentials of roles, and
@@ -109,31 +111,31 @@ FAILURES = (BotoCoreError, ClientError, ResponseParserError)
 
 
 def sqs(endpoint_url: str | None) -> "SQSClient":
-    """Return this process's SQS client; it may be shared by threads."""
+    """Return this process's SQS client, shared by its threads."""
     client: SQSClient = _client("sqs", endpoint_url)
     return client
 
 
 def sns(endpoint_url: str | None) -> "SNSClient":
-    """Return this process's SNS client; it may be shared by threads."""
+    """Return this process's SNS client, shared by its threads."""
     client: SNSClient = _client("sns", endpoint_url)
     return client
 
 
 def s3(endpoint_url: str | None) -> "S3Client":
-    """Return this process's S3 client; it may be shared by threads."""
+    """Return this process's S3 client, shared by its threads."""
     client: S3Client = _client("s3", endpoint_url)
     return client
 
 
 def dynamodb(endpoint_url: str | None) -> "DynamoDBClient":
-    """Return this process's DynamoDB client; it may be shared by threads."""
+    """Return this process's DynamoDB client, shared by its threads."""
     client: DynamoDBClient = _client("dynamodb", endpoint_url)
     return client
 
 
 def sts(endpoint_url: str | None) -> Any:
-    """Return this process's STS client; it may be shared by threads."""
+    """Return this process's STS client, shared by its threads."""
     return _client("sts", endpoint_url)
 
 
@@ -155,7 +157,7 @@ def _client(service: str, endpoint_url: str | None) -> Any:
 
 
 class _Renewal:
-    """Renews the credentials of a client, where they are rejected and there are others by now."""
+    """Renewal of rejected credentials where newer ones are available."""
 
     def __init__(self, used: Credentials) -> None:
         self._used = used
@@ -165,7 +167,9 @@ class _Renewal:
     def renew(
         self, response: tuple[object, Mapping[str, Any]] | None, attempts: int, **_: object
     ) -> float | None:
-        """Return after how many seconds botocore makes the call again; None leaves it to others.
+        """Return the seconds until botocore's retry, or None for its own rules.
+
+        It is botocore's handler of the event ``needs-retry``, which signs the retried call.
 
         It is botocore's handler of the event ``needs-retry``, which signs the call anew.
         """
@@ -197,19 +201,19 @@ def _secrets(credentials: Credentials) -> tuple[str, str, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """How a service's failures are raised: a pair of our own errors."""
+    """The retryable and the terminal error of a service."""
 
     unavailable: type[RetryableError]
     refused: type[StoreError]
 
     def of(self, *, retryable: bool) -> type[StoreError]:
-        """Return the error for a failure that may, or cannot, pass by itself."""
+        """Return the service's error for a transient or permanent failure."""
         return self.unavailable if retryable else self.refused
 
 
 @contextmanager
 def calling(what: str, errors: Errors) -> Iterator[None]:
-    """Raise what boto3 raises as one of ``errors``, with ``what`` was being done."""
+    """Raise boto3's errors as one of ``errors``, naming ``what`` was done."""
     try:
         yield
     except FAILURES as error:
@@ -217,7 +221,7 @@ def calling(what: str, errors: Errors) -> Iterator[None]:
 
 
 def is_retryable(error: Failure) -> bool:
-    """Say whether the same call may succeed later: an outage or overload, no fault of ours."""
+    """Return whether a retry may succeed (outage or throttling)."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
@@ -231,7 +235,7 @@ def _passes(code: str) -> bool:
 
 
 def describe(error: Failure) -> str:
-    """Return what AWS, or the way to it, said is wrong."""
+    """Return the reason of a failed AWS call as text."""
     if isinstance(error, ClientError):
         details = error.response.get("Error", {})
         return f"{details.get('Code', 'Unknown')}: {details.get('Message', '')}"
@@ -242,7 +246,7 @@ def describe(error: Failure) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NotTaken:
-    """An entry of a batch that AWS did not take, or of which we do not know."""
+    """A batch entry that AWS refused, or left without an answer."""
 
     id: str
     reason: str
@@ -253,7 +257,7 @@ class NotTaken:
 def call_in_batches(
     entries: Sequence[Entry], call: Callable[[Sequence[Entry]], Mapping[str, Any]]
 ) -> list[NotTaken]:
-    """Make a batch call for all entries, ten at a time, and again for those that AWS did not take.
+    """Call AWS with ten entries at a time, retrying those not taken.
 
     An entry that AWS calls the sender's fault is not tried again. When a whole call fails, after
     botocore's own retries, the entries after it are not tried either.
@@ -294,7 +298,7 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 def _call(
     batch: Sequence[Entry], call: Callable[[Sequence[Entry]], Mapping[str, Any]]
 ) -> tuple[list[NotTaken], Failure | None]:
-    """Call until each entry is taken, or is the sender's fault, or the delays are used up.
+    """Call until each entry is taken, refused, or out of retries.
 
     Returns:
         The entries that were not taken, and the error if the last call failed as a whole.
@@ -337,7 +341,7 @@ def _not_taken(id_: str, said: Mapping[str, Any]) -> NotTaken:
 def raise_if_any(
     not_taken: Sequence[NotTaken], what: str, names: Mapping[str, str], errors: Errors
 ) -> None:
-    """Raise, naming each entry that was not taken, unless all of them were.
+    """Raise an error naming each entry that was not taken.
 
     Args:
         not_taken: What :func:`call_in_batches` returned.

@@ -1,4 +1,4 @@
-"""Find the database sessions that others wait for, and end those that are frozen.
+"""Blocking database sessions, and the end of frozen ones.
 
 Needs no superuser: a role sees what its own sessions do. Of another role's session it sees name and
 process id, no age and no state; ``GRANT pg_read_all_stats`` shows it the rest.
@@ -72,7 +72,7 @@ def blockers(session: Session) -> list[Blocker]:
 
 
 def end_frozen_sessions(connection: Connection) -> None:
-    """End sessions of this role that hold rows and whose process takes no answer any more.
+    """Terminate this role's frozen sessions that hold row locks.
 
     PostgreSQL's own time-outs do not reach a session that is sending: where its process is frozen
     in the middle of a large result, its locks stay until somebody ends it. By TCP the connection's

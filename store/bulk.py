@@ -1,4 +1,4 @@
-"""Rows in bulk: any number of them in one statement, with one parameter.
+"""Bulk SQL with one statement and parameter for any number of rows.
 
 Values travel as one JSON document that the database takes apart. A statement for each row costs
 the client and the database several times as much, and so does a parameter for each value.
@@ -39,7 +39,7 @@ Rows = Sequence[Row]
 
 
 def among(id_column: Any, ids: Iterable[str]) -> ColumnElement[bool]:
-    """Return the condition that a column of text has one of the ids, however many there are."""
+    """Return the condition that a text column has one of the ids."""
     given = bindparam(None, _array_literal(list(ids)), type_=NullType())
     condition: ColumnElement[bool] = id_column == any_(cast(given, ARRAY(String)))
     return condition
@@ -88,7 +88,7 @@ def insert_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any
 def insert_missing(
     session: Session, model: type[SQLModel], rows: Iterable[Row]
 ) -> list[tuple[Any, ...]]:
-    """Insert the rows whose primary key is free, leave the others as they are.
+    """Insert the rows whose primary key is free, leaving others unchanged.
 
     Args:
         session: The transaction.
@@ -114,7 +114,7 @@ def insert_missing(
 
 
 def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
-    """Set columns of rows; one that does not exist is passed over.
+    """Update columns of the rows that exist.
 
     Args:
         session: The transaction, which has locked the rows.
@@ -160,7 +160,7 @@ def increase(
 
 
 def _source(table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]]:
-    """Return what an INSERT takes: the columns' names, and the rows to select."""
+    """Return the column names and the SELECT of an INSERT."""
     given = _as_table(table, rows)
     selected = select(
         *(given.c[name] for name in rows[0]),
@@ -190,7 +190,7 @@ def _as_table(table: Table, rows: Rows) -> FromClause:
 
 
 def _matches(table: Table, given: FromClause, rows: Rows) -> ColumnElement[bool]:
-    """Return the condition that a row of the table has the primary key of a given one."""
+    """Return the condition that a row has the other row's primary key."""
     first, *others = table.primary_key.columns.keys()
     same_key = and_(*(table.c[key] == given.c[key] for key in (first, *others)))
     # PostgreSQL would read a whole table of middling size rather than look up its rows.

@@ -1,4 +1,4 @@
-"""The connection to the store's database: engine, transactions, migration.
+"""Engine, transactions and migration of the store's database.
 
 Every write happens inside :func:`transaction`. Rows are locked with ``SELECT … FOR UPDATE``, always
 orders first, then books, customers and couriers, each by id, so that no two can deadlock.
@@ -43,7 +43,7 @@ MIGRATION_TRIES = 5
 
 
 class ReleasingPool(QueuePool):
-    """A pool that can close what is idle in it and goes on.
+    """A connection pool that can close its idle connections and continue.
 
     Disposing of an engine would do that too, but leave a connection that another thread uses at
     that moment open until it is garbage.
@@ -59,7 +59,7 @@ class ReleasingPool(QueuePool):
 
 @cache
 def engine(url: str) -> Engine:
-    """Return this process's one engine for ``url``; nothing is connected before first use."""
+    """Return this process's one engine for ``url``, not yet connected."""
     # A batch may carry 32 chunks at a time, each with a connection, beside the run's own.
     return _engine(url, poolclass=ReleasingPool, pool_pre_ping=True, pool_size=5, max_overflow=30)
 
@@ -95,7 +95,9 @@ def _engine(url: str, **pool: Any) -> Engine:
 
 
 def release_connections() -> None:
-    """Close the connections of this process that are idle; what comes next connects anew.
+    """Close this process's idle connections before a long wait.
+
+    Hundreds of waiting orders must not use up the database's connections. Later work reconnects.
 
     For before a long wait: hundreds of waiting orders must not use up what the database accepts.
     """
@@ -103,7 +105,9 @@ def release_connections() -> None:
 
 
 def _leave_row_out(context: ExceptionContext) -> None:
-    """Take the row at fault out of an error's message, which goes into logs, states and notices.
+    """Remove the row at fault from an error's message.
+
+    Messages go into logs, states and notices.
 
     PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name,
     and the part of a document that it cannot take apart into rows.
@@ -121,7 +125,7 @@ def _leave_row_out(context: ExceptionContext) -> None:
 
 
 def _leave_read_only_server(context: ExceptionContext) -> None:
-    """Drop the pool's connections to a server that takes no writes: another one may take them.
+    """Drop the pool's connections to a read-only server after a failover.
 
     A failover may leave them standing. New ones follow the address, and ``target_session_attrs``
     in a URL of several hosts.
@@ -136,7 +140,7 @@ def _to_json(value: Any) -> str:
 
 @contextmanager
 def transaction(limits: Limits = STEP) -> Iterator[Session]:
-    """Begin a session whose changes are committed together, or not at all on an exception.
+    """Begin a session whose changes commit together or roll back.
 
     Args:
         limits: When the server ends it; one that is ended is an outage.
@@ -156,7 +160,7 @@ def transaction(limits: Limits = STEP) -> Iterator[Session]:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """Begin a session for reading only: it takes no lock that a writer waits for."""
+    """Begin a read-only session that never blocks a writer."""
     url = settings().database_url
     with Session(engine(url)) as session:
         limit(session.connection(), READING)
@@ -165,7 +169,7 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """Begin a session for reading that sees, to its end, the database as it was at one moment.
+    """Begin a read-only session that sees one snapshot of the database.
 
     As :func:`reading` it takes no lock that a writer waits for.
     """
@@ -177,7 +181,9 @@ def snapshot() -> Iterator[Session]:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema of the database at ``url`` to the newest version; safe to repeat.
+    """Migrate the schema of the database at ``url`` to the newest version.
+
+    It is safe to repeat.
 
     All of it is one transaction. Where the shop is open, the database may end it (a deadlock with
     a checkout, a lock that does not come in time); it is then tried again.
@@ -200,7 +206,7 @@ def migrate(url: str) -> None:
 
 
 def revisions(url: str) -> tuple[str | None, str | None]:
-    """Return the version that the database at ``url`` has, none if it is empty, and the newest."""
+    """Return the database's schema version, None if empty, and the newest."""
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 

@@ -1,11 +1,13 @@
-"""The text of the database's errors: one line, which goes into states, records and notices."""
+"""Database errors as one line for states, records and notices."""
 
 from sqlalchemy import ExceptionContext
 from sqlalchemy.exc import StatementError
 
 
 def leave_statement_out(context: ExceptionContext) -> None:
-    """Make an error's text its first line; keep the statement for tracebacks, as a note.
+    """Reduce an error's text to its first line.
+
+    The statement stays in tracebacks, as a note.
 
     SQLAlchemy's text has the driver's lines, the whole statement, and a link behind them.
 

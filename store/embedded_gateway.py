@@ -1,4 +1,7 @@
-"""The embedded payment gateway: a stand-in for a provider, in a table of the store's database."""
+"""The embedded payment gateway, a stand-in for a provider.
+
+It is a table of the store's database.
+"""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ _TEST_METHOD = re.compile(r"pm_ledger_(fail_[0-9]{1,4}|timeout_before|timeout_af
 
 
 class EmbeddedGateway:
-    """The embedded gateway: a table of entries, one for each charge and each refund.
+    """The embedded gateway, one table entry for each charge and refund.
 
     Payment methods make it behave badly on purpose, for demonstrations and tests:
     ``pm_card_chargeDeclined`` is declined, ``pm_ledger_fail_N`` is unavailable for the first N
@@ -95,7 +98,10 @@ class EmbeddedGateway:
 
 
 def wrong_test_method(payment_method: str) -> str | None:
-    """Return what is wrong with a test payment method, and the remedy; None if nothing is."""
+    """Return the fault of a test payment method and its remedy.
+
+    None is returned for a good one.
+    """
     if not payment_method.startswith(_TEST_METHODS) or _TEST_METHOD.fullmatch(payment_method):
         return None
     return (

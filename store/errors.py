@@ -19,7 +19,7 @@ class StoreError(Exception):
 
 
 class RefusedOrder(StoreError):
-    """The order was not accepted; nothing was recorded and nothing changed."""
+    """The order was not accepted, and nothing was recorded or changed."""
 
 
 class UserNotFound(RefusedOrder):
@@ -31,19 +31,27 @@ class OrderIdConflict(RefusedOrder):
 
 
 class OrderInProgress(RefusedOrder):
-    """The order is still in the hands of another run, or is being compensated."""
+    """The order belongs to another run, or is being compensated."""
 
 
 class UnknownTestMethod(RefusedOrder):
-    """The embedded gateway has no such test method; nothing was recorded."""
+    """The embedded gateway has no such test method.
+
+    Nothing was recorded.
+    """
 
 
 class UnreadableSource(StoreError):
-    """A file of orders cannot be read at all; nothing of it was recorded."""
+    """A file of orders cannot be read at all.
+
+    Nothing of it was recorded.
+    """
 
 
 class DatabaseVersionUnknown(StoreError):
-    """The database is at a version from which this code has no migration; nothing was changed.
+    """The database is at a version without a migration in this code.
+
+    Nothing was changed.
 
     Args:
         found: What was found.
@@ -61,11 +69,14 @@ class DatabaseVersionUnknown(StoreError):
 
 
 class WorkPoolNotFound(StoreError):
-    """Prefect has no such work pool; nothing was closed or opened."""
+    """Prefect has no such work pool, and no pool was changed."""
 
 
 class BatchFailed(StoreError):
-    """More orders of a batch failed than it tolerates; those that are done stay done."""
+    """More orders of a batch failed than it tolerates.
+
+    Those that are done stay done.
+    """
 
 
 class BatchNotFound(StoreError):
@@ -77,35 +88,41 @@ class OrderNotFound(StoreError):
 
 
 class CourierHasOrder(StoreError):
-    """A courier has accepted the order: it only goes forward, and cannot be cancelled any more."""
+    """A courier has accepted the order, so it cannot be cancelled."""
 
 
 class NothingToCancel(StoreError):
-    """The order has ended, or is being given back already; a cancellation would change nothing."""
+    """The order has ended or is being compensated already.
+
+    A cancellation would change nothing.
+    """
 
 
 class OrderNotFailed(StoreError):
-    """The order is neither rejected nor compensated, so it begins no new attempt."""
+    """The order is not rejected or compensated, so no attempt begins."""
 
 
 class NothingToUndo(StoreError):
-    """There is no such undo: it is done, it was never needed, or it has not failed."""
+    """The undo is done, was never needed, or has not failed."""
 
 
 class DeploymentNotFound(StoreError):
-    """Prefect has no deployment of the name that a setting gives."""
+    """Prefect has no deployment of the name in a setting."""
 
 
 class NoPrefectServer(StoreError):
-    """No Prefect server is named, or the one that is named does not answer."""
+    """No Prefect server is configured, or it does not answer."""
 
 
 class InvalidDecision(StoreError):
-    """A courier decision makes no sense; the order waits on for another one."""
+    """A courier decision is impossible, and the order still waits."""
 
 
 class OrderError(StoreError):
-    """An order cannot go on; recorded as the order's outcome, never retried by a task."""
+    """An order cannot go on.
+
+    It is recorded as the order's outcome, and no task retries it.
+    """
 
     by_name: ClassVar[dict[str, type["OrderError"]]] = {}
 
@@ -131,7 +148,7 @@ class RedeemPointsError(OrderError):
 
 
 class CustomerGone(OrderError):
-    """The customer was deleted after the order was accepted; nobody is charged."""
+    """The customer was deleted after the order's acceptance and is not charged."""
 
 
 class BillingError(OrderError):
@@ -139,7 +156,10 @@ class BillingError(OrderError):
 
 
 class PaymentRefused(OrderError):
-    """The gateway refused the call itself, not the card: its key, an id or the amount is wrong."""
+    """The gateway refused the call itself, not the card.
+
+    Its key, an id or the amount is wrong.
+    """
 
     reasons: Mapping[str, str] | None = None
     """Why each order's refund was refused, where those of a group were."""
@@ -150,15 +170,15 @@ class NoCourierAvailable(OrderError):
 
 
 class CourierWaitExpired(OrderError):
-    """No answer came in the time that an order waits for a courier."""
+    """No answer came within the order's wait for a courier."""
 
 
 class OrderCancelled(OrderError):
-    """The order, or its run, was cancelled by a person before a courier had accepted."""
+    """A person cancelled the order or its run before the pivot."""
 
 
 class CheckoutFailed(OrderError):
-    """The run failed for a reason that is none of the order's own, such as a defect."""
+    """The run failed, not the order, for example by a defect."""
 
 
 class RetryableError(StoreError):
@@ -166,18 +186,24 @@ class RetryableError(StoreError):
 
 
 class PaymentGatewayUnavailable(RetryableError):
-    """The gateway did not answer for some charges, so their outcome is unknown for now."""
+    """The gateway did not answer, so the outcome of charges is unknown."""
 
 
 class QueueUnavailable(RetryableError):
-    """The order queue did not answer, or did not take everything; it names what it did not take."""
+    """The order queue did not answer, or did not take everything.
+
+    It names what was not taken.
+    """
 
     unsent: Collection[str] | None = None
     """The messages that a send left out; None where it sent nothing."""
 
 
 class TopicUnavailable(RetryableError):
-    """The topic did not answer, or did not take everything; it names what it did not take."""
+    """The topic did not answer, or did not take everything.
+
+    It names what was not taken.
+    """
 
     unpublished: Collection[str] | None = None
     """The keys of the notices that were left out; None where none was published."""
@@ -188,18 +214,27 @@ class SourceUnavailable(RetryableError):
 
 
 class ClusterUnavailable(RetryableError):
-    """The Dask cluster did not answer, or lost a chunk; its orders are found in the database."""
+    """The Dask cluster did not answer, or lost a chunk.
+
+    Its orders are found in the database.
+    """
 
 
 class QueueRefused(StoreError):
-    """The order queue refused a call and would refuse it again: its address, rights or content."""
+    """The order queue refused a call and would refuse its retry.
+
+    Its address, rights or content is wrong.
+    """
 
     unsent: Collection[str] | None = None
     """The messages that a send left out; None where it sent nothing."""
 
 
 class TopicRefused(StoreError):
-    """The topic refused a call and would refuse it again: its address, rights or content."""
+    """The topic refused a call and would refuse its retry.
+
+    Its address, rights or content is wrong.
+    """
 
     unpublished: Collection[str] | None = None
     """The keys of the notices that were left out; None where none was published."""
@@ -210,15 +245,18 @@ class KeyReused(StoreError):
 
 
 class RunTakenAway(StoreError):
-    """The run was ended, or started again, from outside; its order is fine and goes on."""
+    """The run was ended or restarted from outside, and its order continues."""
 
 
 class CompensationFailed(StoreError):
-    """An undo failed for good; the order is ``compensation_failed`` until it is done."""
+    """An undo failed for good, so the order is ``compensation_failed``.
+
+    It stays so until the undo is done.
+    """
 
 
 class BooksDoNotBalance(StoreError):
-    """The audit has found what must not be; it says how much, and the first of it."""
+    """The audit has findings, which the message counts and begins to list."""
 
 
 def recorded_error(name: str | None, message: str | None) -> OrderError:
@@ -230,7 +268,7 @@ def recorded_error(name: str | None, message: str | None) -> OrderError:
 
 
 def first_of(texts: Iterable[str], separator: str = ", ") -> str:
-    """Return the first few of the texts, each once, and how many more there are."""
+    """Return the first distinct texts and the number of the others."""
     different = list(dict.fromkeys(texts))
     named = separator.join(different[:NAMED_AT_MOST])
     return " ".join([named, *and_more(len(different) - NAMED_AT_MOST)])
@@ -242,11 +280,14 @@ def and_more(left_out: int) -> list[str]:
 
 
 def one_line(text: object) -> str:
-    """Return an error's text as one line, for records, states, logs and notices."""
+    """Return an error's text as one line.
+
+    It goes into records, states, logs and notices.
+    """
     return " ".join(str(text).split())
 
 
 def shortened(text: str) -> str:
-    """Return an error's text as it is kept: in one line, its beginning if it is long."""
+    """Return the beginning of an error's text as one line."""
     text = one_line(text)
     return text if len(text) <= TEXT_AT_MOST else f"{text[: TEXT_AT_MOST - 1]}…"

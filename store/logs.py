@@ -1,4 +1,4 @@
-"""The store's log lines as JSON, for those who collect them: one object a line.
+"""Log lines as JSON, one object a line.
 
 Logging itself is Prefect's: its settings choose this formatter (see docs/operating.md). Which order
 a line is about is in its field ``order_id``, or ``order_ids`` for a group; runs are named by
@@ -13,7 +13,7 @@ _ALWAYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record, with whatever it was given as ``extra``, as one line of JSON."""
+    """A formatter of log records and their ``extra`` as JSON lines."""
 
     def __init__(self, *_: object, **__: object) -> None:
         # Prefect's configuration gives a format, which JSON has no use for.

@@ -1,4 +1,4 @@
-"""What travels: the order as it comes in, the queue's message, the receipt as it goes out.
+"""Orders, queue messages and receipts as they travel.
 
 The input has no defaults that cost money and takes nothing that it does not know. JSON names are
 those of the original (camelCase); Python names (snake_case) are taken as well.
@@ -40,7 +40,7 @@ def _form(first: str) -> str:
 
 
 def _of_form(form: str, rule: str) -> AfterValidator:
-    """Return a check of a text's form whose refusal quotes neither the text nor the form."""
+    """Return a validator of a text's pattern that quotes no value."""
 
     def check(value: str) -> str:
         if not re.fullmatch(form, value):
@@ -51,7 +51,7 @@ def _of_form(form: str, rule: str) -> AfterValidator:
 
 
 def _stated(rule: str, **more: str) -> Any:
-    """Put a field's rule into the schema, where :func:`_restate` finds it."""
+    """Return a field with its rule in the schema, for :func:`_restate`."""
     return Field(json_schema_extra={"rule": rule, **more})
 
 
@@ -68,7 +68,7 @@ Quantity = Annotated[int, Field(ge=1, le=MAX_COPIES), _stated(QUANTITY_RULE)]
 
 
 def _restate(schema: dict[str, Any]) -> None:
-    """State the rules so that Prefect's own check takes both spellings and quotes no value.
+    """State rules for Prefect's schema check in both spellings, quoting no value.
 
     The check runs on this schema before pydantic sees the input, and its message quotes what a
     ``type`` or a ``pattern`` refuses. It names a missing property without a value, so a broken
@@ -110,7 +110,7 @@ _TESTED = ("type", "minimum", "maximum", "minItems", "maxItems")
 
 
 def _spellings(name: str) -> list[str]:
-    """Return a field's camelCase name, and its snake_case name where that is another."""
+    """Return a field's camelCase name and, if different, its snake_case name."""
     return list(dict.fromkeys([name, to_snake(name)]))
 
 
@@ -119,7 +119,7 @@ def _rule(test: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _given(name: str) -> dict[str, Any]:
-    """Return the test whether a field is there and not null, in either spelling."""
+    """Return the schema that requires a non-null field in either spelling."""
     return {
         "anyOf": [
             {"required": [each], "properties": {each: {"not": {"type": "null"}}}}
@@ -129,7 +129,7 @@ def _given(name: str) -> dict[str, Any]:
 
 
 def _restate_order(schema: dict[str, Any]) -> None:
-    """State the rules between an order's fields too, as far as a schema can.
+    """State the rules between an order's fields as a schema allows.
 
     That one book is in two items with different quantities is left to pydantic.
     """
@@ -237,13 +237,16 @@ class CheckoutOrder(Input):
         return self
 
     def lines(self) -> list[OrderItem]:
-        """Return the order's lines, one a title, whichever way the order was written."""
+        """Return the order's lines, one for each title.
+
+        Both ways of writing an order are taken.
+        """
         if self.book_id is not None and self.quantity is not None:
             return [OrderItem(book_id=self.book_id, quantity=self.quantity)]
         return list(self.items or [])
 
     def content(self) -> dict[str, Any]:
-        """Return what the order asks for, in one spelling: equal for equal orders."""
+        """Return the order's content in one spelling, equal for equal orders."""
         return {
             "userId": self.user_id,
             "items": sorted(
@@ -349,5 +352,5 @@ class Receipt(BaseModel):
 
 
 def money(cents: int, currency: str) -> str:
-    """Return an amount as people read it: ``money(70000, "USD")`` is ``"700.00 USD"``."""
+    """Return an amount as text, as ``money(70000, "USD")`` returns ``"700.00 USD"``."""
     return f"{cents // 100}.{cents % 100:02d} {currency}"

@@ -1,4 +1,7 @@
-"""The tables. Money is whole minor units (cents), time is UTC, a quantity is whole copies."""
+"""The tables of the store's database.
+
+Money is whole minor units (cents), time is UTC, a quantity is whole copies.
+"""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -45,7 +48,10 @@ def utc_now() -> datetime:
 
 
 class OrderStatus(StrEnum):
-    """Where an order stands. The database's answer to this decides, not a Prefect state."""
+    """The status of an order.
+
+    The database's answer to this decides, not a Prefect state.
+    """
 
     SUBMITTED = "submitted"
     STARTED = "started"
@@ -74,7 +80,10 @@ ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 
 
 class StepState(StrEnum):
-    """State of a step in the saga log; ``void`` is an intent that was refused, with no effect."""
+    """The state of a step in the saga log.
+
+    ``void`` is an intent that was refused, with no effect.
+    """
 
     INTENDED = "intended"
     DONE = "done"
@@ -87,7 +96,10 @@ HOLDING = (StepState.INTENDED, StepState.DONE)
 
 
 class Book(SQLModel, table=True):
-    """A title of the catalogue. ``initial_quantity`` is every copy that ever came in (I1)."""
+    """A title of the catalogue.
+
+    ``initial_quantity`` is every copy that ever came in (I1).
+    """
 
     __tablename__ = "books"
     __table_args__ = (CheckConstraint("quantity >= 0", name="books_quantity_not_negative"),)
@@ -100,7 +112,10 @@ class Book(SQLModel, table=True):
 
 
 class Customer(SQLModel, table=True):
-    """A customer. ``initial_points`` is every point that was ever granted (I2)."""
+    """A customer and their points.
+
+    ``initial_points`` is every point that was ever granted (I2).
+    """
 
     __tablename__ = "customers"
     __table_args__ = (CheckConstraint("points >= 0", name="customers_points_not_negative"),)
@@ -113,7 +128,7 @@ class Customer(SQLModel, table=True):
 
 
 class Courier(SQLModel, table=True):
-    """A courier, and the copies it has accepted that still wait to be handed over."""
+    """A courier and the accepted copies not yet handed over."""
 
     __tablename__ = "couriers"
     __table_args__ = (
@@ -130,7 +145,9 @@ class Courier(SQLModel, table=True):
 
 
 class Order(SQLModel, table=True):
-    """One order: its input, its owner (a flow run), its attempt and where it stands.
+    """One order, with its input, owner, attempt and status.
+
+    The owner is a flow run.
 
     ``wait`` is how its run waits for a courier, ``pause`` or ``suspend``; a run that takes the
     order over waits in the same way.
@@ -181,7 +198,9 @@ class Order(SQLModel, table=True):
 
 
 class Attempt(SQLModel, table=True):
-    """A second or later attempt of an order; whatever asks for one gets one, however late it is.
+    """A second or later attempt of an order, one for each request.
+
+    A late request counts as well.
 
     ``asked_by`` is the id of the state in which Prefect keeps a person's Retry, or that of the
     batch's run that was told to take failed orders again.
@@ -211,7 +230,10 @@ class Batch(SQLModel, table=True):
 
 
 class OrderLine(SQLModel, table=True):
-    """Copies of one title in an order; the unit price is set by ``calculate_total``."""
+    """Copies of one title in an order.
+
+    The unit price is set by ``calculate_total``.
+    """
 
     __tablename__ = "order_lines"
 
@@ -222,7 +244,7 @@ class OrderLine(SQLModel, table=True):
 
 
 class SagaRecord(SQLModel, table=True):
-    """One step of one attempt of one order: the saga log.
+    """The saga log's record of a step in an order's attempt.
 
     ``result`` holds just what the undo needs. An undone step is marked, never erased; a failed
     undo keeps its error and the number of its tries.
@@ -243,7 +265,9 @@ class SagaRecord(SQLModel, table=True):
 
 
 class Decision(SQLModel, table=True):
-    """A courier's answer to an order. At most one of an attempt is accepted: the pivot.
+    """A courier's answer to an order.
+
+    At most one of an attempt is accepted, and it is the pivot.
 
     An answer that came too late, or second, is kept with ``accepted`` false and holds no
     capacity of its courier.
@@ -272,7 +296,10 @@ class Decision(SQLModel, table=True):
 
 
 class QueuedMessage(SQLModel, table=True):
-    """A message of the embedded order queue; one with ``dead_at`` is a dead letter."""
+    """A message of the embedded order queue.
+
+    One with ``dead_at`` is a dead letter.
+    """
 
     __tablename__ = "order_queue"
     __table_args__ = (
@@ -293,7 +320,10 @@ class QueuedMessage(SQLModel, table=True):
 
 
 class Notification(SQLModel, table=True):
-    """A message published to the embedded topic; ``key`` makes publishing again harmless."""
+    """A message published to the embedded topic.
+
+    ``key`` makes publishing again harmless.
+    """
 
     __tablename__ = "notifications"
 
@@ -306,7 +336,9 @@ class Notification(SQLModel, table=True):
 
 
 class LedgerEntry(SQLModel, table=True):
-    """A movement of money at the embedded payment gateway; ``key`` is the idempotency key.
+    """A movement of money at the embedded payment gateway.
+
+    ``key`` is the idempotency key.
 
     The ledger is a party of its own: it is written in its own transactions, as a payment
     provider would, and never read by the steps except through the gateway.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A notification: a subject and a text that people read, and data that programs read.
+    """A notification with a subject, a text and machine-readable data.
 
     ``key`` is the idempotency key: a notice published twice under it is one notice. ``order_id`` is
     empty where it is about no order.
@@ -24,10 +24,10 @@ class Notice:
 
 
 class Topic(Protocol):
-    """What the checkout asks of a topic."""
+    """The interface of a notification topic."""
 
     def publish(self, notices: Sequence[Notice]) -> None:
-        """Publish each notice at least once, or raise if any was not taken.
+        """Publish each notice at least once, raising if any was not taken.
 
         The error's ``unpublished`` holds the keys of those that were not taken.
 

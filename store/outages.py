@@ -1,4 +1,4 @@
-"""Tell outages of the database from defects.
+"""Classification of database errors as outages or defects.
 
 After an outage the same call may succeed. An error is classified by its SQLSTATE, never by the
 class that the driver gives it: a read-only server is an `InternalError`, a statement that is too
@@ -56,7 +56,7 @@ OUTAGES = {
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the database was away, busy or in transition when it raised ``error``.
+    """Return whether ``error`` means the database was unavailable, busy or failing over.
 
     Args:
         error: SQLAlchemy's error, or the driver's own.
@@ -77,13 +77,13 @@ def is_outage(error: BaseException) -> bool:
 
 
 def why_it_passes(code: str) -> str | None:
-    """Return why an error of this SQLSTATE passes; None if it would be raised again."""
+    """Return why an error of this SQLSTATE is transient, else None."""
     outage = OUTAGES.get(code) or OUTAGES.get(code[:2])
     return outage.why if outage else None
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE of an error; None for one without an answer."""
+    """Return the SQLSTATE of an error, None without an answer."""
     if isinstance(error, DBAPIError):
         error = error.orig
     code: str | None = getattr(error, "sqlstate", None)

@@ -66,7 +66,9 @@ def stripe_gateway() -> "StripeGateway":
 
 
 def wrong_method(payment_method: str) -> str | None:
-    """Return what is wrong with a payment method, and the remedy; None if nothing is known to be.
+    """Return the known fault of a payment method and its remedy.
+
+    None is returned where no fault is known.
 
     Only the embedded gateway knows its methods without being asked for a charge.
     """
@@ -74,7 +76,9 @@ def wrong_method(payment_method: str) -> str | None:
 
 
 def movements_query() -> str | None:
-    """Return the audit's query of the gateway's own records; None if they are elsewhere.
+    """Return the audit's query of the gateway's records, if local.
+
+    None is returned for a gateway outside the database.
 
     One row for each capture and each refund: the key of its charge, the order, the kind, the
     amount, its currency, and whether money was moved by it.

@@ -21,7 +21,7 @@ def refund_key(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An amount to capture from a payment method, known by its idempotency key.
+    """An amount to capture from a payment method under an idempotency key.
 
     ``reference`` is the gateway's own name of the charge, where it has given one, and
     ``intended_at`` says when the charge was first meant to be made, if that was before now. A
@@ -46,7 +46,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The gateway's word on a charge.
+    """The gateway's answer about a charge.
 
     ``void`` says that nothing was captured under the key and never will be. ``unknown`` says
     that the gateway did not answer: the call is to be repeated as it is, never to be guessed.
@@ -62,10 +62,10 @@ class Answer:
 
 
 class PaymentGateway(Protocol):
-    """What the steps ask of a payment provider."""
+    """The interface of a payment provider."""
 
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
-        """Capture each charge once; return an answer by key for every one of them.
+        """Capture each charge once and return every answer by key.
 
         Answers are ``captured``, ``declined``, ``void`` (it was refunded before it arrived),
         ``unknown`` or ``refused``. The same key with the same data gets the same answer, without
@@ -77,7 +77,7 @@ class PaymentGateway(Protocol):
         ...
 
     def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
-        """Give back whatever was captured for each charge, once; return answers by key.
+        """Refund each charge's captured amount once and return answers by key.
 
         Safe when the charge was captured (``refunded``), was declined or never arrived
         (``void``), and when it was refunded already; ``unknown`` and ``refused`` as for

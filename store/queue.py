@@ -15,7 +15,7 @@ MAX_RECEIVES = 5
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message in the hands of one receiver, until its visibility timeout has passed."""
+    """A message held by one receiver until its visibility timeout."""
 
     id: str
     body: str
@@ -25,7 +25,7 @@ class ReceivedMessage:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How many messages a queue has: to be delivered, in somebody's hands, and dead letters.
+    """The numbers of ready, held and dead messages of a queue.
 
     A queue that is spread over many machines counts them roughly.
     """
@@ -36,7 +36,7 @@ class QueueDepth:
 
 
 class OrderQueue(Protocol):
-    """What the checkout asks of a queue.
+    """The interface of an order queue.
 
     Every call may raise :class:`store.errors.QueueUnavailable`, and may then be made again: what
     it did already does no harm twice. One that raises :class:`store.errors.QueueRefused` would be
@@ -44,7 +44,7 @@ class OrderQueue(Protocol):
     """
 
     def send(self, bodies: Sequence[str]) -> None:
-        """Send each body as a message, or raise if any was not taken.
+        """Send each body as a message, raising if any was not taken.
 
         The error's ``unsent`` holds the bodies that were not taken.
         """
@@ -58,7 +58,7 @@ class OrderQueue(Protocol):
         ...
 
     def delete(self, messages: Sequence[ReceivedMessage]) -> None:
-        """Delete settled messages; those that are gone already are passed over."""
+        """Delete settled messages, ignoring those already gone."""
         ...
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
@@ -69,18 +69,18 @@ class OrderQueue(Protocol):
         ...
 
     def hand_back(self, messages: Sequence[ReceivedMessage]) -> None:
-        """Give sound messages to the next receiver at once, their receives forgotten.
+        """Release sound messages for redelivery and reset their receive counts.
 
         An order may wait for hours and be in many hands; that must not make it a dead letter.
         """
         ...
 
     def dead_letter(self, message: ReceivedMessage, reason: str) -> None:
-        """Put a message aside that can never be handled."""
+        """Move a message that can never be handled to the dead letters."""
         ...
 
     def redrive(self) -> int:
-        """Put the dead letters into the queue again; return how many there were."""
+        """Move the dead letters back to the queue and return their number."""
         ...
 
     def depth(self) -> QueueDepth:

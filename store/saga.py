@@ -1,4 +1,4 @@
-"""The saga log: which step of which order is done, and what is to be undone.
+"""The saga log of done steps and their open undos.
 
 A step runs for a group of orders inside :func:`forward`, an undo inside :func:`backward`: one
 transaction each, the orders locked, the effect and its record committed together. Steps may run
@@ -96,7 +96,10 @@ _SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
 
 
 def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrder]:
-    """Lock the orders, by id so that two groups cannot deadlock, and return them by id."""
+    """Lock the orders and return them by id.
+
+    They are locked in the order of their ids, so that two groups cannot deadlock.
+    """
     rows = read_rows(
         session,
         select(*_SAGA_ORDER)
@@ -108,7 +111,10 @@ def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrd
 
 
 def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> list[str]:
-    """Lock the orders that meet all conditions, by id as :func:`lock_orders`; return their ids."""
+    """Lock the orders that meet all conditions and return their ids.
+
+    They are locked by id, as in :func:`lock_orders`.
+    """
     return [
         id_
         for (id_,) in read_rows(
@@ -119,7 +125,7 @@ def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> lis
 
 
 class StepRecord(NamedTuple):
-    """What the saga log holds of a step of an order's present attempt."""
+    """The saga log's record of a step in the present attempt."""
 
     order_id: str
     attempt: int
@@ -170,7 +176,7 @@ class Forward:
     _failed: list[tuple[SagaOrder, OrderError]] = field(default_factory=list)
 
     def done(self, order: SagaOrder, result: dict[str, Any], **columns: Any) -> None:
-        """Record the step as done; ``result`` is what its undo needs.
+        """Record the step as done, with the ``result`` for its undo.
 
         ``columns`` are set on the order; they must be the same ones for the whole group.
         """
@@ -182,7 +188,7 @@ class Forward:
             self._new.append(self._record(order, StepState.DONE, result))
 
     def intend(self, order: SagaOrder, result: dict[str, Any], **columns: Any) -> None:
-        """Record, once, that an effect outside the database is about to be asked for.
+        """Record once the intent of an effect outside the database.
 
         ``columns`` are as for :meth:`done`, set only with the first intent.
         """
@@ -191,11 +197,11 @@ class Forward:
             self._change(order, columns)
 
     def void(self, order: SagaOrder, result: dict[str, Any]) -> None:
-        """Record that an intent was refused: it had no effect, and there is nothing to undo."""
+        """Record that an intent was refused, with no effect to undo."""
         self._finish(order, StepState.VOID, result)
 
     def skip(self, order: SagaOrder) -> None:
-        """Let the order go on: the step is none of its own."""
+        """Mark the step as not needed for this order."""
         self._done.append(order.id)
 
     def fail(self, order: SagaOrder, error: OrderError) -> None:
@@ -226,7 +232,9 @@ class Forward:
         give_up(self.session, self._failed)
 
     def going_on(self) -> list[str]:
-        """Return the ids of the orders that go on; to be asked after the transaction.
+        """Return the ids of the orders that go on.
+
+        To be called after the transaction.
 
         Raises:
             OrderError: none goes on; the error of the first. So a run shows the step that
@@ -240,7 +248,7 @@ class Forward:
 
 @contextmanager
 def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
-    """Run ``step`` for the orders that lack it, in one transaction with its records.
+    """Run ``step`` and record it in one transaction for orders lacking it.
 
     Orders that have failed or been cancelled meanwhile, or that lack the step before, are left
     alone: the step is not done for them and they do not go on.
@@ -277,7 +285,7 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
 
 
 def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[str, str]:
-    """Return the state of ``step`` in the present attempt of those orders that have a record."""
+    """Return the recorded states of ``step`` in the orders' present attempts."""
     attempt = {order.id: order.attempt for order in orders}
     found = read_rows(
         session,
@@ -289,7 +297,7 @@ def _states(session: Session, step: str, orders: Sequence[SagaOrder]) -> dict[st
 
 
 def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrder]) -> set[str]:
-    """Return the ids of the orders that have the last step before ``step`` that they need.
+    """Return the orders that have their last needed step before ``step``.
 
     They have all the others then: none is done without the one before it.
     """
@@ -318,7 +326,9 @@ def _step_before(order: SagaOrder, name: str) -> str | None:
 
 
 def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
-    """End the forward way of orders, each with its error; the rows must be locked.
+    """End the forward way of orders, each with its error.
+
+    The rows must be locked.
 
     An order of which nothing was taken is ``rejected`` at once, any other is to be compensated.
     One that is past the pivot is left as it is: it only goes forward.
@@ -350,7 +360,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
 def abandon(
     order_ids: Sequence[str], error: OrderError, attempts: Mapping[str, int] | None = None
 ) -> list[str]:
-    """End the forward way of those orders that are before the pivot, with ``error``.
+    """End the forward way of orders before the pivot with ``error``.
 
     Args:
         order_ids: The orders.
@@ -377,7 +387,10 @@ def abandon(
 
 @dataclass
 class Backward:
-    """An undo under way for a group: ``todo`` pairs each order with the record of its step."""
+    """An undo under way for a group of orders.
+
+    ``todo`` pairs each order with the record of its step.
+    """
 
     session: Session
     todo: list[tuple[SagaOrder, StepRecord]]
@@ -385,11 +398,11 @@ class Backward:
     _noted: list[dict[str, Any]] = field(default_factory=list)
 
     def undone(self, record: StepRecord, result: dict[str, Any]) -> None:
-        """Mark the step as undone; ``result`` says what was given back."""
+        """Mark the step as undone, with the undo's ``result``."""
         self._undone.append({**_key(record), "undo_result": result})
 
     def note(self, record: StepRecord, result: dict[str, Any]) -> None:
-        """Replace what the record holds for the undo, which is still to be done."""
+        """Replace the record's data for an undo still to be done."""
         self._noted.append({**_key(record), "result": result})
 
     def _write(self) -> None:
@@ -410,7 +423,7 @@ def _key(record: StepRecord) -> dict[str, Any]:
 
 @contextmanager
 def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
-    """Undo ``step`` for those orders that are being compensated and still hold its effect.
+    """Undo ``step`` for compensating orders that still hold its effect.
 
     Safe when the step never happened, may have happened (an intent), or is undone already.
     """
@@ -428,7 +441,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
 
 
 def record_undo_failure(step: str, order_ids: Sequence[str], error: str) -> None:
-    """Keep, for each order whose ``step`` could not be undone, the error and one more try."""
+    """Record each order's failed undo of ``step`` as one more try."""
     with backward(step, order_ids) as group:
         update_rows(
             group.session,
@@ -463,12 +476,12 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
 
 
 def held_steps(order_ids: Sequence[str]) -> set[str]:
-    """Return the steps that at least one of these compensating orders has still to undo."""
+    """Return the steps that any of these compensating orders still holds."""
     with transaction() as session:
         orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
         return {r.step for r in _records(session, orders, _compensable()) if r.state in HOLDING}
 
 
 def taken_by(session: Session, order: SagaOrder) -> list[StepRecord]:
-    """Return the records of what an order's present attempt has taken, given back or not."""
+    """Return the records of the present attempt's effects, undone or not."""
     return [r for r in _records(session, [order], _compensable()) if r.state != StepState.VOID]

@@ -33,7 +33,10 @@ TO_THE_CLIENT = {
 
 
 class Limits(NamedTuple):
-    """Seconds after which the server ends a lock wait, statement, idle or whole transaction."""
+    """PostgreSQL time-outs of a session, in seconds.
+
+    They end a lock wait, a statement, an idle transaction and a whole one.
+    """
 
     lock_seconds: int
     statement_seconds: int
@@ -59,12 +62,12 @@ MIGRATION = Limits(
 
 
 def connect_arguments(url: URL) -> dict[str, Any]:
-    """Return what a connection is made with; what the URL itself gives comes first."""
+    """Return the connection arguments that the URL does not set."""
     return {name: value for name, value in TO_THE_SERVER.items() if name not in url.query}
 
 
 def prepare(connection: Any, is_named: bool) -> None:
-    """Set UTC, the limits of a step and a name on a new connection.
+    """Set UTC, a step's limits and a name on a new connection.
 
     Args:
         connection: The driver's connection.

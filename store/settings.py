@@ -24,7 +24,9 @@ COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
 
 
 class Settings(BaseSettings):
-    """The store's settings; each field is the environment variable ``STORE_<FIELD>``.
+    """The store's settings.
+
+    Each field is the environment variable ``STORE_<FIELD>``.
 
     Read at entry points through :func:`settings`, never at import.
     """

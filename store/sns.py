@@ -1,4 +1,4 @@
-"""The topic on SNS: people read the text by e-mail, programs get the data as JSON.
+"""The topic on SNS, with e-mail texts and JSON data.
 
 Published at least once. The notice's key travels as an attribute and in the JSON, so that a reader
 can tell a repetition; a FIFO topic tells it by itself for five minutes.
@@ -82,7 +82,9 @@ class SnsTopic:
 
 
 def subject_line(subject: str) -> str:
-    r"""Return the subject as SNS takes it: one line of ASCII that begins with no space.
+    r"""Return the subject as one ASCII line, as SNS requires.
+
+    It begins with no space.
 
     >>> subject_line("Café “Ünion”:\n 3 copies")
     'Cafe ?Union?: 3 copies'
@@ -94,7 +96,10 @@ def subject_line(subject: str) -> str:
 
 
 def _message(notice: Notice) -> str:
-    """Return the message for each protocol: what is not for people gets the default, the data."""
+    """Return the SNS message with a text for each protocol.
+
+    E-mail and SMS get texts for people, every other protocol gets the data.
+    """
     data = {"orderId": notice.order_id, **notice.data, "key": notice.key}
     return json.dumps(
         {

@@ -14,7 +14,7 @@ def number(column: str, name: str) -> str:
 
 
 def number_at(column: str, name: str, key: str) -> str:
-    """Return a whole number of the JSON object that is a field, by the value of ``key``."""
+    """Return a whole number at ``key`` in a JSON object's field."""
     return f"CAST({column} -> '{name}' ->> {key} AS BIGINT)"
 
 
@@ -33,7 +33,7 @@ def seconds(start: str, end: str) -> str:
 
 
 def sql_list(names: Sequence[str]) -> str:
-    """Return names as SQL's list of texts: ``('a', 'b')``.
+    """Return names as an SQL list, such as ``('a', 'b')``.
 
     They are not escaped, so they must be the code's own, never somebody's input.
     """

@@ -84,7 +84,9 @@ class SqsQueue:
             raise
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
-        """See :meth:`OrderQueue.receive`. The wait is rounded up to whole seconds.
+        """See :meth:`OrderQueue.receive`.
+
+        The wait is rounded up to whole seconds.
 
         Rounded down, half a second would be a short poll, which asks only some of SQS's servers
         and returns at once, so that an idle dispatcher would call without a pause.
@@ -174,7 +176,7 @@ class SqsQueue:
     def _raise_or_pass_over(
         self, failures: Sequence[aws.NotTaken], messages: Sequence[ReceivedMessage], what: str
     ) -> None:
-        """Raise for what may succeed later, and for a call that was refused as a whole.
+        """Raise for a retryable failure or a call refused as a whole.
 
         An entry that is refused by itself has a receipt that is used up: its message is gone, or
         in other hands, or too long in ours.
@@ -195,7 +197,10 @@ class SqsQueue:
         )
 
     def hand_back(self, messages: Sequence[ReceivedMessage]) -> None:
-        """See :meth:`OrderQueue.hand_back`. Only a new message begins to count anew on SQS."""
+        """See :meth:`OrderQueue.hand_back`.
+
+        SQS counts receives from zero only for a new message.
+        """
         self.send([message.body for message in messages])
         self.delete(messages)
 
@@ -250,7 +255,7 @@ class SqsQueue:
         """See :meth:`OrderQueue.close`. Nothing is kept open."""
 
     def _counts(self, url: str) -> tuple[int, int]:
-        """Return how many messages of a queue are to be delivered, and are in somebody's hands."""
+        """Return a queue's numbers of ready and held messages."""
         with aws.calling(f"counting the messages of {url}", ERRORS):
             counted = self._client.get_queue_attributes(
                 QueueUrl=url,

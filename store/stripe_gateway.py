@@ -1,4 +1,4 @@
-"""The payment gateway of Stripe: a PaymentIntent for each charge, a Refund for each refund.
+"""The payment gateway on Stripe, by PaymentIntents and Refunds.
 
 Only what the settings choose imports this module, since it imports stripe. Cards only, charged
 while the customer is away; the amounts are minor units, as everywhere in the store.
@@ -98,7 +98,7 @@ CHARGE_REMEDIES = {
 
 
 class _Unanswered(Exception):
-    """Stripe has answered, and what became of the charge is still not known."""
+    """Stripe has answered without the outcome of the charge."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,10 @@ class StripeGateway:
     api_url: str | None = None
 
     def capture(self, charges: Sequence[Charge]) -> dict[str, Answer]:
-        """See :meth:`PaymentGateway.capture`; where it raises, other charges may be captured."""
+        """See :meth:`PaymentGateway.capture`.
+
+        Where it raises, other charges may be captured.
+        """
         return _ask_for_each(charges, self._capture)
 
     def refund(self, charges: Sequence[Charge]) -> dict[str, Answer]:
@@ -209,7 +212,7 @@ class StripeGateway:
         return Answer("refunded", refund.id)
 
     def _refunds_of(self, intent_id: str) -> list[stripe.Refund]:
-        """Return the refunds that have given something back, or are about to, the newest first.
+        """Return a PaymentIntent's refunds that have not failed, newest first.
 
         One that failed, as at a bank that has closed the account, leaves the money with the shop.
         """
@@ -221,7 +224,7 @@ class StripeGateway:
         return self._stripe.payment_methods.retrieve(charge.payment_method)
 
     def _make(self, charge: Charge, card: stripe.PaymentMethod) -> stripe.PaymentIntent:
-        """Make the charge; made already, Stripe repeats its answer."""
+        """Make the charge, or return Stripe's repeated answer."""
         params: PaymentIntentCreateParams = {
             **_named(charge),
             "payment_method": charge.payment_method,
@@ -235,7 +238,10 @@ class StripeGateway:
         return self._stripe.payment_intents.create(params, {"idempotency_key": charge.key})
 
     def _forestall(self, charge: Charge) -> bool:
-        """See to it that the charge cannot be made any more; false if it was made already."""
+        """Take the charge's key with an unpaid PaymentIntent, unless already used.
+
+        The charge cannot be made afterwards. False is returned if it was made already.
+        """
         try:
             self._stripe.payment_intents.create(_named(charge), {"idempotency_key": charge.key})
         except stripe.IdempotencyError:
@@ -246,7 +252,9 @@ class StripeGateway:
         return True
 
     def _find(self, charge: Charge) -> stripe.PaymentIntent | None:
-        """Return what captured, or is about to; none if nothing was captured or ever will be.
+        """Return the PaymentIntent that captured, or may capture, the charge.
+
+        None is returned if nothing was captured or ever will be.
 
         Raises:
             _Unanswered: that cannot be said yet.
@@ -290,7 +298,10 @@ class StripeGateway:
         return next((intent for intent in settled if intent is not None), None)
 
     def _settled(self, intent: stripe.PaymentIntent) -> stripe.PaymentIntent | None:
-        """Cancel a PaymentIntent that waits for something; none if it holds nothing."""
+        """Return a PaymentIntent with money, or cancel a pending one.
+
+        None is returned for one that holds nothing.
+        """
         if intent.status in ("succeeded", "processing"):
             return intent
         if intent.status not in HOLDS_NOTHING:
@@ -299,7 +310,7 @@ class StripeGateway:
 
 
 def _ask_for_each(charges: Sequence[Charge], call: Callable[[Charge], Answer]) -> dict[str, Answer]:
-    """Make a call for each charge, several at a time; return the answers by key."""
+    """Call Stripe for each charge concurrently and return answers by key."""
     by_key: dict[str, Charge] = {}
     for charge in charges:
         if by_key.setdefault(charge.key, charge) != charge:
@@ -354,7 +365,7 @@ def _refused(charge: Charge, reason: str) -> Answer:
 
 
 def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
-    """Return what a failed call says: nothing about the charge, unless Stripe refuses the call."""
+    """Return a failed call's answer, unknown unless Stripe refused the call."""
     match error:
         case stripe.AuthenticationError() | stripe.PermissionError():
             reason = (
@@ -370,13 +381,16 @@ def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
 
 
 def _refund_refused(charge: Charge, error: stripe.StripeError) -> Answer:
-    """Return the refusal of a refund, which Stripe repeats to the key for a day."""
+    """Return the answer for a refund that Stripe refused.
+
+    Stripe repeats it to the key for a day.
+    """
     remedy = REFUND_REMEDIES.get(error.code or "", LOOK_AT_REFUND)
     return replace(_refused(charge, f"{_not_taken(error)}; {remedy}"), key_is_spent=True)
 
 
 def _refund_failed(charge: Charge, refund: stripe.Refund) -> Answer:
-    """Return the refusal of a refund that Stripe had taken and that came to nothing."""
+    """Return the answer for an accepted refund that failed later."""
     why = refund.failure_reason or "no reason is given"
     remedy = REFUND_REMEDIES.get(why, BY_ANOTHER_WAY)
     reason = f"the refund {refund.id} has {refund.status} ({why}); {remedy}"
@@ -389,5 +403,8 @@ def _not_taken(error: stripe.StripeError) -> str:
 
 
 def _key_refused(error: stripe.StripeError) -> str:
-    """Say it without Stripe's own words, which quote the key's end."""
+    """Return the reason of a refused key, without Stripe's text.
+
+    That text quotes the key's end.
+    """
     return f"Stripe does not accept the key (HTTP {error.http_status})"

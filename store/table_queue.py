@@ -1,4 +1,4 @@
-"""The embedded order queue: a table of the store's own database."""
+"""The embedded order queue, a table of the store's own database."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ CHANNEL = "store_order_queue"
 
 
 class TableQueue:
-    """The embedded queue: a table of the store's own database."""
+    """The embedded queue, a table of the store's own database."""
 
     def __init__(self) -> None:
         self._listener = Listener(CHANNEL)

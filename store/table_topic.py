@@ -1,4 +1,4 @@
-"""The embedded topic: a table of the store's own database."""
+"""The embedded topic, a table of the store's own database."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,13 @@ from store.notifications import Notice
 
 
 class TableTopic:
-    """The embedded topic: a table of the store's own database."""
+    """The embedded topic, a table of the store's own database."""
 
     def publish(self, notices: Sequence[Notice]) -> None:
-        """See :meth:`Topic.publish`. A key that is there already is left as it is."""
+        """See :meth:`Topic.publish`.
+
+        A key that is there already is left as it is.
+        """
         rows = [
             {
                 "key": notice.key,

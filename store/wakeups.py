@@ -1,4 +1,6 @@
-"""Wake processes that wait for rows: LISTEN and NOTIFY, with a slow poll behind them.
+"""Wake-ups by LISTEN and NOTIFY for processes that wait for rows.
+
+A slow poll stands behind them.
 
 A notification is the fast path, never the guarantee. One that is lost, in an outage or behind a
 pooler that pools by transaction, costs its listener one slow poll.
@@ -30,7 +32,7 @@ def notify(session: Session, channel: str) -> None:
 
 
 class Listener:
-    """Waits for the notifications of a channel, on a database connection of its own.
+    """A listener to a channel's notifications, on its own database connection.
 
     Look for rows between two waits, never only after one: a wait that connects returns at once,
     since what was notified before is lost.
@@ -66,7 +68,7 @@ class Listener:
             self.close()
 
     def close(self) -> None:
-        """Close the connection, if there is one; the next wait would connect again."""
+        """Close the connection until the next wait."""
         if self._connection is not None:
             # It may be lost, and a close alone would first send a ROLLBACK.
             self._connection.invalidate()

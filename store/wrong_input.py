@@ -1,4 +1,4 @@
-"""What people are told of input that pydantic refuses: the field and the reason, never the value.
+"""Errors of invalid input with field and reason, without the value.
 
 The texts go into logs, states and reports, so they hold nothing that was put in. The name of an
 unknown field was put in too. Who wrote it is told it, shortened, if it looks like a name; a log is
@@ -26,7 +26,10 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A wrong field, by its path, and why it is wrong; no field where it is the whole."""
+    """The path of a wrong field and why it is wrong.
+
+    A problem of the whole input has no field.
+    """
 
     field: str
     reason: str
@@ -36,7 +39,7 @@ class Problem:
 
 
 def problems(error: ValidationError) -> list[Problem]:
-    """Return each problem that pydantic has found, in its order, without any value."""
+    """Return pydantic's problems in its order, without any value."""
     return [
         Problem(
             ".".join(_named(part) for part in found["loc"]),
@@ -62,7 +65,10 @@ def _named(part: int | str) -> str:
 
 
 def for_a_log(error: ValidationError) -> str:
-    """Return the problems in a line; unknown fields are counted, since their names may be data."""
+    """Return the problems in a line with unknown fields only counted.
+
+    The names of unknown fields may be data.
+    """
     kinds = [found["type"] for found in error.errors(include_url=False, include_input=False)]
     known = [
         str(each)
@@ -74,7 +80,7 @@ def for_a_log(error: ValidationError) -> str:
 
 
 def described(error: ValidationError) -> list[str]:
-    """Return a line for each problem; a setting is named by the variable that holds it."""
+    """Return a line for each problem, naming a setting by its variable."""
     found = problems(error)
     if error.title.endswith("Settings"):
         found = [

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the URL that ``store.database.migrate`` gives.
+"""Alembic's entry, which runs migrations for ``store.database.migrate``.
 
 All of them are one transaction: a database is at the old version or at the new one, and whoever
 migrates at the same moment waits and finds it done.
