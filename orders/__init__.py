@@ -1,4 +1,4 @@
-"""What accepts, owns and hands over orders, single or in batches.
+"""Acceptance, ownership and handover of orders, single or in batches.
 
 It may ask the steps for their retries, and knows no flow.
 """

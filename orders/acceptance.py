@@ -1,4 +1,4 @@
-"""The orders themselves: taking one in, owning it, and what is left of them to be finished."""
+"""Acceptance of orders and the attempts that begin again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ class AcceptedOrder:
 
 
 def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> AcceptedOrder:
-    """Record the order for the flow run ``run_id``, or find it recorded already.
+    """Record the order for ``run_id``, or return the one already recorded.
 
     The run that brings a new order owns it. The run that owns an order finds its own again when
     it starts over. A run that brings the orderId of another run's order joins it. Whether a failed
@@ -91,7 +91,9 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
 def begin_attempt(
     order: CheckoutOrder, run_id: str, asked_by: str, wait: str = "pause"
 ) -> AcceptedOrder:
-    """Try a rejected or compensated order again: a new attempt, with new keys, owned by the run.
+    """Begin a new attempt of a failed order, owned by the run.
+
+    The attempt has new idempotency keys.
 
     Args:
         order: The order as it came in; it is recorded already.
@@ -132,7 +134,7 @@ def begin_attempt(
 
 @retried
 def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
-    """Begin a new attempt of orders that failed in another run, and make them this run's own.
+    """Claim another run's failed orders and begin their new attempts.
 
     Each is begun once for the run that asks: an order that fails again stays failed. One whose
     customer is gone stays as it is (see :func:`failed_orders_without_customer`).
@@ -179,7 +181,7 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
 
 @retried
 def failed_orders_without_customer(run_id: str) -> list[str]:
-    """Return the run's rejected and compensated orders whose customer is gone, by id."""
+    """Return the run's failed orders whose customer was deleted, by id."""
     with reading() as session:
         found = session.scalars(
             select(Order.id)
@@ -197,7 +199,7 @@ def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
 
 
 def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
-    """Put ended orders back to their beginning, and keep what asked for it.
+    """Reset ended orders to a new attempt and record the request.
 
     ``attempts`` are the orders' ids, each with the number and the payment method of its new
     attempt. The rows must be locked.
@@ -233,7 +235,9 @@ def _put_back(session: Session, attempts: Rows, run_id: str) -> None:
 
 
 def known_order(order: CheckoutOrder) -> Order | None:
-    """Return the order that this one was recorded as, if it was; nothing is changed.
+    """Return the recorded order of this orderId, else None.
+
+    Nothing is changed.
 
     Raises:
         OrderIdConflict: the orderId is taken by an order with other content.
@@ -255,14 +259,14 @@ def known_order(order: CheckoutOrder) -> Order | None:
 
 
 def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
-    """Lock and return the order of this id, if it is this very order."""
+    """Lock and return the order of this id and content."""
     found = session.get_one(Order, order_id, with_for_update=True)
     require_same(order.content(), found.request, order_id)
     return found
 
 
 def require_same(content: dict[str, Any], known: dict[str, Any], order_id: str) -> None:
-    """Refuse an order that comes with the id of another one.
+    """Raise OrderIdConflict unless the order has the recorded content.
 
     Raises:
         OrderIdConflict: the two contents differ.
@@ -328,7 +332,7 @@ def new_order(
 
 
 def _method_of(session: Session, order: CheckoutOrder) -> str:
-    """Return what the order is charged to; the customer must be there, whichever it is."""
+    """Return the payment method of an order whose customer must exist."""
     customers_method = _customer_of(session, order).payment_method
     refused = refused_method(order, customers_method)
     if refused is not None:
@@ -337,7 +341,7 @@ def _method_of(session: Session, order: CheckoutOrder) -> str:
 
 
 def refused_method(order: CheckoutOrder, customers_method: str) -> UnknownTestMethod | None:
-    """Return the refusal of an order's payment method; None if it may be charged."""
+    """Return the refusal of an order's payment method, else None."""
     problem = wrong_method(order.payment_method or customers_method)
     if problem is None:
         return None

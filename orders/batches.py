@@ -1,4 +1,4 @@
-"""A batch: one run that carries many orders, and what is asked about all of them at once.
+"""Batches as runs that carry many orders, and their sums.
 
 Nothing here reads more of a batch than a page of ids or a few sums, however large it is.
 """
@@ -31,7 +31,7 @@ from tasks.retries import retried
 
 @retried
 def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
-    """Record that the run carries a batch, or find it recorded already; return its record.
+    """Record the run's batch once and return its record.
 
     Args:
         run_id: The flow run.
@@ -58,13 +58,13 @@ def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
 
 @retried
 def touch_batch(run_id: str) -> None:
-    """Give a sign of life of the batch, so that recovery lets it work."""
+    """Record a heartbeat of the batch, so that recovery leaves it alone."""
     with transaction() as session:
         session.execute(update(Batch).where(col(Batch.run_id) == run_id).values(moved_at=utc_now()))
 
 
 def hand_over_batch(from_run: str, to_run: str) -> None:
-    """Make another run the owner of a batch, and of those of its orders that have not ended.
+    """Hand a batch and its unfinished orders over to another run.
 
     Safe to repeat: what has been handed over is passed over.
 
@@ -83,7 +83,7 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
 
 
 def read_batch(run_id: str) -> Batch:
-    """Return the record of the batch that the run carries; there must be one."""
+    """Return the record of the run's batch, which must exist."""
     with reading() as session:
         batch = session.get_one(Batch, run_id)
         session.expunge(batch)
@@ -91,7 +91,7 @@ def read_batch(run_id: str) -> Batch:
 
 
 def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
-    """Return those of the runs that carry a batch, each with its last sign of life."""
+    """Return the runs that carry a batch with their last heartbeats."""
     with reading() as session:
         found = session.execute(
             select(col(Batch.run_id), col(Batch.moved_at)).where(col(Batch.run_id).in_(run_ids))
@@ -100,7 +100,7 @@ def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
 
 
 def require_batch(run_id: str) -> None:
-    """Refuse the id of no batch, of which nothing has failed and nothing can be taken again.
+    """Raise BatchNotFound unless a batch ran under this id.
 
     Raises:
         BatchNotFound: no batch was carried out in this run.
@@ -113,7 +113,7 @@ def require_batch(run_id: str) -> None:
 
 
 def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:
-    """Give the ids of the run's orders that have one of the statuses, ``size`` at a time.
+    """Yield the run's orders of these statuses as pages of ids.
 
     Orders may change their status meanwhile: none comes twice, and one that gets the status
     behind the page that is looked at is not missed for good, since its run asks again.
@@ -156,7 +156,7 @@ def count_by_status(run_id: str) -> dict[str, int]:
 
 @retried
 def giving_back(order_ids: Sequence[str]) -> list[str]:
-    """Return those of the orders that failed and hold something that is to be given back."""
+    """Return the failed orders with effects still to be undone."""
     with reading() as session:
         return list(
             session.scalars(
@@ -169,7 +169,7 @@ def giving_back(order_ids: Sequence[str]) -> list[str]:
 
 
 def last_move_of(order_ids: Sequence[str]) -> datetime | None:
-    """Return when one of the orders last changed or did a step; None if there are no such."""
+    """Return when the orders last changed or did a step, else None."""
     with reading() as session:
         changed = session.scalar(
             select(func.max(col(Order.updated_at))).where(among(col(Order.id), order_ids))
@@ -182,7 +182,7 @@ def last_move_of(order_ids: Sequence[str]) -> datetime | None:
 
 @retried
 def waits_until(run_id: str) -> datetime | None:
-    """Return when the wait of the run's last waiting order ends; none if none waits."""
+    """Return when the run's last wait ends, None if no order waits."""
     with reading() as session:
         return session.scalar(
             select(func.max(col(Order.wait_until))).where(
@@ -229,7 +229,7 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a batch has moved: money in cents, points, and how its orders ended.
+    """A batch's money in cents, its points and its orders' endings.
 
     ``by_ending`` counts the orders by their status and the name of their error, if they have one.
     A charge that is still in doubt counts as nothing until its refund settles it.
@@ -244,7 +244,7 @@ class Sums:
 
 @retried
 def sums_of_run(run_id: str) -> Sums:
-    """Return what the orders that the run owns have come to, in their present attempts."""
+    """Return the sums of the run's orders in their present attempts."""
     with reading() as session:
         by_ending = {
             (status, error or ""): count
@@ -285,5 +285,8 @@ def sums_of_run(run_id: str) -> Sums:
 
 
 def _number(json_field: Any) -> ColumnElement[int]:
-    """Return a JSON field as a number; JSON's own `as_integer` has 32 bits, too few for cents."""
+    """Return a JSON field as a 64-bit number, large enough for cents.
+
+    JSON's own `as_integer` has 32 bits.
+    """
     return cast(json_field.as_string(), BigInteger)

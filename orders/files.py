@@ -25,7 +25,7 @@ _OF_THE_ORDER = ("userId", "redeem", "paymentMethod")
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A line of a file that is no order that can be taken: where, which field, and why."""
+    """A rejected line of a file, with its field and reason."""
 
     line: int
     field: str
@@ -34,7 +34,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An order of a file and the numbers of its lines, or why these lines are rejected."""
+    """A file's order with its line numbers, or its lines' rejections."""
 
     lines: tuple[int, ...]
     order: CheckoutOrder | None = None
@@ -48,7 +48,7 @@ def read_orders(
     line_items: bool,
     keep_alive: Callable[[], None] = lambda: None,
 ) -> Iterator[Entry]:
-    """Read the orders of a file, each with its lines, in the order of the file.
+    """Yield a file's orders with their lines, in the file's order.
 
     Args:
         copy: The file, as :func:`opened` gives it.
@@ -90,7 +90,7 @@ def read_orders(
 
 
 def _groups(found: Iterable[Row], line_items: bool) -> Iterator[list[Row]]:
-    """Give the rows of each order: one, or those that follow each other with one orderId."""
+    """Yield each order's rows, consecutive ones with the same orderId."""
     for id_, following in groupby(found, key=lambda row: row.id):
         together: list[Row] = []
         for row in following:
@@ -106,7 +106,7 @@ def _groups(found: Iterable[Row], line_items: bool) -> Iterator[list[Row]]:
 def _ids_that_come_again(
     groups: Iterable[list[Row]], keep_alive: Callable[[], None]
 ) -> dict[int, int]:
-    """Return the hashes of the ids that several groups have, with the line of the second one."""
+    """Return the hashes of repeated ids, each with its second group's line."""
     seen: set[int] = set()
     again: dict[int, int] = {}
     for count, group in enumerate(groups):
@@ -130,7 +130,7 @@ def _is_elsewhere(line: int, line_items: bool) -> str:
 
 
 def _may_go_on(row: Row, below: Row) -> bool:
-    """Return whether the line below is without an id, as further titles of an order often are."""
+    """Return whether the row below may continue the order without an id."""
     return (
         row.id is not None
         and below.fields.get("orderId") is None
@@ -149,7 +149,7 @@ def _may_be_further_title(line: int) -> str:
 def _of_unknown_order(
     group: list[Row], before: Row | None, following: list[Row] | None
 ) -> Row | None:
-    """Return a row beside a group that has no id, so that it may be a line of the same order."""
+    """Return a neighbouring row without an id, possibly of the same order."""
     if group[0].id is None:
         return None
     beside = [*([before] if before else []), *(following or [])[:1]]
@@ -157,7 +157,7 @@ def _of_unknown_order(
 
 
 def _rejected(group: list[Row], field_: str, reason: str) -> Entry:
-    """Reject all rows of a group, each for what is wrong with it, or else for this reason."""
+    """Reject a group's rows, each for its own fault or this reason."""
     return Entry(
         tuple(row.number for row in group),
         rejects=tuple(Reject(row.number, *(row.wrong or (field_, reason))) for row in group),
@@ -165,7 +165,7 @@ def _rejected(group: list[Row], field_: str, reason: str) -> Entry:
 
 
 def _entry(group: list[Row]) -> Entry:
-    """Make one order of its rows; one that is wrong keeps the whole order from being taken."""
+    """Build one order from its rows, or reject them all."""
     if len(group) == 1:
         (row,) = group
         order = _order(row, row.fields)
@@ -190,9 +190,9 @@ def _entry(group: list[Row]) -> Entry:
 
 
 def _common(group: list[Row]) -> dict[str, Any]:
-    """Return what the rows of an order say of the whole of it; a contradiction is noted in a row.
+    """Return the fields of the whole order, marking contradictory rows.
 
-    Some exports say it in the first row alone.
+    Some exports have them in the first row alone.
     """
     common: dict[str, Any] = {"orderId": group[0].id}
     for name in _OF_THE_ORDER:
@@ -204,7 +204,7 @@ def _common(group: list[Row]) -> dict[str, Any]:
 
 
 def _order(row: Row, fields: dict[str, Any]) -> CheckoutOrder | None:
-    """Return the order of one row; none where it is wrong, which is noted in it."""
+    """Return the order of one row, or None with its fault noted."""
     if row.wrong is None:
         try:
             return CheckoutOrder.model_validate(fields)

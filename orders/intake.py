@@ -1,4 +1,4 @@
-"""Orders that come in ahead of their run: submitted one by one or from a file, then claimed.
+"""Submission of orders before their run, and their claim by batches.
 
 A submitted order is recorded and owned by nobody. A batch run claims a chunk of them at a time;
 no two runs ever claim the same one. A line of a file that is wrong keeps no other order from being
@@ -39,7 +39,7 @@ REJECTS_KEPT = 100
 
 @dataclass
 class Intake:
-    """What became of a file: lines that are new orders, known ones, and rejected ones.
+    """The numbers of a file's new, known and rejected lines.
 
     ``rejects`` holds the first of the rejected lines, ``rejects_file`` names where all are.
     """
@@ -53,7 +53,7 @@ class Intake:
 
 
 def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
-    """Record orders ahead of their run; one that is recorded already is left as it is.
+    """Record orders ahead of their run, leaving those already recorded unchanged.
 
     Args:
         orders: The orders, each with its orderId.
@@ -128,7 +128,7 @@ def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str,
 
 @retried
 def claim_orders(run_id: str, limit: int) -> list[str]:
-    """Make submitted orders the run's own, the oldest first.
+    """Claim submitted orders for the run, the oldest first.
 
     Orders that another run is claiming at this moment are passed over, so any number of runs
     share the work and never the same order. Claimed twice in an outage, more orders than ``limit``
@@ -166,7 +166,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
 
 @retried_task
 def load_orders(source: str, run_id: str | None = None, *, line_items: bool = False) -> Intake:
-    """Submit the orders of a file; a second time changes nothing.
+    """Submit the orders of a file, which is safe to repeat.
 
     Lines that are wrong are written to a rejects file beside the source, and left out. An orderId
     that comes again in the file rejects all of its lines, so that half an order is never taken.
@@ -222,7 +222,7 @@ def _no_order(intake: Intake) -> str:
 
 
 def _heartbeat(run_id: str) -> Callable[[], None]:
-    """Return what sends the batch's heartbeat, every few seconds however often it is called."""
+    """Return a throttled callback for the batch's heartbeat."""
     next_at = 0.0
 
     def beat() -> None:
@@ -236,7 +236,7 @@ def _heartbeat(run_id: str) -> Callable[[], None]:
 
 @contextmanager
 def _rejects_file(source: str, intake: Intake) -> Iterator[Callable[[Reject], None]]:
-    """Give what records a rejected line: in the intake, and in a file beside the source."""
+    """Yield a callback that records rejected lines, also beside the source."""
     # The file is sent as bytes: boto3 would take text into memory as a whole.
     with (
         tempfile.TemporaryFile() as file,

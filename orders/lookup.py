@@ -44,7 +44,7 @@ def find_orders(
     accepted_until: datetime | None = None,
     limit: int,
 ) -> list[Order]:
-    """Return the newest orders that fit all that is given."""
+    """Return the newest orders that match all filters."""
     wanted = select(Order)
     if status is not None:
         wanted = wanted.where(col(Order.status) == status)

@@ -1,4 +1,4 @@
-"""Which flow run owns which orders, and how ownership changes."""
+"""Ownership of orders by flow runs, and its changes."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from store.sessions import WHOLE_RUN
 
 
 def orders_of_run(run_id: str) -> dict[str, int]:
-    """Return the orders that the flow run owns and that have not ended, each with its attempt."""
+    """Return the unfinished orders of the flow run with their attempts."""
     with reading() as session:
         found = session.execute(
             select(col(Order.id), col(Order.attempt))
@@ -28,7 +28,7 @@ def orders_of_run(run_id: str) -> dict[str, int]:
 
 
 def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
-    """Return those of the runs that own an order, each with whether one of these has not ended."""
+    """Return the runs that own orders, each with whether any is unfinished."""
     with reading() as session:
         found = session.execute(
             select(col(Order.run_id), func.count().filter(col(Order.status).not_in(ENDED)))
@@ -39,7 +39,7 @@ def owners_among(run_ids: Sequence[str]) -> dict[str, bool]:
 
 
 def finished_orders_of_run(run_id: str) -> list[Order]:
-    """Return the orders that the flow run owns if all of them have ended, else none."""
+    """Return the flow run's orders if all have ended, else none."""
     with reading() as session:
         orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
         session.expunge_all()
@@ -47,7 +47,9 @@ def finished_orders_of_run(run_id: str) -> list[Order]:
 
 
 def count_continuation(run_id: str, seen: int) -> bool:
-    """Count one more continuation of the run's unfinished orders; say whether nobody was faster.
+    """Count a continuation of the run's unfinished orders, unless another call did.
+
+    True is returned if this call counted it.
 
     Args:
         run_id: The run that owns them.
@@ -84,7 +86,7 @@ def continuations_of_run(run_id: str) -> int:
 
 
 def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
-    """Make another run the owner of an order, if it still belongs to ``from_run``."""
+    """Hand an order that belongs to ``from_run`` over to another run."""
     with transaction() as session:
         session.execute(
             update(Order)

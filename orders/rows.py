@@ -1,4 +1,4 @@
-"""The lines of a file of orders, as CSV or JSON, each with its fields or what is wrong with it."""
+"""Rows of a CSV or JSON file of orders, with their faults."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ _ITEMS: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
 
 @dataclass(slots=True)
 class Row:
-    """A line that is not blank: its fields by their JSON names, and the first that is wrong."""
+    """A line with its fields by JSON name, and its first fault."""
 
     number: int
     has_end: bool = True
@@ -84,7 +84,7 @@ def rows(copy: IO[bytes], source: str) -> Iterator[Row]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Give the numbered lines; none stands for one that is too long, whose rest is passed over."""
+    """Yield the numbered lines, None for one that is too long."""
     number = 0
     while line := stream.readline(LINE_BYTES):
         number += 1
@@ -101,7 +101,7 @@ class NamedTwice(ValueError):
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of its pairs, as the hook of :func:`json.loads`.
+    """Return an object without repeated names, as a hook of :func:`json.loads`.
 
     Raises:
         NamedTwice: a name comes twice, and JSON does not say which one counts.
@@ -113,7 +113,10 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _from_json(row: Row, line: str) -> bool:
-    """Read a JSON object, whose last brace shows its end, into the row."""
+    """Read a JSON object into the row.
+
+    Its last brace shows its end.
+    """
     try:
         read = json.loads(line, object_pairs_hook=once_each)
     except NamedTwice as error:
@@ -134,7 +137,7 @@ def _from_json(row: Row, line: str) -> bool:
 
 
 def _csv_parser(header: bytes | None) -> Callable[[Row, str], bool]:
-    """Return what reads a CSV line into a row, and tells whether there is anything in it."""
+    """Return a parser that fills rows and detects empty lines."""
     try:
         names = _filled(next(csv.reader([(header or b"").decode().strip()], strict=True), []))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -182,14 +185,17 @@ def _csv_parser(header: bytes | None) -> Callable[[Row, str], bool]:
 
 
 def _filled(cells: list[str]) -> list[str]:
-    """Return cells without the empty ones at their end, which a spreadsheet leaves out or adds."""
+    """Return cells without the empty ones at their end.
+
+    A spreadsheet leaves those out or adds them.
+    """
     while cells and not cells[-1].strip():
         cells = cells[:-1]
     return cells
 
 
 def _shows_its_end(text: str, columns: Sequence[str], cells: Sequence[str]) -> bool:
-    """Return whether a line that no line end closes is whole all the same.
+    """Return whether a line without a line end is certainly complete.
 
     `1` may be the beginning of `120`, and an empty cell that of anything. A closed quotation is
     whole, and so is `true`.
@@ -200,7 +206,7 @@ def _shows_its_end(text: str, columns: Sequence[str], cells: Sequence[str]) -> b
 
 
 def _value(column: str, cell: str) -> tuple[Any, str]:
-    """Return a cell's value and what is wrong with it, which is nothing as a rule."""
+    """Return a cell's value and its fault, if any."""
     match column:
         case "quantity":
             whole = re.fullmatch(r"[0-9]{1,9}", cell)

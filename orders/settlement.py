@@ -12,7 +12,9 @@ from tasks.steps import UNDOS
 
 
 def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = False) -> None:
-    """Record a failed undo as done by a person; the gateway is not asked again.
+    """Record a failed undo as done by a person.
+
+    The gateway is not asked again.
 
     Args:
         order_id: The order.
@@ -47,7 +49,7 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
 
 
 def why_not_open(order_id: str, step: str) -> str:
-    """Say why an undo is not among those that have failed."""
+    """Return why an undo is not among the failed ones."""
     with reading() as session:
         order = session.get_one(Order, order_id)
         record = session.get(SagaRecord, (order_id, order.attempt, step))

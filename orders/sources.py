@@ -1,4 +1,4 @@
-"""Where a file of orders comes from: a local path or S3, in whatever encoding its mark tells."""
+"""Local or S3 files of orders, decoded by their byte order mark."""
 
 import codecs
 import logging
@@ -52,7 +52,7 @@ def opened(source: str, keep_alive: Callable[[], None] = lambda: None) -> Iterat
 
 
 def file_format(source: str) -> str:
-    """Return the format that a source's name tells: csv, jsonl or ndjson.
+    """Return the format in a source's name (csv, jsonl or ndjson).
 
     Raises:
         UnreadableSource: it tells none of them.
@@ -134,7 +134,7 @@ def explain_encoding(error: UnicodeError) -> str:
 
 
 def encoding_of(beginning: bytes) -> tuple[bytes, str]:
-    """Return the mark with which a text begins, and the encoding that it tells: UTF-8 without one.
+    """Return a text's byte order mark and encoding, UTF-8 without one.
 
     Raises:
         UnicodeError: it is in UTF-16 or UTF-32 and has no mark.
@@ -148,7 +148,7 @@ def encoding_of(beginning: bytes) -> tuple[bytes, str]:
 
 
 def decoded(content: bytes) -> str:
-    """Return the text of a small file or of standard input, whatever its encoding's mark tells.
+    """Decode a small text by its byte order mark.
 
     Raises:
         UnicodeError: it is not in that encoding.

@@ -41,7 +41,7 @@ class UnfinishedOrder:
 
 
 def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
-    """Return a page of the orders that some run has begun and that have not ended, by id."""
+    """Return a page of begun, unfinished orders, by id."""
     with reading() as session:
         orders = session.exec(
             select(Order)

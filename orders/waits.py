@@ -21,7 +21,7 @@ from store.sessions import WHOLE_RUN
 
 
 def expire_waits(order_ids: Sequence[str]) -> None:
-    """End the wait of those orders whose time for an answer is over; they are to be compensated."""
+    """End the expired waits of orders, which are then to be compensated."""
     with transaction() as session:
         waiting = [
             order
@@ -45,7 +45,7 @@ def expire_waits(order_ids: Sequence[str]) -> None:
 
 
 def first_wait_end() -> datetime | None:
-    """Return when the first order's wait for a courier ends; none if no order waits."""
+    """Return when the earliest wait for a courier ends, else None."""
     with reading() as session:
         return session.scalar(
             select(func.min(col(Order.wait_until))).where(col(Order.status) == OrderStatus.WAITING)
@@ -53,7 +53,7 @@ def first_wait_end() -> datetime | None:
 
 
 def prolong_waits(until: datetime) -> int:
-    """Have no order's wait for a courier end before ``until``; return how many got more time."""
+    """Extend waits to ``until`` at least and return the number extended."""
     with transaction(WHOLE_RUN) as session:
         order_ids = lock_orders_where(
             session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
