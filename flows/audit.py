@@ -37,7 +37,7 @@ def audit_books() -> AuditReport:
     if something is off.
 
     Returns:
-        The warnings, which are worth a look: orders that nobody moves, for example. A report with
+        The warnings, which are worth a look: orders that no run moves, for example. A report with
         findings is not returned.
 
     Raises:

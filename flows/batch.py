@@ -177,7 +177,7 @@ def _load(source: str, run_id: str, line_items: bool) -> Intake | None:
         What was found in it; none if it is gone, and an earlier execution had read all of it.
 
     Raises:
-        UnreadableSource: the file cannot be read, and nobody has.
+        UnreadableSource: the file cannot be read, and no earlier execution has read it.
     """
     try:
         return load_orders(source, run_id, line_items=line_items)

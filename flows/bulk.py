@@ -2,7 +2,7 @@
 
 Prefect looks into each collection that goes into a task or comes out of one, and keeps an entry
 for each value that came out until the run has ended. It does so to know which task follows from
-which, which nobody asks here.
+which, which is not needed here.
 """
 
 import gc

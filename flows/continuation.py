@@ -64,7 +64,7 @@ def who_asked(run_id: str) -> str | None:
     may have been slow to come, when others have been started since.
 
     Returns:
-        The id of the state that asked for the run's present execution; none if nobody did.
+        The id of the state that asked for the run's present execution; None if no person did.
     """
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(run_id))

@@ -41,7 +41,7 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
 
     Raises:
         NoCourierAvailable, CourierWaitExpired: it was decided, or time has decided, otherwise.
-        OrderError: the order was ended in another way meanwhile, for example cancelled.
+        OrderError: the order was ended in another way, for example cancelled.
         RunTakenAway: the run, or the order, is not this process's any more.
     """
     refused = ""

@@ -194,8 +194,8 @@ def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str |
 
     No courier is asked for their orders any more.
 
-    Recovery cancels the orders, if the runs' hooks do not. While Prefect's server is away nobody
-    can cancel, and the database decides alone.
+    Recovery cancels the orders, if the runs' hooks do not. While Prefect's server is away no
+    run can be cancelled, and the database decides alone.
     """
     try:
         return {*cancelled_among(client, [id_ for id_ in run_ids if id_ is not None])}
@@ -205,7 +205,7 @@ def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str |
 
 
 def resume(client: SyncPrefectClient, decided: Decided) -> bool:
-    """Resume the order's run with its decision and return Prefect's acceptance.
+    """Resume a decided order's run and return whether Prefect accepted it.
 
     A batch is only told to go on: it reads all its decisions from the database.
 

@@ -166,7 +166,7 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
 
     What was answered to suspended runs is recorded first, so that no dispatcher decides otherwise
     before they come to read it. While the pool was closed no courier was sought, which is no
-    customer's fault: an order whose wait has ended meanwhile, or is about to, waits a little
+    customer's fault: an order whose wait has ended since, or is about to, waits a little
     longer.
 
     Returns:

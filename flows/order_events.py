@@ -68,7 +68,7 @@ def publish_timeline_of_run(
 ) -> None:
     """Update the timeline of a completed run's order, as Prefect's hook.
 
-    It is a call of Prefect's API that nobody waits for once the order is dispatched.
+    It is a call of Prefect's API that delays no dispatch.
     """
     publish_timelines(order.id for order in finished_orders_of_run(str(flow_run.id)))
 

@@ -230,7 +230,7 @@ def _tell_why_not_paused(error: RuntimeError) -> NoReturn:
 def _end_pause(client: SyncPrefectClient) -> None:
     """Set a paused run, or one failed by the pause, to Running.
 
-    A cancellation or a crash that was set meanwhile stays.
+    A cancellation or a crash that was set since stays.
     """
     run_id = runtime.flow_run.id
     state = client.read_flow_run(run_id).state

@@ -113,9 +113,9 @@ def require_batch(run_id: str) -> None:
 
 
 def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Iterator[list[str]]:
-    """Yield the run's orders of these statuses as pages of ids.
+    """Yield the run's orders of these statuses in pages of ``size`` ids.
 
-    Orders may change their status meanwhile: none comes twice, and one that gets the status
+    Orders may change their status between pages: none comes twice, and one that gets the status
     behind the page that is looked at is not missed for good, since its run asks again.
     """
     for status in statuses:

@@ -1,6 +1,6 @@
 """Submission of orders before their run, and their claim by batches.
 
-A submitted order is recorded and owned by nobody. A batch run claims a chunk of them at a time;
+A submitted order is recorded and has no owner. A batch run claims a chunk of them at a time;
 no two runs ever claim the same one. A line of a file that is wrong keeps no other order from being
 taken.
 """

@@ -22,7 +22,7 @@ from store.models import (
 class UnfinishedOrder:
     """What recovery sees of an order that has not ended.
 
-    ``moved_at`` is its last change or step, or its batch's last sign of life; ``asked_at`` is when
+    ``moved_at`` is its last change or step, or its batch's last heartbeat; ``asked_at`` is when
     a courier was last asked for it. ``undo_tries`` is how often giving back what it still holds has
     failed.
     """

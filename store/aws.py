@@ -170,8 +170,6 @@ class _Renewal:
         """Return the seconds until botocore's retry, or None for its own rules.
 
         It is botocore's handler of the event ``needs-retry``, which signs the retried call.
-
-        It is botocore's handler of the event ``needs-retry``, which signs the call anew.
         """
         code = response[1].get("Error", {}).get("Code") if response is not None else None
         # The others renew themselves.

@@ -98,8 +98,6 @@ def release_connections() -> None:
     """Close this process's idle connections before a long wait.
 
     Hundreds of waiting orders must not use up the database's connections. Later work reconnects.
-
-    For before a long wait: hundreds of waiting orders must not use up what the database accepts.
     """
     cast(ReleasingPool, engine(settings().database_url).pool).release()
 

@@ -217,7 +217,7 @@ class Attempt(SQLModel, table=True):
 class Batch(SQLModel, table=True):
     """A flow run that carries many orders.
 
-    ``moved_at`` is its last sign of life: one order may stand still while the others move.
+    ``moved_at`` is its last heartbeat: one order may stand still while the others move.
     """
 
     __tablename__ = "batches"

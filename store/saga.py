@@ -250,7 +250,7 @@ class Forward:
 def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
     """Run ``step`` and record it in one transaction for orders lacking it.
 
-    Orders that have failed or been cancelled meanwhile, or that lack the step before, are left
+    Orders that have failed or been cancelled since, or that lack the step before, are left
     alone: the step is not done for them and they do not go on.
     """
     _require_known(step)

@@ -54,7 +54,7 @@ def prepare_order(order_ids: list[str]) -> list[str]:
         The ids of the orders that go on.
 
     Raises:
-        OrderError: no order goes on; what has ended the first one meanwhile.
+        OrderError: no order goes on; what has ended the first one.
         QueueUnavailable: not every message is out; the task is tried again.
     """
     with forward("prepare_order", order_ids) as intents:

@@ -59,7 +59,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
 def restore_points(order_ids: list[str]) -> list[str]:
     """Restore the redeemed points of failed orders, as redeem_points' undo.
 
-    A customer who is gone is not created again: the record says that nobody was there.
+    A customer who is gone is not created again: the record states that the customer was gone.
 
     Returns:
         The ids of the orders whose points were given back now.

@@ -1,7 +1,7 @@
 """Alembic's entry, which runs migrations for ``store.database.migrate``.
 
-All of them are one transaction: a database is at the old version or at the new one, and whoever
-migrates at the same moment waits and finds it done.
+All of them are one transaction: a database is at the old version or at the new one, and a
+concurrent migration waits and finds it done.
 """
 
 from alembic import context
