@@ -140,6 +140,7 @@ class Server:
         before = os.umask(0o177)
         try:
             self._listener.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+            self._inode = self._path.stat().st_ino
         finally:
             os.umask(before)
             os.close(folder)
@@ -185,7 +186,7 @@ class Server:
                 last_busy = time.monotonic()
             if self._ends:
                 self._close_listener()
-        self._path.unlink(missing_ok=True)
+        self._close_listener()
         logger.info("ended, without a child")
         return None
 
@@ -199,7 +200,11 @@ class Server:
     def _close_listener(self) -> None:
         """Take no client any more: the next one starts another server."""
         if self._listener.fileno() != -1:
-            self._path.unlink(missing_ok=True)
+            # A successor may have bound its own there: once this one is closed, or after a client
+            # was killed while it started this one.
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
             self._selector.unregister(self._listener)
             self._listener.close()
 
@@ -356,6 +361,7 @@ def receive(connection: socket.socket) -> Request | None:
     """Read a client's request with its three streams; none if it asks for the status only.
 
     Raises:
+        OSError: it does not come in time.
         ValueError: it is none.
     """
     message, ancillary, _, _ = connection.recvmsg(65_536, socket.CMSG_SPACE(3 * 4))
@@ -375,7 +381,8 @@ def receive(connection: socket.socket) -> Request | None:
         if len(streams) != 3:
             raise ValueError(f"it brought {len(streams)} streams instead of 3")
         return Request(given["environment"], given["folder"], given["umask"], list(streams))
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
+        # Whoever reads an open stream would wait for this server's end.
         for stream in streams:
             os.close(stream)
         raise
