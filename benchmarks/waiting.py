@@ -23,6 +23,7 @@ from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import PrefectApi
 from flows.pause import Wait
+from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus
 
@@ -69,9 +70,12 @@ def start_and_wait(
 
 def memory() -> tuple[int, int]:
     """Return the bytes that the system has (PSS), and how many processes."""
-    found = [
-        process.memory_full_info().pss for process in psutil.Process().children(recursive=True)
-    ]
+    processes = {*psutil.Process().children(recursive=True)}
+    for each in status.servers():
+        # It is nobody's child any more, and its own children are runs.
+        server = psutil.Process(each.pid)
+        processes |= {server, *server.children(recursive=True)}
+    found = [process.memory_full_info().pss for process in processes]
     return sum(found), len(found)
 
 

@@ -354,7 +354,12 @@ class LocalSystem:
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
+            # `prefect deploy` would resume it.
+            is_off = api.is_paused(DISPATCH_DEPLOYMENT)
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+        if is_off:
+            with self.api() as api:
+                api.pause_deployment(DISPATCH_DEPLOYMENT)
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:

@@ -172,6 +172,14 @@ class PrefectApi:
         response.raise_for_status()
         return str(response.json()["status"])
 
+    def is_paused(self, deployment: str) -> bool:
+        """Return whether the deployment `flow/name` is paused; False if there is none."""
+        answer = self._http.get(f"/deployments/name/{deployment}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        answer.raise_for_status()
+        return bool(answer.json()["paused"])
+
     def pause_deployment(self, deployment: str) -> None:
         """Pause the deployment; its runs can still be started.
 

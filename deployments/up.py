@@ -47,8 +47,14 @@ def write_environment_file(path: Path, settings: dict[str, str]) -> None:
     path.write_text(environment_file(settings))
 
 
-def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
+def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = False) -> None:
     """Start the system, print how to use it, and wait for a signal.
+
+    Args:
+        data_dir: The folder with its data.
+        progress: Where it prints how far it is.
+        auth: The `user:password` that its server asks for; None for none.
+        by_hand: Whether a person answers each order: the dispatcher is switched off.
 
     Raises:
         LocalSystemError: it cannot be started, or a part of it has ended by itself.
@@ -58,9 +64,13 @@ def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
         write_environment_file(env_file, system.settings())
         try:
             with system.api() as api:
-                # Now, not at the schedule's next time: an order that waits is answered at once.
-                api.start_run(DISPATCH_DEPLOYMENT, {})
-            _print_invitation(progress.console, system, env_file)
+                if by_hand:
+                    api.pause_deployment(DISPATCH_DEPLOYMENT)
+                is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+                if not is_off:
+                    # Now, not at the schedule's next time: a waiting order is answered at once.
+                    api.start_run(DISPATCH_DEPLOYMENT, {})
+            _print_invitation(progress.console, system, env_file, is_off=is_off)
             # A signal is the regular end of a system that is up, and no failure.
             with contextlib.suppress(SystemExit):
                 while True:
@@ -86,7 +96,9 @@ def auth_string(environment: Mapping[str, str]) -> str | None:
     return found or None
 
 
-def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> None:
+def _print_invitation(
+    console: Console, system: LocalSystem, env_file: Path, *, is_off: bool
+) -> None:
     checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
     console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
     console.print("In another terminal:")
@@ -97,6 +109,11 @@ def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> 
         "  checkout list",
     ):
         console.print(Text(line, style="bold"), soft_wrap=True)
+    if is_off:
+        console.print(
+            "\nThe dispatcher is off: answer each order on its run's page (Resume), or call"
+        )
+        console.print(Text("  checkout dispatcher on", style="bold"))
     console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
 
 
@@ -105,11 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
+    parser.add_argument(
+        "--answer",
+        choices=["by-hand"],
+        help="by-hand: switch the dispatcher off, so that you answer each waiting order",
+    )
     options = parser.parse_args(arguments)
     progress = Progress(Console())
     try:
         with exit_on_signals():
-            up(options.data.resolve(), progress, auth_string(os.environ))
+            by_hand = options.answer == "by-hand"
+            up(options.data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
     except (LocalSystemError, OSError) as error:
         # An OSError names the file or folder that it is about.
         progress.console.print(Text(str(error), style="red"), soft_wrap=True)

@@ -17,6 +17,7 @@ Only the standard library is imported, and little of it: each run waits for this
 """
 
 import array
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -75,7 +76,7 @@ def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> s
     digest = hashlib.sha256(repr((sys.executable, sys.version, root, modules)).encode())
     for name in sorted(environment):
         if name.startswith(("PREFECT_", "PYTHON")) and not name.startswith("PREFECT__"):
-            digest.update(f"{name}={environment[name]}\0".encode())
+            digest.update(os.fsencode(f"{name}={environment[name]}\0"))
     library = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib")
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = os.path.join(library, version, "site-packages")
@@ -84,7 +85,7 @@ def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> s
         # module is compiled, too.
         for entry in sorted(os.scandir(packages), key=lambda entry: entry.name):
             if entry.name.endswith(".dist-info"):
-                digest.update(f"{entry.name} {entry.stat().st_mtime_ns}\0".encode())
+                digest.update(os.fsencode(f"{entry.name} {entry.stat().st_mtime_ns}\0"))
     return f"{code_version(root)}-{digest.hexdigest()[:12]}"
 
 
@@ -96,7 +97,8 @@ def code_version(root: str) -> str:
         for name in sorted(files):
             if name.endswith(".py"):
                 found = os.stat(os.path.join(folder, name))
-                digest.update(f"{folder}/{name} {found.st_mtime_ns} {found.st_size}\0".encode())
+                file = f"{folder}/{name} {found.st_mtime_ns} {found.st_size}\0"
+                digest.update(os.fsencode(file))
     return digest.hexdigest()[:12]
 
 
@@ -210,14 +212,13 @@ def _request(connection: socket.socket) -> str:
     streams = array.array("i", [0, 1, 2])
     message = json.dumps(given).encode() + b"\n"
     connection.settimeout(ANSWER_SECONDS)
-    try:
+    # A fork server that has refused already, and closed, has said why.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sent = connection.sendmsg(
             [message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams.tobytes())]
         )
         connection.sendall(message[sent:])
-        return _line(connection)
-    except (BrokenPipeError, ConnectionResetError):
-        return ""
+    return _line(connection)
 
 
 def _umask() -> int:

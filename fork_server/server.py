@@ -9,6 +9,7 @@ children have ended and it is told to end, its worker is gone, or no client has 
 """
 
 import array
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -23,10 +24,12 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 logger = logging.getLogger("fork_server")
 
@@ -88,7 +91,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until there is nothing to do; in a child, run the engine and return its status."""
+    """Serve until there is nothing to do; a child runs the engine and does not return."""
     path, worker, root, engine, *modules = arguments
     sys.path[0] = root
     handler = logging.StreamHandler()
@@ -96,12 +99,13 @@ def main(arguments: list[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Without a collection there are no holes in the pages that the children share.
+    gc.disable()
     import_all([engine, *modules])
     request = Server(path, int(worker)).serve()
-    if request is None:
-        return 0
-    become(request)
-    run(engine)
+    if request is not None:
+        become(request)
+        _leave(_status_of(engine))
     return 0
 
 
@@ -115,9 +119,11 @@ def import_all(modules: list[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             logger.info("not imported: %s (%s)", name, error)
+    if orm := sys.modules.get("sqlalchemy.orm"):
+        # Each child would do it at its first query.
+        orm.configure_mappers()
     logger.info("ready after %.1f s", time.monotonic() - began)
-    # Collected once and never looked at again, so that a child shares these pages.
-    gc.collect()
+    # Never looked at again by a collection, which would write to the pages that children share.
     gc.freeze()
 
 
@@ -134,6 +140,7 @@ class Server:
         before = os.umask(0o177)
         try:
             self._listener.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+            self._inode = self._path.stat().st_ino
         finally:
             os.umask(before)
             os.close(folder)
@@ -179,7 +186,7 @@ class Server:
                 last_busy = time.monotonic()
             if self._ends:
                 self._close_listener()
-        self._path.unlink(missing_ok=True)
+        self._close_listener()
         logger.info("ended, without a child")
         return None
 
@@ -193,7 +200,11 @@ class Server:
     def _close_listener(self) -> None:
         """Take no client any more: the next one starts another server."""
         if self._listener.fileno() != -1:
-            self._path.unlink(missing_ok=True)
+            # A successor may have bound its own there: once this one is closed, or after a client
+            # was killed while it started this one.
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
             self._selector.unregister(self._listener)
             self._listener.close()
 
@@ -350,6 +361,7 @@ def receive(connection: socket.socket) -> Request | None:
     """Read a client's request with its three streams; none if it asks for the status only.
 
     Raises:
+        OSError: it does not come in time.
         ValueError: it is none.
     """
     message, ancillary, _, _ = connection.recvmsg(65_536, socket.CMSG_SPACE(3 * 4))
@@ -369,7 +381,8 @@ def receive(connection: socket.socket) -> Request | None:
         if len(streams) != 3:
             raise ValueError(f"it brought {len(streams)} streams instead of 3")
         return Request(given["environment"], given["folder"], given["umask"], list(streams))
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
+        # Whoever reads an open stream would wait for this server's end.
         for stream in streams:
             os.close(stream)
         raise
@@ -393,6 +406,7 @@ def die_with(parent: int) -> None:
 
 def become(request: Request) -> None:
     """Take over what the client has handed over."""
+    gc.enable()
     os.setsid()
     _be_killed_first()
     for number, stream in enumerate(request.streams):
@@ -415,6 +429,34 @@ def _be_killed_first() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + FIRST_TO_BE_KILLED)))
     except OSError as error:
         logger.info("the OOM score stays as it is: %s", error)
+
+
+def _status_of(engine: str) -> int:
+    """Run the engine; return the exit status that Python would give."""
+    try:
+        run(engine)
+    except SystemExit as ending:
+        if ending.code is None or isinstance(ending.code, int):
+            return ending.code or 0
+        sys.stderr.write(f"{ending.code}\n")
+        return 1
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _leave(status: int) -> NoReturn:
+    """End as Python does, but leave its memory to the kernel.
+
+    To take apart what was imported would copy each page that the child shares with its server.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 def run(engine: str) -> None:

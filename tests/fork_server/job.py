@@ -1,5 +1,6 @@
 """What the tests' runs execute; JOB says what it does."""
 
+import atexit
 import json
 import os
 import random
@@ -56,8 +57,11 @@ if __name__ == "__main__":
             report()
         case "stay":
             stay()
+        case "linger":
+            atexit.register(print, "at its exit")
+            threading.Timer(0.2, print, ["its thread"]).start()
         case "exit":
-            sys.exit(int(argument))
+            sys.exit(int(argument) if argument.isdigit() else argument)
         case "kill":
             os.kill(os.getpid(), int(argument))
         case "raise":

@@ -145,6 +145,7 @@ def test_a_run_has_what_its_client_has_and_nothing_of_the_server_but_code(runs: 
         ("kill 15", -15, ""),
         ("kill 11", -11, ""),
         ("raise wrong", 1, "ValueError: wrong\n"),
+        ("exit words", 1, "words\n"),
     ],
 )
 def test_a_client_ends_as_its_run_ends(runs: Runs, job: str, status: int, said: str) -> None:
@@ -152,6 +153,10 @@ def test_a_client_ends_as_its_run_ends(runs: Runs, job: str, status: int, said: 
     assert (ended, out) == (status, "")
     assert err.endswith(said)
     assert COLD not in err
+
+
+def test_a_run_ends_with_its_threads_and_what_it_does_at_its_exit(runs: Runs) -> None:
+    assert runs.end("linger") == (0, "its thread\nat its exit\n", "")
 
 
 def test_a_signal_to_the_client_is_one_to_its_run(runs: Runs) -> None:
@@ -329,12 +334,18 @@ def test_a_run_is_killed_for_want_of_memory_before_its_server_is(runs: Runs) -> 
     assert score[process.pid] == min(1000, score[process.ppid()] + server.FIRST_TO_BE_KILLED)
 
 
+def of_this_process() -> status.Status:
+    """Return the one fork server of these tests: a system may be up on this machine."""
+    (found,) = [each for each in status.servers() if each.worker == os.getpid()]
+    return found
+
+
 def test_a_server_tells_how_it_is_without_forking(runs: Runs) -> None:
     _, process, _ = runs.stay()
-    (found,) = status.servers()
+    found = of_this_process()
     assert (found.pid, found.children, found.is_current) == (process.ppid(), 1, True)
     runs.write("VERSION = 'second'\n")
-    (found,) = status.servers()
+    found = of_this_process()
     assert (found.children, found.is_current) == (1, False)
 
 
@@ -440,3 +451,64 @@ def test_the_template_of_a_process_pool_is_prefects_own() -> None:
 
     ours = json.loads((PROJECT / "deployments/pools/process.json").read_text())
     assert ours == ProcessWorker.get_default_base_job_template()
+
+
+def test_a_server_that_ends_last_leaves_the_socket_of_its_successor(runs: Runs) -> None:
+    run, _, _ = runs.stay()
+    (first,) = runs.servers()
+    first.terminate()
+    runs.report()
+    (second,) = [server for server in runs.servers() if server.pid != first.pid]
+    run.terminate()
+    run.wait(timeout=60)
+    wait_until(lambda: is_gone(first), "the end of the first server")
+    runs.report()
+    assert [server.pid for server in runs.servers()] == [second.pid]
+
+
+def test_a_server_leaves_the_socket_that_another_has_bound_at_its_place(runs: Runs) -> None:
+    run, _, _ = runs.stay()
+    (first,) = runs.servers()
+    (path,) = runs.sockets.glob("*.socket")
+    second = client._start_server(str(path), str(runs.root), ["job", "lib"])
+    wait_until(lambda: "ready" in Path(f"{path}.log").read_text(), "the second server")
+    run.terminate()
+    run.wait(timeout=60)
+    first.terminate()
+    wait_until(lambda: is_gone(first), "the end of the first server")
+    assert path.exists()
+    os.kill(second, signal.SIGKILL)
+    os.waitpid(second, 0)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_OF_OURS", "OF_OURS"])
+def test_a_run_has_a_variable_that_is_no_utf_8(runs: Runs, name: str) -> None:
+    value = os.fsdecode(b"caf\xe9")
+    assert runs.report(**{name: value})["environment"][name] == value
+
+
+def test_a_module_whose_name_is_no_utf_8_is_code_as_any_other(runs: Runs) -> None:
+    (runs.root / os.fsdecode(b"caf\xe9.py")).write_text("")
+    assert runs.report()["version"] == 1
+
+
+def test_a_client_that_stops_within_its_request_leaves_no_stream_open() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    with ours, theirs:
+        streams = array.array("i", [0, 1, write_end]).tobytes()
+        theirs.sendmsg([b'{"half of it'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        os.close(write_end)
+        ours.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.receive(ours)
+        assert os.read(read_end, 1) == b""
+    os.close(read_end)
+
+
+def test_a_client_hears_why_a_server_has_refused_that_has_closed_already() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours:
+        theirs.sendall(b"no room\n")
+        theirs.close()
+        assert client._request(ours) == "no room"
