@@ -1,7 +1,8 @@
-"""The dispatcher's switch: while it is off, a person answers each waiting order.
+"""The switch of the dispatcher, in whose place a person can answer.
 
-Off, every deployment of `dispatch_orders` is paused and its runs are cancelled. Prefect keeps the
-pause, so it holds over restarts, and its UI shows it.
+While it is off, every deployment of `dispatch_orders` is paused, its runs are cancelled, and a
+person answers each waiting order. Prefect keeps the pause, so it holds over restarts, and its UI
+shows it.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,9 @@ def status(client: SyncPrefectClient) -> DispatcherStatus:
 
 
 def switch_off(client: SyncPrefectClient) -> DispatcherStatus:
-    """Pause the dispatcher's deployments and cancel its runs; safe to repeat.
+    """Pause the dispatcher's deployments and cancel its runs.
+
+    It is safe to repeat.
 
     A message that a cancelled run has received is visible again after its visibility timeout.
 
@@ -63,7 +66,9 @@ def switch_off(client: SyncPrefectClient) -> DispatcherStatus:
 
 
 def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
-    """Resume the dispatcher's deployments and start a run of one now; safe to repeat.
+    """Resume the dispatcher's deployments and start a run of one now.
+
+    It is safe to repeat.
 
     Raises:
         DispatcherNotDeployed: there is no deployment of it; nothing was done.
