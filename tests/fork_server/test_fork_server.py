@@ -507,3 +507,13 @@ def test_a_client_hears_why_a_server_has_refused_that_has_closed_already() -> No
         theirs.sendall(b"no room\n")
         theirs.close()
         assert client._request(ours) == "no room"
+
+
+def test_without_a_prefect_home_the_folder_is_in_prefects_own(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(runs.root))
+    runs.sockets = Path("$PREFECT_HOME/fork-server")
+    assert runs.report()["environment"].get("PREFECT_HOME") is None
+    assert len(list((runs.root / ".prefect" / "fork-server").glob("*.socket"))) == 1
