@@ -64,6 +64,9 @@ def _private(folder: str) -> str:
     folder = os.path.expanduser(os.path.expandvars(folder))
     if "$" in folder:
         raise Unavailable(f"{folder} names an environment variable that is not set")
+    if not os.path.isabs(folder):
+        # Each working directory would have a fork server of its own.
+        raise Unavailable(f"{folder} is no absolute path")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -1,6 +1,8 @@
 """What the tests' runs execute; JOB says what it does."""
 
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -60,5 +62,12 @@ if __name__ == "__main__":
             sys.exit(int(argument))
         case "kill":
             os.kill(os.getpid(), int(argument))
+        case "spawn":
+            process = multiprocessing.get_context("spawn").Process(
+                target=importlib.import_module(argument).leave
+            )
+            process.start()
+            process.join()
+            sys.exit(process.exitcode)
         case "raise":
             raise ValueError(argument)
