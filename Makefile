@@ -27,8 +27,8 @@ demo: $(INSTALLED) ## start everything in a throw-away folder, show the four end
 
 # By the environment: everybody can read the command lines of what runs for hours.
 up: export PREFECT_SERVER_API_AUTH_STRING := $(or $(AUTH),$(PREFECT_SERVER_API_AUTH_STRING))
-up: $(INSTALLED) ## start everything until Ctrl-C, kept in .local; AUTH=user:password asks for it
-	@$(BIN)/python -m deployments.local up
+up: $(INSTALLED) ## start everything until Ctrl-C, kept in .local; AUTH=user:password, ANSWER=by-hand
+	@$(BIN)/python -m deployments.up $(if $(ANSWER),--answer $(ANSWER))
 
 bench: $(INSTALLED) ## run the benchmarks, or one of them (ONLY=batch); on a quiet machine
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

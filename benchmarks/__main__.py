@@ -22,7 +22,7 @@ BENCHMARKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Carry out the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, help="run this one alone")
     only = parser.parse_args(arguments).only

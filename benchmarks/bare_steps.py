@@ -16,7 +16,7 @@ from orders.batches import begin_batch, pages_of_run
 from orders.intake import claim_orders
 from store.messages import OrderMessage
 from store.models import OrderStatus
-from store.queue import order_queue
+from store.partners import order_queue
 from tasks.couriers import decisions_of, find_couriers
 from tasks.dispatch import dispatch_order
 

@@ -27,7 +27,7 @@ from orders.intake import claim_orders
 from store.bulk import update_rows
 from store.database import transaction
 from store.models import Order
-from store.queue import order_queue
+from store.partners import order_queue
 
 ROUNDS = {100: 5, 1_000: 3, 10_000: 1}
 """How often each number of messages is measured: a small one has more chance in it."""

@@ -23,7 +23,8 @@ from sqlalchemy import text, update
 from sqlmodel import SQLModel
 
 from deployments.leash import Leashed
-from deployments.local import LocalSystem, inherited_environment
+from deployments.local import LocalSystem
+from deployments.machine import inherited_environment
 from orders.intake import submit_orders
 from seed.catalogue import popularity, put_catalogue, put_shop
 from store.database import engine, reading, transaction

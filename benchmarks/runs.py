@@ -48,6 +48,7 @@ IDLE_SECONDS = 300.0
 CLIENTS = 16
 POLL_SECONDS = 0.05
 DEADLINE_SECONDS = 1_800.0
+ANSWER_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
 WORKER_LOOKS_SECONDS = 45.0
 """After so long at most a worker has seen that its pool's command has changed."""
@@ -132,8 +133,15 @@ class Runs:
         return paused, time.monotonic() - began
 
     def answer(self, run_id: str) -> None:
-        """Resume a run; one that has just paused may not take its answer yet."""
-        while self.api.resume(run_id, ANSWER) != "ACCEPT":
+        """Resume a run; one that has just paused may not take its answer yet.
+
+        Raises:
+            SystemExit: it takes none in time.
+        """
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while (answer := self.api.resume(run_id, ANSWER)) != "ACCEPT":
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the run {run_id} takes no answer: {answer}")
             time.sleep(POLL_SECONDS)
 
     def cpu(self) -> dict[str, float]:
@@ -355,7 +363,7 @@ def run(ground: Ground, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Carry out the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.runs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds ({ROUNDS})")

@@ -59,7 +59,7 @@ def measure() -> Figures:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Carry out the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--this-environment", action="store_true", help="print JSON, once")

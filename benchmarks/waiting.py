@@ -23,6 +23,7 @@ from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import PrefectApi
 from flows.pause import Wait
+from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus
 
@@ -69,9 +70,12 @@ def start_and_wait(
 
 def memory() -> tuple[int, int]:
     """Return the bytes that the system has (PSS), and how many processes."""
-    found = [
-        process.memory_full_info().pss for process in psutil.Process().children(recursive=True)
-    ]
+    processes = {*psutil.Process().children(recursive=True)}
+    for each in status.servers():
+        # It is nobody's child any more, and its own children are runs.
+        server = psutil.Process(each.pid)
+        processes |= {server, *server.children(recursive=True)}
+    found = [process.memory_full_info().pss for process in processes]
     return sum(found), len(found)
 
 
@@ -86,7 +90,7 @@ def database_bytes(local: LocalSystem) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Carry out the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--orders", type=int, default=12, help="how many in each way (12)")

@@ -10,7 +10,16 @@ from orders.lookup import read_order
 from reports.compensations import OpenUndo, failed_undos, open_undos
 from store.models import utc_now
 from tasks.steps import UNDOS
-from terminal.output import AsJson, Limit, duration, print_json, print_table, quiet_runs, terminal
+from terminal.output import (
+    AsJson,
+    Limit,
+    Wide,
+    duration,
+    print_json,
+    print_table,
+    quiet_runs,
+    terminal,
+)
 
 if TYPE_CHECKING:
     Step = str
@@ -40,6 +49,7 @@ app = App(name="compensations")
 def compensations(
     *,
     limit: Limit = 100,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
     """List what could not be given back: what is at stake, why, and when it is tried again.
@@ -74,6 +84,9 @@ def compensations(
             for undo in failed
         ),
         empty="Everything that failed was given back.",
+        text="error",
+        expendable=["attempt", "tries", "next try"],
+        wide=wide,
     )
     return 0
 

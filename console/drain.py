@@ -66,6 +66,7 @@ def _print(report: pools.DrainReport) -> None:
             ["run", "flow", "state", "id"],
             ([run.name, run.flow, run.state, run.id] for run in report.under_way),
             empty="No run has a process, but not for long enough.",
+            expendable=["id", "flow"],
         )
     lines = [
         f"Work pool {report.pool} is closed"

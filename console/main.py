@@ -53,6 +53,10 @@ COMMANDS = {
         "console.metrics:metrics",
         "Give the shop's figures to Prometheus: print them, serve them, or write them to a file.",
     ),
+    "dispatcher": (
+        "console.dispatcher:app",
+        "Switch off or on who seeks couriers for waiting orders.",
+    ),
     "redrive": (
         "console.queue:redrive",
         "Put the order queue's dead letters back into it, once their cause is mended.",

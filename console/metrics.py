@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from reports.figures import read_figures
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
-from store.queue import order_queue
+from store.partners import order_queue
 from store.settings import settings
 from tasks.steps import SEQUENCE
 from tasks.steps import UNDOS as UNDOS_BY_STEP

@@ -1,6 +1,6 @@
 """The order queue: its dead letters back into it."""
 
-from store.queue import order_queue
+from store.partners import order_queue
 from terminal.output import AsJson, print_json, terminal
 
 

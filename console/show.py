@@ -19,7 +19,7 @@ from reports.story import Event, Story, story
 from store.errors import NoPrefectServer, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
-from terminal.output import AsJson, duration, print_json, print_table, terminal
+from terminal.output import AsJson, Wide, duration, print_json, print_table, terminal
 
 BY_RECOVERY: dict[Move, str] = {
     Move.DISPATCH: "recover_orders hands it over in its next round.",
@@ -34,7 +34,7 @@ BY_RECOVERY: dict[Move, str] = {
 """What recovery does next, where it has something to do."""
 
 
-def show(order: str, /, *, as_json: AsJson = False) -> int:
+def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
     """Show one order: where it stands, what happens next, and everything that happened to it.
 
     One timeline holds all attempts: steps, what was given back, runs in Prefect with their links,
@@ -51,7 +51,7 @@ def show(order: str, /, *, as_json: AsJson = False) -> int:
         runs, away = _runs(order, None)
         if not runs:
             raise
-        return _show_unrecorded(order, runs, as_json=as_json)
+        return _show_unrecorded(order, runs, wide=wide, as_json=as_json)
     runs, away = _runs(order, told.order.run_id)
     owner = next((run for run in runs if run.id == told.order.run_id), None)
     next_ = what_next(
@@ -85,7 +85,7 @@ def show(order: str, /, *, as_json: AsJson = False) -> int:
         return 0
     _print_header(told, next_, ", ".join(undo.at_stake for undo in held))
     _print_runs(runs)
-    _print_timeline(events)
+    _print_timeline(events, wide=wide)
     for note in notes:
         terminal().print(note, style="yellow")
     return 0
@@ -238,12 +238,15 @@ def _print_runs(runs: Sequence[OrderRun]) -> None:
         terminal().print(f"  {'run':<10} {run.id[:8]} {run.flow}, {run.state_name}: {run.url}")
 
 
-def _print_timeline(events: Sequence[Event]) -> None:
+def _print_timeline(events: Sequence[Event], *, wide: bool) -> None:
     print_table(
         "Timeline",
         ["at (UTC)", "attempt", "what", "more"],
         ([event.at, event.attempt, event.what, event.detail] for event in events),
         empty="Nothing has happened yet.",
+        text="more",
+        expendable=["attempt"],
+        wide=wide,
     )
 
 
@@ -261,7 +264,7 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
     return "It is not recorded; its run has ended and says why."
 
 
-def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, as_json: bool) -> int:
+def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_json: bool) -> int:
     """Show the runs of an order that the store does not know, or not yet."""
     next_ = _next_unrecorded(runs)
     events = in_order(list(_events(runs)))
@@ -278,5 +281,5 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, as_json: bool) 
         return 0
     terminal().print(f"Order {order_id}: {next_}", style="bold")
     _print_runs(runs)
-    _print_timeline(events)
+    _print_timeline(events, wide=wide)
     return 0

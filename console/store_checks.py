@@ -19,8 +19,8 @@ from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
 from store.errors import DatabaseVersionUnknown, PaymentRefused, and_more
-from store.partners import stripe_gateway
-from store.queue import MAX_RECEIVES, order_queue
+from store.partners import order_queue, stripe_gateway
+from store.queue import MAX_RECEIVES
 from store.sessions import STEP
 from store.settings import Settings, settings
 from store.wrong_input import described

@@ -154,7 +154,7 @@ def heartbeat_seconds() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     heartbeat = heartbeat_seconds()
     parser = argparse.ArgumentParser(
         prog="python -m deployments.automations",

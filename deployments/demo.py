@@ -28,16 +28,10 @@ from rich.text import Text
 from sqlmodel import Session, col, select
 
 from deployments.holdings import Holdings, open_store, read_holdings
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    DISPATCH_DEPLOYMENT,
-    EXAMPLE_ORDER,
-    LocalSystem,
-    LocalSystemError,
-    Progress,
-    exit_on_signals,
-)
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER, LocalSystem
+from deployments.machine import LocalSystemError, exit_on_signals
 from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
@@ -61,7 +55,7 @@ class Case:
     error: str | None
 
     def order_id(self, run: FlowRun) -> str:
-        """The order's id: the caller's, else the run's."""
+        """Return the order's id: the caller's, else the run's."""
         return str(self.order.get("orderId", run.id))
 
 
@@ -153,7 +147,7 @@ class Ending:
 
 
 def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
-    """Sends the orders and prints what became of them.
+    """Send the orders and print how each ended.
 
     Returns:
         What was not as expected, a line for each; empty if all was.
@@ -196,7 +190,7 @@ def _wait_for_endings(
     runs: Sequence[FlowRun],
     progress: Progress,
 ) -> list[Ending]:
-    """The endings, or how far each order came until the deadline.
+    """Return each order's ending, or its status at the deadline.
 
     Raises:
         LocalSystemError: a part of the system has ended by itself.
@@ -273,7 +267,7 @@ def _print_details(output: Console, system: LocalSystem, session: Session, endin
 
 
 def _saga_table(session: Session, order: Order) -> Table:
-    """What was done of the order, and what of it was undone."""
+    """Return the order's steps and undos as a table."""
     table = Table(
         "try", "step", "state", "result", "done at", "undone at", "given back", title="Saga log"
     )
@@ -302,7 +296,7 @@ def _clock(moment: datetime | None) -> str:
 
 
 def compare(before: Holdings, after: Holdings) -> tuple[Table, list[str]]:
-    """The table of before and after, and the lines that are not as they must be."""
+    """Return the table of balances and the lines that are wrong."""
     rows = [
         *(
             (f"copies of {title}", count, after.stock[title], count - _COPIES_SOLD.get(title, 0))
@@ -344,7 +338,7 @@ def _verdict(is_right: bool) -> Text:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments.demo")
     parser.add_argument("--keep", action="store_true", help="keep databases and logs at the end")
     options = parser.parse_args(arguments)
@@ -364,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if keep:
-            progress(f"Kept: {data_dir} (python -m deployments.local up --data {data_dir})")
+            progress(f"Kept: {data_dir} (python -m deployments.up --data {data_dir})")
         else:
             shutil.rmtree(data_dir, ignore_errors=True)
     for line in wrong:

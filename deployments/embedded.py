@@ -74,7 +74,7 @@ class EmbeddedPostgres:
         self.stop()
 
     def start(self) -> None:
-        """Starts the server and returns when it answers.
+        """Start the server and return when it answers.
 
         Raises:
             EmbeddedPostgresError: it cannot be initialised or started.
@@ -117,7 +117,7 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """Stops the server; its data stays. Idempotent."""
+        """Stop the server and keep its data; safe to repeat."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -126,7 +126,7 @@ class EmbeddedPostgres:
             self._socket_dir = None
 
     def create_database(self, name: str) -> None:
-        """Makes the database `name`; does nothing if it is there.
+        """Create the database `name` unless it exists.
 
         Raises:
             EmbeddedPostgresError: the server is not running.
@@ -139,7 +139,7 @@ class EmbeddedPostgres:
             connection.execute(statement)
 
     def drop_database(self, name: str) -> None:
-        """Removes the database `name` and disconnects who uses it; does nothing if it is gone.
+        """Drop the database `name`, if it exists, and disconnect its clients.
 
         Raises:
             EmbeddedPostgresError: the server is not running.
@@ -149,7 +149,7 @@ class EmbeddedPostgres:
             connection.execute(statement.format(sql.Identifier(name)))
 
     def sqlalchemy_url(self, name: str) -> str:
-        """The address of the database `name` for SQLAlchemy with psycopg 3.
+        """Return the URL of the database `name` for SQLAlchemy with psycopg 3.
 
         Raises:
             EmbeddedPostgresError: the server is not running.
@@ -157,7 +157,7 @@ class EmbeddedPostgres:
         return f"postgresql+psycopg://{_SUPERUSER}@/{name}?host={self._running_socket_dir()}"
 
     def prefect_url(self, name: str) -> str:
-        """The address of the database `name` for Prefect's server (asyncpg).
+        """Return the URL of the database `name` for Prefect's server (asyncpg).
 
         Raises:
             EmbeddedPostgresError: the server is not running.

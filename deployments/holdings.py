@@ -33,7 +33,7 @@ class Holdings:
 
 @contextmanager
 def open_store(url: str) -> Iterator[Session]:
-    """A session for reading the store's database at this address; nothing stays connected."""
+    """Open a session on the store's database and disconnect at its end."""
     opened = engine(url)
     try:
         with Session(opened) as session:
@@ -43,7 +43,7 @@ def open_store(url: str) -> Iterator[Session]:
 
 
 def read_holdings(session: Session) -> Holdings:
-    """The holdings now."""
+    """Return the present holdings."""
 
     def total_cents(status: str) -> int:
         amounts = select(func.coalesce(func.sum(LedgerEntry.amount_cents), 0))

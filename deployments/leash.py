@@ -92,11 +92,11 @@ class Leashed:
         return False
 
     def exit_status(self) -> int | None:
-        """The command's exit status, or None while it runs."""
+        """Return the command's exit status; None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_seconds: float) -> int:
-        """Waits for the command's own end and returns its exit status.
+        """Wait for the command's end and return its exit status.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -104,17 +104,17 @@ class Leashed:
         return self._process.wait(timeout_seconds)
 
     def printed(self) -> str:
-        """What the command has printed so far."""
+        """Return the command's output so far."""
         with self.log.open("rb") as file:
             file.seek(self._log_start_bytes)
             return file.read().decode(errors="replace")
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of what the command has printed so far."""
+        """Return the last lines of the command's output so far."""
         return "\n".join(self.printed().splitlines()[-lines:])
 
     def stop(self) -> None:
-        """Ends the command and everything it started, and returns when all is gone. Idempotent.
+        """End the command and all processes that it started; safe to repeat.
 
         Raises:
             subprocess.TimeoutExpired: something is left that not even SIGKILL ends.
@@ -174,7 +174,7 @@ def _wait_for_owner(stdin: IO[bytes], owner_gone: threading.Event) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command until it ends or the owner goes; returns the command's exit status."""
+    """Run the command until it or its owner ends; return its exit status."""
     parser = argparse.ArgumentParser(description="Run a command that ends with its owner.")
     parser.add_argument("--signal", default="SIGTERM")
     parser.add_argument("--grace-seconds", type=float, default=10.0)

@@ -1,42 +1,30 @@
 """The whole system on this machine: database, Prefect server, worker, deployments, seed.
 
 Owns every process it starts (each on a leash, see `deployments.leash`) and the folder with their
-data and logs. Refuses to start twice on one folder.
-
-    python -m deployments.local up      start it and keep it until Ctrl-C
-
-`PREFECT_SERVER_API_AUTH_STRING`, a `user:password`, has its server answer nobody without it.
+data and logs. Refuses to start twice on one folder. `deployments.up` starts it by hand.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import fcntl
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Self
+from types import TracebackType
+from typing import Self
 from uuid import uuid4
-
-from rich.console import Console
-from rich.text import Text
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deployments.leash import Leashed
+from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment, lock
 from deployments.prefect_api import PrefectApi
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-HOST = "127.0.0.1"
 PREFERRED_PORT = 4200
 WORK_POOL = "local"
 ORDERS_QUEUE = "default"
@@ -56,8 +44,6 @@ _COMMAND_SECONDS = 180.0
 # to wait that long, and an order survives its process.
 _WORKER_STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.2
-# How soon somebody who watches is told that a part has ended by itself.
-_LOOK_SECONDS = 2.0
 # The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
 # cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
 _UI_PAGES = "/v2"
@@ -66,23 +52,6 @@ _UI_PAGES = "/v2"
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
-
-
-class LocalSystemError(Exception):
-    """The local system cannot be started; the message says why, with the log's tail."""
-
-
-class Progress:
-    """Lines on the terminal, each with the seconds since the start."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._started = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        """Prints one line."""
-        stamp = f"{time.monotonic() - self._started:6.1f} s  "
-        self.console.print(Text.assemble((stamp, "dim"), line), soft_wrap=True)
 
 
 class LocalSystem:
@@ -154,7 +123,7 @@ class LocalSystem:
         return f"{self.ui_url}/api"
 
     def api(self) -> PrefectApi:
-        """The server, for as long as the system runs."""
+        """Return a client of the running system's server."""
         return PrefectApi(self.api_url, self._auth)
 
     @property
@@ -163,11 +132,11 @@ class LocalSystem:
         return self._postgres.sqlalchemy_url("store")
 
     def run_url(self, run_id: str) -> str:
-        """The page of a flow run in the UI."""
+        """Return the address of a flow run's page in the UI."""
         return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
 
     def settings(self) -> dict[str, str]:
-        """The environment variables of every process that works for the store."""
+        """Return the environment variables of each of the store's processes."""
         chosen = {name: value for name, value in os.environ.items() if name.startswith("STORE_")}
         return {
             **chosen,
@@ -202,7 +171,7 @@ class LocalSystem:
         }
 
     def start(self) -> None:
-        """Starts everything and returns when a worker, if there is to be one, waits for runs.
+        """Start all parts and return when the worker, if any, is online.
 
         Raises:
             LocalSystemError: a part did not start, or the folder is in use by another system.
@@ -227,14 +196,14 @@ class LocalSystem:
             raise
 
     def stop(self) -> None:
-        """Stops all in order: worker and its flow runs, server, database. Idempotent."""
+        """Stop worker, flow runs, server and database; safe to repeat."""
         self._children.close()
         self.workers.clear()
         self._server = None
         self._port = None
 
     def require_running(self) -> None:
-        """Returns if every part that was started still runs.
+        """Check that every started part still runs.
 
         Raises:
             LocalSystemError: one has ended by itself; the message has the last of its log.
@@ -250,7 +219,7 @@ class LocalSystem:
                 )
 
     def run_module(self, module: str, *arguments: str) -> None:
-        """Runs `python -m module` in the system's environment.
+        """Run `python -m module` in the system's environment.
 
         Raises:
             LocalSystemError: it ended with another status than 0.
@@ -336,7 +305,7 @@ class LocalSystem:
         self._report(f"The Prefect server answers at {self.ui_url}")
 
     def _server_answers(self, server: Leashed) -> bool:
-        """True when it does; False when its port was taken by somebody else."""
+        """Return whether it answers; False if its port was taken meanwhile."""
         port = self._port
         if port is None:
             raise LocalSystemError("The local system is not running.")
@@ -372,7 +341,7 @@ class LocalSystem:
             self._report(f"{len(interrupted)} runs that the last stop interrupted will go on")
 
     def deploy(self) -> None:
-        """Applies prefect.yaml and the automations, and makes the work pool.
+        """Create the work pool and apply prefect.yaml and the automations.
 
         Raises:
             LocalSystemError: the system is not running, or a command failed.
@@ -385,11 +354,16 @@ class LocalSystem:
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
+            # `prefect deploy` would resume it.
+            is_off = api.is_paused(DISPATCH_DEPLOYMENT)
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+        if is_off:
+            with self.api() as api:
+                api.pause_deployment(DISPATCH_DEPLOYMENT)
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
-        """Starts a process worker, one more where there is one, and returns when it is online.
+        """Start one more process worker and return when it is online.
 
         Raises:
             LocalSystemError: it has ended, or is not online in time.
@@ -427,7 +401,7 @@ class LocalSystem:
         return [self.python, "-m", "prefect", *arguments]
 
     def _run(self, command: Sequence[str], log_name: str) -> None:
-        """Runs a command to its end, on a leash too: an interrupted start leaves nothing."""
+        """Run a command to its end, on a leash like the others."""
         process = Leashed(
             command,
             log=self.logs_dir / log_name,
@@ -455,161 +429,3 @@ class LocalSystem:
         finally:
             self._report(f"Stopping: {what} …")
             stop()
-
-
-def free_port(preferred: int) -> int:
-    """The preferred TCP port on this host if it can be bound, else any free one; 0 for any.
-
-    Raises:
-        LocalSystemError: there is none.
-    """
-    for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            # As the server does; else a port is taken for a minute after its server has ended.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            found: int = probe.getsockname()[1]
-            return found
-    raise LocalSystemError(f"There is no free TCP port on {HOST}.")
-
-
-def environment_file(settings: dict[str, str]) -> str:
-    """The text of a file to source in a shell: the settings, and the tools on the PATH."""
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
-    tools = shlex.quote(str(Path(sys.executable).parent))
-    return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
-
-
-def inherited_environment() -> dict[str, str]:
-    """The caller's environment, without the address and profile of another Prefect server."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-
-
-@contextmanager
-def lock(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder for this process; gone with it, however it ends.
-
-    Raises:
-        LocalSystemError: another process holds it.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    path = data_dir / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LocalSystemError(_already_running(data_dir, file)) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _already_running(data_dir: Path, file: IO[str]) -> str:
-    file.seek(0)
-    holder = file.read().strip() or "unknown"
-    return (
-        f"A local system runs on {data_dir} already (process {holder}). Use that one, or end it "
-        "with Ctrl-C where it was started."
-    )
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP leave every `with` block inside in order: status 128 + n."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        # Once: the stop takes seconds, and a second Ctrl-C must not leave it half done.
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def write_environment_file(path: Path, settings: dict[str, str]) -> None:
-    """Writes a file to source in a shell, for its owner only: it may hold a password."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(environment_file(settings))
-
-
-def up(data_dir: Path, progress: Progress, auth: str | None) -> None:
-    """Starts the system, says how to use it, and waits for a signal.
-
-    Raises:
-        LocalSystemError: it cannot be started, or a part of it has ended by itself.
-    """
-    env_file = data_dir / "env"
-    with LocalSystem(data_dir, report=progress, auth=auth) as system:
-        write_environment_file(env_file, system.settings())
-        try:
-            with system.api() as api:
-                # Now, not at the schedule's next time: an order that waits is answered at once.
-                api.start_run(DISPATCH_DEPLOYMENT, {})
-            _print_invitation(progress.console, system, env_file)
-            # A signal is the regular end of a system that is up, and no failure.
-            with contextlib.suppress(SystemExit):
-                while True:
-                    system.require_running()
-                    time.sleep(_LOOK_SECONDS)
-        finally:
-            # It would lead to a server that is gone.
-            env_file.unlink(missing_ok=True)
-
-
-def auth_string(environment: Mapping[str, str]) -> str | None:
-    """The `user:password` that the environment asks the server to demand, if it does.
-
-    Raises:
-        LocalSystemError: it is none.
-    """
-    found = environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
-    user, colon, password = found.partition(":")
-    if found and not (user and colon and password):
-        raise LocalSystemError(
-            "PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password."
-        )
-    return found or None
-
-
-def _print_invitation(console: Console, system: LocalSystem, env_file: Path) -> None:
-    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
-    console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
-    console.print("In another terminal:")
-    for line in (
-        f"  . {shlex.quote(str(env_file))}",
-        f"  {checkout}",
-        "  prefect flow-run ls",
-        "  checkout list",
-    ):
-        console.print(Text(line, style="bold"), soft_wrap=True)
-    console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up", help="start the system and keep it until Ctrl-C")
-    start.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
-    options = parser.parse_args(arguments)
-    progress = Progress(Console())
-    try:
-        with exit_on_signals():
-            up(options.data.resolve(), progress, auth_string(os.environ))
-    except (LocalSystemError, OSError) as error:
-        # An OSError names the file or folder that it is about.
-        progress.console.print(Text(str(error), style="red"), soft_wrap=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -42,7 +42,7 @@ def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments.migrate", description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; status 1 if there is something to do"

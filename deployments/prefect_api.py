@@ -76,13 +76,13 @@ class PrefectApi:
             return False
 
     def create_work_pool(self, name: str, kind: str) -> None:
-        """Makes the work pool; does nothing if one of that name is there."""
+        """Create the work pool unless it exists."""
         answer = self._http.post("/work_pools/", json={"name": name, "type": kind})
         if answer.status_code != httpx.codes.CONFLICT:
             answer.raise_for_status()
 
     def work_pool(self, name: str) -> dict[str, Any] | None:
-        """The work pool as the server has it; None if there is none of that name."""
+        """Return the work pool; None if there is no such pool."""
         answer = self._http.get(f"/work_pools/{name}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -91,7 +91,7 @@ class PrefectApi:
         return found
 
     def set_base_job_template(self, work_pool: str, template: dict[str, Any]) -> None:
-        """Replaces the template by which the pool's workers start their runs."""
+        """Replace the pool's base job template."""
         self._http.patch(
             f"/work_pools/{work_pool}", json={"base_job_template": template}
         ).raise_for_status()
@@ -112,7 +112,7 @@ class PrefectApi:
         return any(found["name"] == worker for found in answer.json())
 
     def start_run(self, deployment: str, parameters: dict[str, Any]) -> FlowRun:
-        """Starts a run of the deployment `flow/name`.
+        """Start a run of the deployment `flow/name`.
 
         Raises:
             LookupError: there is no such deployment.
@@ -126,7 +126,7 @@ class PrefectApi:
         return _flow_run(answer.json())
 
     def deployment_id(self, deployment: str) -> str | None:
-        """The id of the deployment `flow/name`; None if there is none."""
+        """Return the id of the deployment `flow/name`; None if there is none."""
         answer = self._http.get(f"/deployments/name/{deployment}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -140,7 +140,7 @@ class PrefectApi:
         return deployment_id
 
     def runs_under_way(self) -> list[FlowRun]:
-        """The runs that a process has, or had, in hand: pending, running or paused."""
+        """Return the runs that are pending, running or paused."""
         states = {
             "type": {"any_": ["PENDING", "RUNNING", "PAUSED"]},
             # Of type PAUSED too, but without a process: it goes on when it is resumed.
@@ -172,8 +172,16 @@ class PrefectApi:
         response.raise_for_status()
         return str(response.json()["status"])
 
+    def is_paused(self, deployment: str) -> bool:
+        """Return whether the deployment `flow/name` is paused; False if there is none."""
+        answer = self._http.get(f"/deployments/name/{deployment}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        answer.raise_for_status()
+        return bool(answer.json()["paused"])
+
     def pause_deployment(self, deployment: str) -> None:
-        """Stops the deployment's schedules from making runs; runs can still be started.
+        """Pause the deployment; its runs can still be started.
 
         Raises:
             LookupError: there is no such deployment.
@@ -193,7 +201,7 @@ class PrefectApi:
         ).raise_for_status()
 
     def read_run(self, run_id: str) -> FlowRun:
-        """The run as it stands."""
+        """Read the run."""
         answer = self._http.get(f"/flow_runs/{run_id}")
         answer.raise_for_status()
         return _flow_run(answer.json())

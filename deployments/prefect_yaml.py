@@ -32,7 +32,7 @@ _RETRY_ARGUMENTS = {"retries"}
 
 
 def problems(document: Any, project_dir: Path) -> list[str]:
-    """What is unknown or unsafe in a prefect.yaml; empty if nothing is.
+    """Return what is unknown or unsafe in a prefect.yaml.
 
     Args:
         document: the file, as YAML gives it.
@@ -58,7 +58,7 @@ def problems(document: Any, project_dir: Path) -> list[str]:
 
 
 def deployments_of(document: Mapping[str, Any], project_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """The deployments of a prefect.yaml without problems, each by its name, `flow/deployment`."""
+    """Return the deployments of a sound prefect.yaml by `flow/deployment`."""
     named = {}
     for deployment in document["deployments"]:
         path, function_name = _flow_of(deployment, project_dir)
@@ -73,7 +73,7 @@ def deployments_of(document: Mapping[str, Any], project_dir: Path) -> dict[str, 
 
 
 def variables_of(text: str) -> set[str]:
-    """The environment variables that a prefect.yaml takes, by name."""
+    """Return the names of the environment variables in a prefect.yaml."""
     return set(re.findall(r"\{\{ *\$(\w+) *\}\}", text))
 
 

@@ -27,8 +27,11 @@ TEMPLATE = PROJECT_DIR / "deployments/pools/process.json"
 CLIENT = "fork_server/client.py"
 SOCKETS = "$PREFECT_HOME/fork-server"
 """A folder for each worker that has a Prefect home of its own, and private as that one is."""
-FLOW_MODULES = ("flows.checkout", "flows.batch", "flows.dispatch", "flows.recovery", "flows.audit")
-"""What a fork server imports beforehand."""
+FLOW_MODULES = (
+    *("flows.checkout", "flows.batch", "flows.dispatch", "flows.recovery", "flows.audit"),
+    "psycopg",
+)
+"""What a fork server imports beforehand; SQLAlchemy imports its driver when it is first needed."""
 
 
 class WarmStartError(Exception):
@@ -86,7 +89,7 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Carry out the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m deployments.warm_start", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.parse_args(arguments)

@@ -25,7 +25,8 @@ from flows.bulk import as_one, few_collections
 from flows.run_states import cancelled_among
 from flows.work_pool import SERVER_AWAY, pool_is_closed
 from store.messages import GO_ON, BatchAnswer, OrderMessage
-from store.queue import OrderQueue, ReceivedMessage, order_queue
+from store.partners import order_queue
+from store.queue import OrderQueue, ReceivedMessage
 from store.settings import settings
 from store.wrong_input import for_a_log
 from tasks.couriers import DISPATCHER, Decided, decisions_of, find_couriers

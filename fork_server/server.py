@@ -9,6 +9,7 @@ children have ended and it is told to end, its worker is gone, or no client has 
 """
 
 import array
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -23,10 +24,12 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 logger = logging.getLogger("fork_server")
 
@@ -88,7 +91,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until there is nothing to do; in a child, run the engine and return its status."""
+    """Serve until there is nothing to do; a child runs the engine and does not return."""
     path, worker, root, engine, *modules = arguments
     sys.path[0] = root
     handler = logging.StreamHandler()
@@ -96,12 +99,13 @@ def main(arguments: list[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Without a collection there are no holes in the pages that the children share.
+    gc.disable()
     import_all([engine, *modules])
     request = Server(path, int(worker)).serve()
-    if request is None:
-        return 0
-    become(request)
-    run(engine)
+    if request is not None:
+        become(request)
+        _leave(_status_of(engine))
     return 0
 
 
@@ -115,9 +119,11 @@ def import_all(modules: list[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             logger.info("not imported: %s (%s)", name, error)
+    if orm := sys.modules.get("sqlalchemy.orm"):
+        # Each child would do it at its first query.
+        orm.configure_mappers()
     logger.info("ready after %.1f s", time.monotonic() - began)
-    # Collected once and never looked at again, so that a child shares these pages.
-    gc.collect()
+    # Never looked at again by a collection, which would write to the pages that children share.
     gc.freeze()
 
 
@@ -400,6 +406,7 @@ def die_with(parent: int) -> None:
 
 def become(request: Request) -> None:
     """Take over what the client has handed over."""
+    gc.enable()
     os.setsid()
     _be_killed_first()
     for number, stream in enumerate(request.streams):
@@ -425,6 +432,34 @@ def _be_killed_first() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + FIRST_TO_BE_KILLED)))
     except OSError as error:
         logger.info("the OOM score stays as it is: %s", error)
+
+
+def _status_of(engine: str) -> int:
+    """Run the engine; return the exit status that Python would give."""
+    try:
+        run(engine)
+    except SystemExit as ending:
+        if ending.code is None or isinstance(ending.code, int):
+            return ending.code or 0
+        sys.stderr.write(f"{ending.code}\n")
+        return 1
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _leave(status: int) -> NoReturn:
+    """End as Python does, but leave its memory to the kernel.
+
+    To take apart what was imported would copy each page that the child shares with its server.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 def run(engine: str) -> None:

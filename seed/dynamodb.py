@@ -243,7 +243,7 @@ def _put(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if an item was rejected or the import stops."""
+    """Carry out the command line; return 1 if an item was rejected or the import stops."""
     parser = argparse.ArgumentParser(prog="python -m seed.dynamodb", description=__doc__)
     parser.add_argument("--book-table", required=True, metavar="NAME")
     parser.add_argument("--user-table", required=True, metavar="NAME")

@@ -60,6 +60,10 @@ class DatabaseVersionUnknown(StoreError):
         return f"{self.found}; {self.remedy}. Nothing was changed"
 
 
+class DispatcherNotDeployed(StoreError):
+    """There is no deployment of the dispatcher to switch."""
+
+
 class WorkPoolNotFound(StoreError):
     """Prefect has no such work pool; nothing was closed or opened."""
 

@@ -1,4 +1,4 @@
-"""Which topic and payment gateway the settings choose; nothing else reads those settings.
+"""Which queue, topic and payment gateway the settings choose.
 
 An adapter is imported where it is chosen: boto3 and stripe take a good part of a second.
 """
@@ -10,11 +10,30 @@ from pydantic import SecretStr
 from store.embedded_gateway import MOVEMENTS, EmbeddedGateway, wrong_test_method
 from store.notifications import Topic
 from store.payments import PaymentGateway
+from store.queue import OrderQueue
 from store.settings import settings
+from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 
 if TYPE_CHECKING:
     from store.stripe_gateway import StripeGateway
+
+
+def order_queue() -> OrderQueue:
+    """Return the order queue that the settings choose."""
+    chosen = settings()
+    match chosen.queue:
+        case "table":
+            return TableQueue()
+        case "sqs":
+            from store.sqs import SqsQueue
+
+            return SqsQueue(
+                queue_url=chosen.queue_url or "",
+                dead_letter_url=chosen.dead_letter_url or "",
+                visibility_timeout_seconds=chosen.visibility_timeout_seconds,
+                endpoint_url=chosen.aws_endpoint_url,
+            )
 
 
 def topic() -> Topic:

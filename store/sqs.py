@@ -10,13 +10,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from store import aws
 from store.errors import QueueRefused, QueueUnavailable
 from store.queue import QueueDepth, ReceivedMessage
-from store.settings import settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -56,17 +55,6 @@ class SqsQueue:
     dead_letter_url: str
     visibility_timeout_seconds: int
     endpoint_url: str | None = None
-
-    @classmethod
-    def from_settings(cls) -> Self:
-        """Return the queue of the settings."""
-        chosen = settings()
-        return cls(
-            queue_url=chosen.queue_url or "",
-            dead_letter_url=chosen.dead_letter_url or "",
-            visibility_timeout_seconds=chosen.visibility_timeout_seconds,
-            endpoint_url=chosen.aws_endpoint_url,
-        )
 
     def send(self, bodies: Sequence[str]) -> None:
         """See :meth:`OrderQueue.send`.

@@ -30,8 +30,7 @@ from store.models import (
     utc_now,
 )
 from store.notifications import Notice
-from store.partners import topic
-from store.queue import order_queue
+from store.partners import order_queue, topic
 from store.saga import SagaOrder, forward, lock_orders
 from store.settings import settings
 from tasks.couriers import lock_couriers

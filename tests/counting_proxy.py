@@ -8,11 +8,10 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 REQUEST = re.compile(rb"^(GET|POST|PATCH|PUT|DELETE) (\S+) HTTP/1\.1\r\n", re.MULTILINE)
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class CountingProxy:
-    """Passes every byte on, and notes each request's method and path, its ids left out.
+    """Passes every byte on, and notes each request's method and path.
 
     It ends with the process, and holds one listening socket until then.
 
@@ -48,5 +47,4 @@ class CountingProxy:
 
     def _note(self, received: bytes) -> None:
         for method, path in REQUEST.findall(received):
-            name = UUID.sub("ID", path.decode().partition("?")[0])
-            self.requests.append(f"{method.decode()} {name}")
+            self.requests.append(f"{method.decode()} {path.decode().partition('?')[0]}")

@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows import dispatch
 from flows.dispatch import DispatchReport, InHand
-from store.queue import order_queue
+from store.partners import order_queue
 from tasks.couriers import find_couriers
 from tests.shop import Bare
 

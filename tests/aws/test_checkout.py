@@ -7,7 +7,8 @@ import pytest
 
 from store.errors import NoCourierAvailable, QueueUnavailable, TopicRefused, TopicUnavailable
 from store.messages import OrderMessage
-from store.queue import MAX_RECEIVES, order_queue
+from store.partners import order_queue
+from store.queue import MAX_RECEIVES
 from store.saga import abandon
 from store.settings import settings
 from tasks import dispatch

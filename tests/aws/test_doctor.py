@@ -7,7 +7,7 @@ import pytest
 
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS
-from store.queue import order_queue
+from store.partners import order_queue
 from tests.aws.cloud import Cloud
 from tests.shop import NOWHERE
 

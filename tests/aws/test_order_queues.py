@@ -11,8 +11,9 @@ from sqlmodel import col, select
 
 from store.database import reading
 from store.models import QueuedMessage
-from store.queue import MAX_RECEIVES, OrderQueue, QueueDepth, ReceivedMessage, TableQueue
+from store.queue import MAX_RECEIVES, OrderQueue, QueueDepth, ReceivedMessage
 from store.settings import settings
+from store.table_queue import TableQueue
 from tests.aws.cloud import Cloud
 
 LONG_ENOUGH_SECONDS = 20.0

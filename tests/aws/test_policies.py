@@ -11,7 +11,7 @@ from console.main import main as checkout
 from deployments import provision
 from deployments.provision import Resources, policies
 from store import aws
-from store.queue import order_queue
+from store.partners import order_queue
 from store.settings import settings
 from tests.aws.cloud import Calls, Cloud
 from tests.aws.dispatcher import Dispatcher

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from deployments import provision
-from store.partners import topic
-from store.queue import MAX_RECEIVES, order_queue
+from store.partners import order_queue, topic
+from store.queue import MAX_RECEIVES
 from store.settings import settings
 from tests.aws.cloud import Calls, Cloud
 from tests.aws.test_topics import a_notice

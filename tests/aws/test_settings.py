@@ -7,9 +7,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from store.partners import topic
-from store.queue import TableQueue, order_queue
+from store.partners import order_queue, topic
 from store.settings import settings
+from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 from tests.shop import NOWHERE
 
@@ -86,8 +86,7 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 def test_boto3_is_imported_only_for_who_uses_it() -> None:
     program = (
         "import sys\n"
-        "from store.partners import topic\n"
-        "from store.queue import order_queue\n"
+        "from store.partners import order_queue, topic\n"
         "order_queue(), topic()\n"
         "assert not {'boto3', 'botocore', 'store.aws'} & set(sys.modules)\n"
     )

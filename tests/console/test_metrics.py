@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from console.main import main
 from console.metrics import METRICS
 from deployments.leash import Leashed
-from deployments.local import free_port
+from deployments.machine import free_port
 from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now

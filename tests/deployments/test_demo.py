@@ -11,7 +11,7 @@ import pytest
 from deployments import demo
 from deployments.demo import CASES, Ending, compare
 from deployments.holdings import Holdings
-from deployments.local import LocalSystemError
+from deployments.machine import LocalSystemError
 from deployments.prefect_api import FlowRun
 from seed.catalogue import BOOKS, COURIERS
 from store.models import Order, OrderStatus

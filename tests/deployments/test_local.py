@@ -11,20 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from deployments import local
 from deployments.leash import Leashed
-from deployments.local import (
-    HOST,
-    PROJECT_DIR,
-    LocalSystem,
-    LocalSystemError,
-    auth_string,
-    environment_file,
-    free_port,
-    inherited_environment,
-    main,
-    write_environment_file,
-)
+from deployments.local import PROJECT_DIR, LocalSystem
+from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment
+from deployments.up import auth_string, environment_file, main, write_environment_file
 
 
 def test_the_preferred_port_is_taken_when_it_is_free() -> None:
@@ -85,7 +75,7 @@ def test_a_password_without_a_user_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
 ) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", wrong)
-    assert main(["up", "--data", str(tmp_path)]) == 1
+    assert main(["--data", str(tmp_path)]) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,7 +95,7 @@ def test_make_up_hands_the_password_over_by_the_environment_alone(tmp_path: Path
         text=True,
         check=True,
     ).stdout
-    assert printed.splitlines()[-1] == "shop:password -m deployments.local up"
+    assert printed.splitlines()[-1] == "shop:password -m deployments.up"
 
 
 def test_another_prefects_settings_do_not_reach_the_systems_processes(
@@ -122,7 +112,7 @@ def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_proces
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     holder = (
-        "import sys; from pathlib import Path; from deployments.local import lock\n"
+        "import sys; from pathlib import Path; from deployments.machine import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -137,7 +127,7 @@ def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_proces
         assert process.stdout.readline() == "held\n"
         with pytest.raises(LocalSystemError, match=f"process {process.pid}"):
             LocalSystem(tmp_path).start()
-        assert main(["up", "--data", str(tmp_path)]) == 1
+        assert main(["--data", str(tmp_path)]) == 1
         assert f"process {process.pid}" in " ".join(capsys.readouterr().out.split())
         process.stdin.close()
 
@@ -190,8 +180,8 @@ def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_
     monkeypatch.setattr(LocalSystem, "settings", lambda _: {"STORE_HOME": "/srv"})
     monkeypatch.setattr(LocalSystem, "ui_url", "http://127.0.0.1:4200")
     monkeypatch.setattr(LocalSystem, "require_running", look)
-    monkeypatch.setattr(local, "_LOOK_SECONDS", 0.0)
-    assert main(["up", "--data", str(tmp_path)]) == 1
+    monkeypatch.setattr("deployments.up._LOOK_SECONDS", 0.0)
+    assert main(["--data", str(tmp_path)]) == 1
     assert "The worker has ended by itself" in capsys.readouterr().out
     assert not (tmp_path / "env").exists()
 
@@ -200,7 +190,7 @@ def test_a_folder_that_cannot_be_used_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    assert main(["up", "--data", str(tmp_path / "taken")]) == 1
+    assert main(["--data", str(tmp_path / "taken")]) == 1
     assert str(tmp_path / "taken") in capsys.readouterr().out
 
 

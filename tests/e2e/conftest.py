@@ -11,8 +11,9 @@ from rich.console import Console
 from sqlalchemy import update
 
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem, Progress
+from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Customer, Order, OrderStatus
 from tests import polling

@@ -11,14 +11,9 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Page
 from rich.console import Console
 
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    EXAMPLE_ORDER,
-    PROJECT_DIR,
-    LocalSystem,
-    Progress,
-    exit_on_signals,
-)
+from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER, PROJECT_DIR, LocalSystem
+from deployments.machine import exit_on_signals
+from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.messages import ASSIGNED, NO_COURIER
 from tests.e2e.no_dispatcher import no_dispatcher

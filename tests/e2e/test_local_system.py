@@ -31,8 +31,8 @@ from deployments.local import (
     PROJECT_DIR,
     WORK_POOL,
     LocalSystem,
-    inherited_environment,
 )
+from deployments.machine import inherited_environment
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import ASSIGNED, NO_COURIER
 from store.models import Courier, Customer, Order, OrderStatus, QueuedMessage, SagaRecord, utc_now
@@ -487,7 +487,7 @@ def test_the_server_takes_a_work_pools_template_and_the_checkout_into_it(
             "name": kind,
             "flow_id": deployed["flow_id"],
             "work_pool_name": pool["name"],
-            "job_variables": variables | {"image": "store-checkout:0.1.0"},
+            "job_variables": variables | {"image": "store-checkout:0.2.0"},
         }
         api.post("/deployments/", json=deployment).raise_for_status()
         wrong = api.post("/deployments/", json=deployment | {"job_variables": {"image": 7}})

@@ -1,4 +1,4 @@
-"""`python -m deployments.local up` as a person uses it, and how it ends."""
+"""`python -m deployments.up` as a person uses it, and how it ends."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def of_the_system(data_dir: Path) -> list[str]:
 @contextmanager
 def up(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "deployments.local", "up", "--data", str(data_dir)],
+        [sys.executable, "-u", "-m", "deployments.up", "--data", str(data_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,7 +81,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
         assert f"--param order='{EXAMPLE_ORDER}'" in printed
 
         second = subprocess.run(
-            [sys.executable, "-m", "deployments.local", "up", "--data", str(data_dir)],
+            [sys.executable, "-m", "deployments.up", "--data", str(data_dir)],
             capture_output=True,
             text=True,
             check=False,

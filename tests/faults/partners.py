@@ -10,7 +10,8 @@ from store.embedded_gateway import EmbeddedGateway
 from store.errors import QueueUnavailable, TopicUnavailable
 from store.notifications import Notice
 from store.payments import Answer, Charge
-from store.queue import ReceivedMessage, TableQueue
+from store.queue import ReceivedMessage
+from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 from tests.faults.world import World
 

@@ -24,7 +24,7 @@ import flows.work_pool
 import reports.notices
 import store.database
 import store.models
-import store.queue
+import store.table_queue
 import tasks.billing
 import tasks.dispatch
 import tasks.retries
@@ -73,9 +73,9 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         # A message for each transaction that reads. Nothing stands still here by the real clock.
         (store.database, "limit", lambda *_, **__: None),
         (store.models, "datetime", Today),
-        (store.queue, "time", clock),
-        (store.queue, "uuid4", world.new_id),
-        (store.queue, "Listener", lambda _: _Poll(world)),
+        (store.table_queue, "time", clock),
+        (store.table_queue, "uuid4", world.new_id),
+        (store.table_queue, "Listener", lambda _: _Poll(world)),
         (tasks.billing, "payment_gateway", lambda: BadLineGateway(world)),
         (tasks.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (tasks.dispatch, "topic", lambda: BadLineTopic(world)),

@@ -35,8 +35,8 @@ from store.errors import (
 )
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder, CourierAnswer
 from store.models import ENDED, Book, Courier, Customer, OrderStatus, QueuedMessage
-from store.queue import TableQueue
 from store.settings import settings
+from store.table_queue import TableQueue
 from tasks.dispatch import dispatch_order
 from tasks.retries import is_transient
 from tests.books_balance import ALWAYS, AT_REST, Violation, violations

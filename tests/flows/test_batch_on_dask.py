@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, LocalCluster
 from prefect_dask.task_runners import DaskTaskRunner
 
-from deployments.local import free_port
+from deployments.machine import free_port
 from flows import cluster, compensation
 from flows.batch import task_runner
 from store.errors import ClusterUnavailable

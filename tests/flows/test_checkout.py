@@ -28,7 +28,7 @@ from store.errors import (
     UserNotFound,
 )
 from store.messages import ASSIGNED, NO_COURIER, Receipt
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from tasks.billing import bill_customer
 from tasks.dispatch import prepare_order
 from tasks.inventory import check_inventory

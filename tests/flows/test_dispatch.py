@@ -6,7 +6,7 @@ from flows import dispatch
 from flows.dispatch import DispatchReport, dispatch_orders
 from store.errors import CheckoutFailed
 from store.messages import OrderMessage
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (

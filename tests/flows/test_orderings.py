@@ -14,7 +14,7 @@ import pytest
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from store.messages import ASSIGNED, NO_COURIER
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (

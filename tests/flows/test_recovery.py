@@ -22,9 +22,9 @@ from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
 from store.models import SagaRecord, utc_now
 from store.payments import Answer, Charge
-from store.queue import TableQueue
 from store.saga import abandon
 from store.settings import settings
+from store.table_queue import TableQueue
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (

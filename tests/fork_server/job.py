@@ -1,5 +1,6 @@
 """What the tests' runs execute; JOB says what it does."""
 
+import atexit
 import importlib
 import json
 import multiprocessing
@@ -58,8 +59,11 @@ if __name__ == "__main__":
             report()
         case "stay":
             stay()
+        case "linger":
+            atexit.register(print, "at its exit")
+            threading.Timer(0.2, print, ["its thread"]).start()
         case "exit":
-            sys.exit(int(argument))
+            sys.exit(int(argument) if argument.isdigit() else argument)
         case "kill":
             os.kill(os.getpid(), int(argument))
         case "spawn":

@@ -145,6 +145,7 @@ def test_a_run_has_what_its_client_has_and_nothing_of_the_server_but_code(runs: 
         ("kill 15", -15, ""),
         ("kill 11", -11, ""),
         ("raise wrong", 1, "ValueError: wrong\n"),
+        ("exit words", 1, "words\n"),
     ],
 )
 def test_a_client_ends_as_its_run_ends(runs: Runs, job: str, status: int, said: str) -> None:
@@ -152,6 +153,10 @@ def test_a_client_ends_as_its_run_ends(runs: Runs, job: str, status: int, said: 
     assert (ended, out) == (status, "")
     assert err.endswith(said)
     assert COLD not in err
+
+
+def test_a_run_ends_with_its_threads_and_what_it_does_at_its_exit(runs: Runs) -> None:
+    assert runs.end("linger") == (0, "its thread\nat its exit\n", "")
 
 
 def test_a_signal_to_the_client_is_one_to_its_run(runs: Runs) -> None:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable
 
 from deployments.leash import Leashed
-from deployments.local import LocalSystem, inherited_environment
+from deployments.local import LocalSystem
+from deployments.machine import inherited_environment
 from deployments.prefect_api import PrefectApi
 from tests.kills.killer import PROJECT
 

@@ -22,12 +22,8 @@ from sqlmodel import select
 
 import flows.checkout
 from deployments.holdings import open_store
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    DISPATCH_DEPLOYMENT,
-    LocalSystem,
-    inherited_environment,
-)
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
+from deployments.machine import inherited_environment
 from deployments.prefect_api import FlowRun, PrefectApi
 from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS

@@ -20,14 +20,9 @@ import psutil
 from rich.console import Console
 
 from deployments.leash import Leashed
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    DISPATCH_DEPLOYMENT,
-    PROJECT_DIR,
-    LocalSystem,
-    Progress,
-)
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
 from deployments.prefect_api import PrefectApi
+from deployments.progress import Progress
 from tests.load.at_once import at_once, dispatch
 
 DEADLINE_SECONDS = 4 * 3600

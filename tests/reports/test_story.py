@@ -14,7 +14,7 @@ from store.embedded_gateway import EmbeddedGateway
 from store.errors import CompensationFailed, NoCourierAvailable, OrderNotFound
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, utc_now
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from tasks.couriers import record_answer
 from tests.shop import assign, carry_on, end_run, give_back, place, placed
 

@@ -10,7 +10,9 @@ from sqlmodel import col, select
 
 from store.database import reading, transaction
 from store.models import QueuedMessage, utc_now
-from store.queue import MAX_RECEIVES, ReceivedMessage, TableQueue, order_queue
+from store.partners import order_queue
+from store.queue import MAX_RECEIVES, ReceivedMessage
+from store.table_queue import TableQueue
 from tests.shop import at_once, dead_letters
 
 

@@ -14,7 +14,7 @@ import store.wakeups
 from store.bulk import insert_rows
 from store.database import engine, reading, release_connections, transaction
 from store.models import QueuedMessage, utc_now
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from store.wakeups import Listener
 from tests.polling import PATIENCE_SECONDS, wait_until
 

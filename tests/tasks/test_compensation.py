@@ -16,8 +16,8 @@ import tasks
 from flows import compensation
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed
-from store.queue import TableQueue
 from store.saga import Forward, abandon, record_undo_failure
+from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 from tasks.steps import UNDOS
 from tests.books_balance import assert_books_balance

@@ -14,7 +14,7 @@ from store.errors import CheckoutFailed, CourierWaitExpired, InvalidDecision, No
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
 from store.models import Decision, Notification, utc_now
 from store.notifications import Notice
-from store.queue import TableQueue
+from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 from tasks.couriers import decisions_of, find_couriers, record_answer
 from tasks.dispatch import dispatch_order, prepare_order, send_again

@@ -1,0 +1,144 @@
+"""The whole system on this machine, started by hand and kept until Ctrl-C.
+
+    python -m deployments.up
+
+`PREFECT_SERVER_API_AUTH_STRING`, a `user:password`, has its server answer nobody without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    EXAMPLE_ORDER,
+    PROJECT_DIR,
+    LocalSystem,
+)
+from deployments.machine import LocalSystemError, exit_on_signals
+from deployments.progress import Progress
+
+# How soon somebody who watches is told that a part has ended by itself.
+_LOOK_SECONDS = 2.0
+
+
+def environment_file(settings: dict[str, str]) -> str:
+    """Return the settings and the PATH as a file to source."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(settings.items())]
+    tools = shlex.quote(str(Path(sys.executable).parent))
+    return "\n".join([*lines, f'export PATH={tools}:"$PATH"', ""])
+
+
+def write_environment_file(path: Path, settings: dict[str, str]) -> None:
+    """Write a file to source, readable by its owner only."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(environment_file(settings))
+
+
+def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = False) -> None:
+    """Start the system, print how to use it, and wait for a signal.
+
+    Args:
+        data_dir: The folder with its data.
+        progress: Where it prints how far it is.
+        auth: The `user:password` that its server asks for; None for none.
+        by_hand: Whether a person answers each order: the dispatcher is switched off.
+
+    Raises:
+        LocalSystemError: it cannot be started, or a part of it has ended by itself.
+    """
+    env_file = data_dir / "env"
+    with LocalSystem(data_dir, report=progress, auth=auth) as system:
+        write_environment_file(env_file, system.settings())
+        try:
+            with system.api() as api:
+                if by_hand:
+                    api.pause_deployment(DISPATCH_DEPLOYMENT)
+                is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+                if not is_off:
+                    # Now, not at the schedule's next time: a waiting order is answered at once.
+                    api.start_run(DISPATCH_DEPLOYMENT, {})
+            _print_invitation(progress.console, system, env_file, is_off=is_off)
+            # A signal is the regular end of a system that is up, and no failure.
+            with contextlib.suppress(SystemExit):
+                while True:
+                    system.require_running()
+                    time.sleep(_LOOK_SECONDS)
+        finally:
+            # It would lead to a server that is gone.
+            env_file.unlink(missing_ok=True)
+
+
+def auth_string(environment: Mapping[str, str]) -> str | None:
+    """Return the `user:password` that the environment sets for the server.
+
+    Raises:
+        LocalSystemError: it is none.
+    """
+    found = environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
+    user, colon, password = found.partition(":")
+    if found and not (user and colon and password):
+        raise LocalSystemError(
+            "PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password."
+        )
+    return found or None
+
+
+def _print_invitation(
+    console: Console, system: LocalSystem, env_file: Path, *, is_off: bool
+) -> None:
+    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
+    console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
+    console.print("In another terminal:")
+    for line in (
+        f"  . {shlex.quote(str(env_file))}",
+        f"  {checkout}",
+        "  prefect flow-run ls",
+        "  checkout list",
+    ):
+        console.print(Text(line, style="bold"), soft_wrap=True)
+    if is_off:
+        console.print(
+            "\nThe dispatcher is off: answer each order on its run's page (Resume), or call"
+        )
+        console.print(Text("  checkout dispatcher on", style="bold"))
+    console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
+    parser.add_argument(
+        "--answer",
+        choices=["by-hand"],
+        help="by-hand: switch the dispatcher off, so that you answer each waiting order",
+    )
+    options = parser.parse_args(arguments)
+    progress = Progress(Console())
+    try:
+        with exit_on_signals():
+            by_hand = options.answer == "by-hand"
+            up(options.data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
+    except (LocalSystemError, OSError) as error:
+        # An OSError names the file or folder that it is about.
+        progress.console.print(Text(str(error), style="red"), soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
