@@ -36,6 +36,8 @@ ANSWER_SECONDS = 30.0
 READY, GO, FORKED = "ready", "go", "forked"
 """A fork server forks only when the client, told that it is ready, has said that it still waits."""
 POLL_SECONDS = 0.02
+PREFECT_HOME = "~/.prefect"
+"""What Prefect takes for its home where no variable of this name is set."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -57,9 +59,14 @@ def main(arguments: list[str]) -> int:
 
 def _private(folder: str) -> str:
     """Return the folder of the sockets, which nobody else may enter."""
-    folder = os.path.expandvars(folder)
+    if "PREFECT_HOME" not in os.environ:
+        folder = folder.replace("$PREFECT_HOME", PREFECT_HOME)
+    folder = os.path.expanduser(os.path.expandvars(folder))
     if "$" in folder:
         raise Unavailable(f"{folder} names an environment variable that is not set")
+    if not os.path.isabs(folder):
+        # Each working directory would have a fork server of its own.
+        raise Unavailable(f"{folder} is no absolute path")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -417,6 +417,9 @@ def become(request: Request) -> None:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     sys.path[0] = ""  # as `python -m` has it
+    if processes := sys.modules.get("multiprocessing.process"):
+        # A process that is spawned imports from the folder in which that module was imported.
+        processes.ORIGINAL_DIR = request.folder  # type: ignore[attr-defined]
     time.tzset()
     if numpy := sys.modules.get("numpy"):
         # Python's own generator is seeded by Python at each fork.

@@ -133,7 +133,8 @@ def print_table(
             no_wrap=True,
             min_width=None if is_cut else widths[name],
             max_width=cut_to if is_cut else None,
-            overflow="ellipsis" if is_cut else "ignore",
+            # With "ignore" rich would leave a number at the left.
+            overflow="ellipsis",
         )
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*row)

@@ -334,6 +334,17 @@ def test_what_a_narrow_table_leaves_out_is_printed_if_asked_for(
         print_an_order(only="order,whi")
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_table_has_its_numbers_to_the_right(
+    capsys: pytest.CaptureFixture[str], wide: bool
+) -> None:
+    rows: list[list[object]] = [["a", 7], ["b", None], ["c", 1000]]
+    print_table("Books", ["book", "copies"], rows, empty="none", wide=wide)
+    printed, _ = plain(capsys)
+    assert "│      7 │" in printed
+    assert "│   1000 │" in printed
+
+
 def test_a_pipe_gets_every_column_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     print_an_order()
     printed, hint = capsys.readouterr()

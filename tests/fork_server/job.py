@@ -1,7 +1,9 @@
 """What the tests' runs execute; JOB says what it does."""
 
 import atexit
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -64,5 +66,12 @@ if __name__ == "__main__":
             sys.exit(int(argument) if argument.isdigit() else argument)
         case "kill":
             os.kill(os.getpid(), int(argument))
+        case "spawn":
+            process = multiprocessing.get_context("spawn").Process(
+                target=importlib.import_module(argument).leave
+            )
+            process.start()
+            process.join()
+            sys.exit(process.exitcode)
         case "raise":
             raise ValueError(argument)

@@ -374,6 +374,11 @@ def a_folder_of_a_variable_that_is_not_set(runs: Runs) -> Mapping[str, str]:
     return {}
 
 
+def a_folder_that_is_another_one_for_each_run(runs: Runs) -> Mapping[str, str]:
+    runs.sockets = Path("sockets")
+    return {}
+
+
 def a_folder_that_others_may_enter(runs: Runs) -> Mapping[str, str]:
     runs.sockets.mkdir(mode=0o755)
     return {}
@@ -402,6 +407,7 @@ def a_module_that_cannot_be_imported(runs: Runs) -> Mapping[str, str]:
     ("make", "why"),
     [
         (a_folder_of_a_variable_that_is_not_set, "names an environment variable that is not set"),
+        (a_folder_that_is_another_one_for_each_run, "sockets is no absolute path"),
         (a_folder_that_others_may_enter, "must be a folder of this user's with mode 700"),
         (a_file_in_place_of_the_folder, "File exists"),
         (a_module_that_starts_a_thread, "has 2 threads and forks no more"),
@@ -512,3 +518,25 @@ def test_a_client_hears_why_a_server_has_refused_that_has_closed_already() -> No
         theirs.sendall(b"no room\n")
         theirs.close()
         assert client._request(ours) == "no room"
+
+
+def test_without_a_prefect_home_the_folder_is_in_prefects_own(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(runs.root))
+    runs.sockets = Path("$PREFECT_HOME/fork-server")
+    assert runs.report()["environment"].get("PREFECT_HOME") is None
+    assert len(list((runs.root / ".prefect" / "fork-server").glob("*.socket"))) == 1
+
+
+def test_a_process_that_a_run_spawns_imports_from_the_folder_of_the_run(
+    runs: Runs, tmp_path: Path
+) -> None:
+    runs.report()
+    own = tmp_path / "own"
+    shutil.copytree(runs.root, own)
+    (own / "of_the_run.py").write_text("def leave() -> None:\n    raise SystemExit(5)\n")
+    code = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+    run = runs.start("spawn of_the_run", sys.executable, "-c", code, str(own))
+    assert (run.wait(timeout=60), len(runs.servers())) == (5, 1)
