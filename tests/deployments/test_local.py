@@ -172,6 +172,9 @@ def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_
         def __exit__(self, *_: object) -> None:
             pass
 
+        def is_paused(self, _: str) -> bool:
+            return False
+
         def start_run(self, *_: object) -> None:
             pass
 
