@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ground import Ground, put_orders
-from flows.batch_limits import CHUNK_SIZE
+from flows.batches.limits import CHUNK_SIZE
 
 ORDERS = 10_000
 

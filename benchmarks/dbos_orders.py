@@ -18,7 +18,7 @@ from dbos import DBOS, SQLAlchemyDatasource
 from sqlalchemy import text
 
 from benchmarks.ground import RUN_ID, answer
-from flows.bulk import few_collections
+from flows.batches.bulk import few_collections
 from store.settings import settings
 
 AT_ONCE = 16

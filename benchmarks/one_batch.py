@@ -8,8 +8,8 @@ from prefect import State
 
 from benchmarks.ground import answer, peak_mb
 from flows.batch import batch_checkout
-from flows.batch_limits import CHUNK_SIZE, CONCURRENCY
-from flows.batch_report import BatchReport
+from flows.batches.limits import CHUNK_SIZE, CONCURRENCY
+from flows.batches.report import BatchReport
 from store.models import utc_now
 
 

@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from benchmarks.ground import RUN_ID, answer
 from flows.batch import STEPS as BATCH_STEPS
-from flows.bulk import few_collections
+from flows.batches.bulk import few_collections
 from orders.batches import begin_batch
 from orders.intake import claim_orders
 from store.database import reading

@@ -22,7 +22,7 @@ from sqlmodel import col, func, select
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import PrefectApi
-from flows.pause import Wait
+from flows.runs.pause import Wait
 from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus

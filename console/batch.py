@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from console.orders import order_from_json
 from flows.batch import batch_checkout
-from flows.batch_limits import (
+from flows.batches.limits import (
     CHUNK_SIZE,
     CHUNK_SIZE_AT_MOST,
     CONCURRENCY,
     CONCURRENCY_AT_MOST,
     TOLERATED_FAILURES,
 )
-from flows.batch_report import BatchReport, on_progress
-from flows.order_runs import prefect_client
+from flows.batches.report import BatchReport, on_progress
+from flows.runs.order_runs import prefect_client
 from orders.batches import FailedOrder, failed_orders, require_batch
 from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from console.orders import undo_as_data
-from flows.by_hand import settle_undo, try_undos
+from flows.actions.by_hand import settle_undo, try_undos
 from orders.lookup import read_order
 from reports.compensations import OpenUndo, failed_undos, open_undos
 from store.models import utc_now

@@ -2,9 +2,9 @@
 
 from cyclopts import App
 
-from flows import dispatcher
-from flows.dispatcher import DispatcherStatus
-from flows.order_runs import prefect_client
+from flows.actions import dispatcher
+from flows.actions.dispatcher import DispatcherStatus
+from flows.runs.order_runs import prefect_client
 from terminal.output import AsJson, print_json, terminal
 
 app = App(name="dispatcher", help="Switch off or on who seeks couriers for waiting orders.")

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows import drain as pools
-from flows.order_runs import prefect_client
+from flows.actions import drain as pools
+from flows.runs.order_runs import prefect_client
 from terminal.numbers import WholeNumber
 from terminal.output import AsJson, print_json, print_table, terminal
 

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from pydantic import ValidationError
 
-from flows.by_hand import cancel_order, require_cancellable
-from flows.order_events import run_url
-from flows.order_runs import (
+from flows.actions.by_hand import cancel_order, require_cancellable
+from flows.order.events import run_url
+from flows.runs.order_runs import (
     cancel_runs_to_come,
     is_to_come,
     prefect_client,
     runs_of_order,
 )
-from flows.order_runs import retry as start_attempt
-from flows.order_runs import submit as start_checkout
+from flows.runs.order_runs import retry as start_attempt
+from flows.runs.order_runs import submit as start_checkout
 from orders.lookup import find_orders, outcome_error, read_order
 from orders.rows import NamedTwice, once_each
 from orders.sources import decoded, explain_encoding

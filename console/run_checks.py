@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from prefect import get_client
 
 from console.diagnosis import Check, Diagnosis, ok, warning
-from flows.lost_runs import lost_runs
+from flows.runs.lost_runs import lost_runs
 from store.errors import first_of
 from store.models import utc_now
 

@@ -8,10 +8,10 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from console.orders import undo_as_data
-from flows.order_events import form_url
-from flows.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.order.events import form_url
 from flows.recovery import Move, next_move
-from flows.work_pool import SERVER_AWAY
+from flows.runs.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.runs.work_pool import SERVER_AWAY
 from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
 from reports.notices import where_to_answer

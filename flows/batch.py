@@ -21,23 +21,23 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.batch_limits import (
+from flows.batches.bulk import as_one, few_collections, forget_results
+from flows.batches.cluster import asking_cluster, dask_runner, result_on_cluster
+from flows.batches.defects import is_interruption, narrow_down
+from flows.batches.limits import (
     CHUNK_SIZE,
     CHUNK_SIZE_AT_MOST,
     CONCURRENCY,
     CONCURRENCY_AT_MOST,
     TOLERATED_FAILURES,
 )
-from flows.batch_report import Progress, publish, report_on
-from flows.batch_wait import await_decisions, question
-from flows.bulk import as_one, few_collections, forget_results
-from flows.cluster import asking_cluster, dask_runner, result_on_cluster
+from flows.batches.report import Progress, publish, report_on
+from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run, give_back
-from flows.continuation import continue_crashed_run
-from flows.defects import is_interruption, narrow_down
-from flows.order_events import tell
-from flows.pause import Wait
-from flows.work_pool import give_run_back, pool_is_closed
+from flows.order.events import tell
+from flows.runs.continuation import continue_crashed_run
+from flows.runs.pause import Wait
+from flows.runs.work_pool import give_run_back, pool_is_closed
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
 from orders.batches import (
     begin_batch,

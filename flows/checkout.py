@@ -12,12 +12,12 @@ from prefect import State, flow, runtime
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed
 
+from flows.batches.defects import is_interruption
 from flows.compensation import compensate_run
-from flows.continuation import CONTINUATION, continue_crashed_run, who_asked
-from flows.courier_wait import await_courier
-from flows.defects import is_interruption
-from flows.order_events import emit_statuses, form_url, publish_timeline_of_run, tell
-from flows.pause import Wait
+from flows.order.courier_wait import await_courier
+from flows.order.events import emit_statuses, form_url, publish_timeline_of_run, tell
+from flows.runs.continuation import CONTINUATION, continue_crashed_run, who_asked
+from flows.runs.pause import Wait
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
 from orders.lookup import read_order
 from reports.receipts import explain, receipt

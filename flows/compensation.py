@@ -12,12 +12,12 @@ from prefect import Task, flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 
-from flows.answers_left import record_answers_left
-from flows.bulk import as_one
-from flows.continuation import continue_run
-from flows.defects import is_interruption, narrow_down
-from flows.order_events import tell
-from flows.run_states import is_cancelled_by_person
+from flows.batches.bulk import as_one
+from flows.batches.defects import is_interruption, narrow_down
+from flows.order.events import tell
+from flows.runs.answers_left import record_answers_left
+from flows.runs.continuation import continue_run
+from flows.runs.run_states import is_cancelled_by_person
 from orders.ownership import orders_of_run
 from store.errors import (
     CheckoutFailed,

@@ -21,9 +21,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 
-from flows.bulk import as_one, few_collections
-from flows.run_states import cancelled_among
-from flows.work_pool import SERVER_AWAY, pool_is_closed
+from flows.batches.bulk import as_one, few_collections
+from flows.runs.run_states import cancelled_among
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage

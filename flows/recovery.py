@@ -21,15 +21,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
-from flows.answers_left import record_answers_left
+from flows.batches.defects import narrow_down
 from flows.compensation import abandon_and_compensate, batched, compensate_tagged
-from flows.continuation import continue_run
-from flows.defects import narrow_down
 from flows.dispatch import wake_batch
-from flows.lost_runs import HOOK_TIME, lost_runs, start_again
-from flows.order_events import form_url, tell
-from flows.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
-from flows.work_pool import pool_is_closed
+from flows.order.events import form_url, tell
+from flows.runs.answers_left import record_answers_left
+from flows.runs.continuation import continue_run
+from flows.runs.lost_runs import HOOK_TIME, lost_runs, start_again
+from flows.runs.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
+from flows.runs.work_pool import pool_is_closed
 from orders.batches import batches_among, count_by_status
 from orders.lookup import read_order
 from orders.ownership import finished_orders_of_run

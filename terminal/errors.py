@@ -78,7 +78,7 @@ def _explained(error: Exception) -> str | None:
         case OSError():
             return error.strerror or str(error)
     # Prefect takes a second to import, which only its own errors are worth.
-    from flows.work_pool import SERVER_AWAY
+    from flows.runs.work_pool import SERVER_AWAY
 
     if isinstance(error, SERVER_AWAY):
         return (

@@ -9,8 +9,9 @@ from prefect.client.schemas.objects import State, StateDetails, StateType
 from prefect.states import Failed, Late, Paused, Running, Scheduled
 
 from console import orders
-from flows import by_hand, compensation
-from flows.by_hand import cancel_order
+from flows import compensation
+from flows.actions import by_hand
+from flows.actions.by_hand import cancel_order
 from flows.checkout import store_checkout
 from flows.recovery import recover_orders
 from orders.intake import submit_orders

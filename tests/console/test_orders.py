@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 
-from flows.order_runs import retry
+from flows.runs.order_runs import retry
 from orders.intake import submit_orders
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import NoCourierAvailable

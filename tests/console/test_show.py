@@ -12,8 +12,8 @@ from prefect.states import AwaitingRetry, Crashed, Paused, Running
 
 from console.show import BY_RECOVERY, what_next
 from flows.checkout import store_checkout
-from flows.continuation import CONTINUATION, CONTINUED
 from flows.recovery import Move
+from flows.runs.continuation import CONTINUATION, CONTINUED
 from orders.batches import begin_batch
 from orders.intake import submit_orders
 from store.errors import CheckoutFailed

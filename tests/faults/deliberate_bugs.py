@@ -16,11 +16,11 @@ from sqlmodel import Session, col, select
 
 import flows.checkout
 import flows.compensation
-import flows.continuation
-import flows.courier_wait
-import flows.pause
+import flows.order.courier_wait
 import flows.recovery
-import flows.work_pool
+import flows.runs.continuation
+import flows.runs.pause
+import flows.runs.work_pool
 import orders.acceptance
 import store.embedded_gateway
 import store.outages
@@ -310,7 +310,10 @@ def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
                 )
             )
 
-    return [(flows.courier_wait, "expire_waits", wrong), (flows.recovery, "expire_waits", wrong)]
+    return [
+        (flows.order.courier_wait, "expire_waits", wrong),
+        (flows.recovery, "expire_waits", wrong),
+    ]
 
 
 @bug("I4 pivot", "I4 capacity", seeds_from=34)
@@ -356,7 +359,7 @@ def a_late_answer_holds_its_courier() -> Patches:
                 )
         return decision
 
-    return [(flows.courier_wait, "record_answer", wrong)]
+    return [(flows.order.courier_wait, "record_answer", wrong)]
 
 
 @bug("I4 every order ends")
@@ -364,7 +367,7 @@ def an_order_is_continued_without_end() -> Patches:
     right = settings
     return [
         (
-            flows.continuation,
+            flows.runs.continuation,
             "settings",
             lambda: right().model_copy(update={"max_continuations": 1_000_000}),
         )
@@ -414,11 +417,11 @@ def a_read_only_database_is_taken_for_a_defect() -> Patches:
 
 @bug("I4 a crash is no failure", seeds_from=74)
 def a_closed_pool_ends_the_orders_that_wait() -> Patches:
-    right = flows.work_pool.pool_is_closed
+    right = flows.runs.work_pool.pool_is_closed
 
     def wrong() -> bool:
         if right():
             raise CheckoutFailed("the workers are being stopped")
         return False
 
-    return [(flows.pause, "pool_is_closed", wrong)]
+    return [(flows.runs.pause, "pool_is_closed", wrong)]

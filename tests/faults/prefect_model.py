@@ -19,8 +19,8 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound, Pause, TerminationSignal
 
 from flows.checkout import store_checkout
-from flows.courier_wait import DispatchDecision
-from flows.pause import Wait
+from flows.order.courier_wait import DispatchDecision
+from flows.runs.pause import Wait
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 from tests.faults.world import Killed, Process, World

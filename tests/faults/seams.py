@@ -14,13 +14,13 @@ from prefect import Flow, Task
 
 import flows.checkout
 import flows.compensation
-import flows.continuation
-import flows.courier_wait
 import flows.dispatch
-import flows.order_events
-import flows.pause
+import flows.order.courier_wait
+import flows.order.events
 import flows.recovery
-import flows.work_pool
+import flows.runs.continuation
+import flows.runs.pause
+import flows.runs.work_pool
 import reports.notices
 import store.database
 import store.models
@@ -87,37 +87,37 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (Flow, "__call__", call_flow),
         (flows.checkout, "runtime", runtime),
         (flows.checkout, "time", clock),
-        (flows.pause, "runtime", runtime),
-        (flows.pause, "time", clock),
-        (flows.pause, "uuid4", world.new_id),
-        (flows.pause, "pause_flow_run", prefect.pause_flow_run),
-        (flows.pause, "suspend_flow_run", prefect.suspend_flow_run),
+        (flows.runs.pause, "runtime", runtime),
+        (flows.runs.pause, "time", clock),
+        (flows.runs.pause, "uuid4", world.new_id),
+        (flows.runs.pause, "pause_flow_run", prefect.pause_flow_run),
+        (flows.runs.pause, "suspend_flow_run", prefect.suspend_flow_run),
         # Prefect makes a new model for each form, which would take most of the time here.
         (
-            flows.courier_wait.DispatchDecision,
+            flows.order.courier_wait.DispatchDecision,
             "with_initial_data",
             classmethod(lambda form, **_: form),
         ),
-        (flows.continuation, "run_deployment", prefect.run_deployment),
-        (flows.continuation, "threading", threads),
+        (flows.runs.continuation, "run_deployment", prefect.run_deployment),
+        (flows.runs.continuation, "threading", threads),
         (flows.compensation, "tags", lambda *_: nullcontext()),
         (flows.dispatch, "time", clock),
         (flows.dispatch, "order_queue", lambda: BadLineQueue(world)),
         (flows.dispatch, "ThreadPoolExecutor", OneAfterAnother),
-        (flows.work_pool, "runtime", runtime),
-        (flows.order_events, "emit_event", lambda **_: None),
-        (flows.order_events, "_publish_timeline", lambda _: None),
-        (flows.order_events, "url_for", lambda *_, **__: "http://prefect/run"),
+        (flows.runs.work_pool, "runtime", runtime),
+        (flows.order.events, "emit_event", lambda **_: None),
+        (flows.order.events, "_publish_timeline", lambda _: None),
+        (flows.order.events, "url_for", lambda *_, **__: "http://prefect/run"),
         *(
             (module, "get_client", prefect.get_client)
             for module in (
                 flows.compensation,
-                flows.continuation,
-                flows.courier_wait,
+                flows.runs.continuation,
+                flows.order.courier_wait,
                 flows.dispatch,
-                flows.pause,
+                flows.runs.pause,
                 flows.recovery,
-                flows.work_pool,
+                flows.runs.work_pool,
             )
         ),
     ]

@@ -17,9 +17,9 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from sqlalchemy import Connection, create_engine, delete
 
+from flows.actions.drain import wake
 from flows.compensation import compensate
 from flows.dispatch import dispatch_orders
-from flows.drain import wake
 from flows.recovery import recover_orders
 from reports.audit import audit
 from seed.catalogue import empty

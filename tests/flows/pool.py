@@ -15,10 +15,10 @@ from prefect.flow_engine import run_flow
 from prefect.states import Pending
 from prefect.workers.process import ProcessWorker
 
+from flows.actions.drain import DrainReport, ReopenReport, drain, reopen
 from flows.checkout import store_checkout
 from flows.dispatch import dispatch_orders
-from flows.drain import DrainReport, ReopenReport, drain, reopen
-from flows.pause import Wait
+from flows.runs.pause import Wait
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import an_order, queued

@@ -7,7 +7,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from flows import batch_wait, courier_wait, pause
+from flows.batches import wait as batch_wait
+from flows.order import courier_wait
+from flows.runs import pause
 from orders.batches import begin_batch
 from orders.lookup import read_order
 from store.errors import CheckoutFailed

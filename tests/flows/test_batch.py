@@ -18,10 +18,11 @@ from prefect.states import AwaitingRetry, Cancelling, Crashed
 from prefect.utilities.annotations import quote
 from sqlalchemy.exc import OperationalError
 
-from flows import batch, batch_report
+from flows import batch
+from flows.actions.by_hand import cancel_order
 from flows.batch import batch_checkout
-from flows.batch_report import Progress
-from flows.by_hand import cancel_order
+from flows.batches import report as batch_report
+from flows.batches.report import Progress
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders

@@ -11,8 +11,9 @@ from distributed import Client, LocalCluster
 from prefect_dask.task_runners import DaskTaskRunner
 
 from deployments.machine import free_port
-from flows import cluster, compensation
+from flows import compensation
 from flows.batch import task_runner
+from flows.batches import cluster
 from store.errors import ClusterUnavailable
 from tests.flows.runs import Runs
 from tests.flows.test_batch import Batches, submit

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from flows.bulk import COLLECT_AFTER, few_collections
+from flows.batches.bulk import COLLECT_AFTER, few_collections
 
 
 def collector() -> tuple[bool, int]:

@@ -11,9 +11,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Failed, Scheduled
 from sqlalchemy.exc import OperationalError
 
-from flows import checkout, compensation, courier_wait
+from flows import checkout, compensation
 from flows.checkout import is_handed_over, store_checkout
-from flows.continuation import CONTINUATION
+from flows.order import courier_wait
+from flows.runs.continuation import CONTINUATION
 from orders.ownership import hand_over
 from orders.waits import expire_waits
 from store.errors import (

@@ -21,7 +21,7 @@ from prefect.states import (
 
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
-from flows.continuation import CONTINUATION, CONTINUED, continue_run, who_asked
+from flows.runs.continuation import CONTINUATION, CONTINUED, continue_run, who_asked
 from orders.batches import begin_batch
 from tests.flows.runs import Runs
 from tests.shop import an_order, order_row, placed

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from flows import batch, compensation
-from flows.defects import narrow_down
+from flows.batches.defects import narrow_down
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     CheckoutFailed,

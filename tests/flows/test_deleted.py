@@ -11,12 +11,13 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Crashed, Running
 from sqlalchemy.exc import NoResultFound
 
-from flows import lost_runs, recovery
+from flows import recovery
 from flows.checkout import store_checkout
-from flows.continuation import CONTINUED
 from flows.dispatch import dispatch_orders
-from flows.pause import Wait
 from flows.recovery import recover_orders
+from flows.runs import lost_runs
+from flows.runs.continuation import CONTINUED
+from flows.runs.pause import Wait
 from store.messages import ASSIGNED
 from store.models import ENDED
 from tests.flows.pool import Pool

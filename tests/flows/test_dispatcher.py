@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Pending, Running, Scheduled
 
 from console.main import main
+from flows.actions.dispatcher import status, switch_off, switch_on
 from flows.dispatch import dispatch_orders
-from flows.dispatcher import status, switch_off, switch_on
 from store.errors import DispatcherNotDeployed
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs

@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound, Pause
 from prefect.states import Crashed, Failed, Paused, Pending, Running
 
 from console.main import main
-from flows import drain as pools
+from flows.actions import drain as pools
 from flows.batch import batch_checkout
 from flows.dispatch import DispatchReport, dispatch_orders
 from flows.recovery import RecoveryReport, recover_orders

@@ -9,13 +9,13 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed, Pending, Running
 
-from flows import lost_runs
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
-from flows.continuation import CONTINUED, who_asked
-from flows.lost_runs import why_lost
 from flows.recovery import close_runs, recover_orders
-from flows.run_states import deployments
+from flows.runs import lost_runs
+from flows.runs.continuation import CONTINUED, who_asked
+from flows.runs.lost_runs import why_lost
+from flows.runs.run_states import deployments
 from orders.batches import begin_batch
 from store.models import utc_now
 from tests.flows.pool import Pool

@@ -2,7 +2,7 @@
 
 import re
 
-from flows.order_events import artifact_key
+from flows.order.events import artifact_key
 
 
 def test_an_ordinary_id_is_its_key() -> None:

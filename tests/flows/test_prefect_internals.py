@@ -23,10 +23,10 @@ from prefect.input import keyset_from_base_key, keyset_from_paused_state
 from prefect.states import Cancelled, Crashed, Paused, Scheduled, Suspended
 
 from deployments.local import PROJECT_DIR
-from flows.bulk import as_one, forget_results
+from flows.actions.drain import CRASHED, PAUSED, RESUMING, SUSPENDED
+from flows.batches.bulk import as_one, forget_results
 from flows.compensation import _reason
-from flows.drain import CRASHED, PAUSED, RESUMING, SUSPENDED
-from flows.run_states import is_cancelled_by_prefect
+from flows.runs.run_states import is_cancelled_by_prefect
 from store.errors import BillingError
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs

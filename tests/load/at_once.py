@@ -17,7 +17,7 @@ from sqlmodel import col, func, select
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_api import PrefectApi
-from flows.pause import Wait
+from flows.runs.pause import Wait
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.models import ENDED, Book, Order, OrderStatus
 from store.settings import settings

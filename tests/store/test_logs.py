@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from flows.pause import answers_left
+from flows.runs.pause import answers_left
 from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer, OrderItem, OrderMessage
 from store.settings import Settings
 from store.wrong_input import described, for_a_log
@@ -55,7 +55,9 @@ def test_prefects_settings_make_each_line_one_json_object(tmp_path: Path) -> Non
 
 
 def test_each_log_line_about_an_order_has_its_id_as_a_field() -> None:
-    modules = [*PROJECT_DIR.glob("flows/*.py"), *PROJECT_DIR.glob("tasks/*.py")]
+    modules = [
+        p for room in ("flows", "tasks", "orders") for p in (PROJECT_DIR / room).rglob("*.py")
+    ]
     about_an_order = 0
     for call in (node for module in modules for node in ast.walk(ast.parse(module.read_text()))):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):

@@ -129,7 +129,8 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from console.main import main
-from flows import batch, checkout
+from flows import batch
+from flows import checkout
 from flows.compensation import abandon_and_compensate
 from seed.catalogue import put_shop
 from store.database import migrate, snapshot, transaction, reading
@@ -213,8 +214,8 @@ told("explained", explain("stuck", NoCourierAvailable("nobody")))
 told("compensations")
 main(["compensations"])
 told("settled")
-with patch("flows.by_hand.prefect_client"), patch("flows.by_hand.tell"), patch(
-    "flows.by_hand.close_runs"
+with patch("flows.actions.by_hand.prefect_client"), patch("flows.actions.by_hand.tell"), patch(
+    "flows.actions.by_hand.close_runs"
 ):
     settle = ["compensations", "settle", "stuck", "unwrap_gift", "--by", "A", "--reason", "torn"]
     assert main([*settle, "--put-back"]) == 0

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Crashed
 
-from flows.run_states import deployments, mark_replaced, worker_can_take
+from flows.runs.run_states import deployments, mark_replaced, worker_can_take
 from orders.batches import batches_among, hand_over_batch, read_batch
 from orders.lookup import read_order
 from orders.ownership import continuations_of_run, count_continuation, hand_over, orders_of_run

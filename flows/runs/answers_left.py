@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 from prefect.client.orchestration import SyncPrefectClient
 
-from flows import batch_wait, courier_wait
-from flows.batch_limits import CHUNK_SIZE
+from flows.batches import wait as batch_wait
+from flows.batches.limits import CHUNK_SIZE
+from flows.order import courier_wait
 from orders.batches import batches_among
 from orders.lookup import read_order
 from store.models import OrderStatus

@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Cancelling
 from pydantic import BaseModel
 
 from flows.dispatch import dispatch_orders
-from flows.run_states import PAGE
+from flows.runs.run_states import PAGE
 from store.errors import DispatcherNotDeployed
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from flows.work_pool import SERVER_AWAY
+from flows.runs.work_pool import SERVER_AWAY
 from store.errors import CompensationFailed, OrderError, QueueRefused, TopicRefused
 from tasks.retries import is_transient
 

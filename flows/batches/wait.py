@@ -10,7 +10,7 @@ from functools import partial
 
 from prefect.input import RunInput
 
-from flows.pause import Question, Wait, once_the_server_answers, pause_run
+from flows.runs.pause import Question, Wait, once_the_server_answers, pause_run
 from orders.batches import count_by_status, pages_of_run, touch_batch, waits_until
 from orders.waits import expire_waits
 from store.errors import InvalidDecision

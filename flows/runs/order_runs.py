@@ -28,12 +28,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
-from flows.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
-from flows.lost_runs import order_id_of, start_again, why_lost
-from flows.order_events import run_url
+from flows.order.events import run_url
 from flows.recovery import close_runs
-from flows.run_states import deployments
-from flows.work_pool import SERVER_AWAY
+from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
+from flows.runs.lost_runs import order_id_of, start_again, why_lost
+from flows.runs.run_states import deployments
+from flows.runs.work_pool import SERVER_AWAY
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
 from orders.lookup import read_order

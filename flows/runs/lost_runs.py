@@ -28,8 +28,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Failed
 
-from flows.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
-from flows.run_states import (
+from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
+from flows.runs.run_states import (
     PAGE,
     DeploymentOf,
     deployments,

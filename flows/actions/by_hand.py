@@ -6,11 +6,11 @@ finds the order moved on, and says so.
 
 import logging
 
-from flows.answers_left import record_answers_left
 from flows.compensation import abandon_and_compensate, compensate_tagged
-from flows.order_events import tell
-from flows.order_runs import end_run, prefect_client
+from flows.order.events import tell
 from flows.recovery import close_runs
+from flows.runs.answers_left import record_answers_left
+from flows.runs.order_runs import end_run, prefect_client
 from orders.lookup import read_order
 from orders.settlement import settle, why_not_open
 from reports.compensations import OpenUndo, open_undos

@@ -11,8 +11,8 @@ from functools import partial
 from prefect import get_client
 from prefect.input import RunInput
 
-from flows.order_events import tell_of_wait
-from flows.pause import Question, Wait, once_the_server_answers, pause_run
+from flows.order.events import tell_of_wait
+from flows.runs.pause import Question, Wait, once_the_server_answers, pause_run
 from orders.lookup import outcome_error, read_order
 from orders.waits import expire_waits
 from reports.timeline import describe

@@ -20,7 +20,7 @@ from prefect.input import RunInput
 from prefect.states import Running
 from pydantic import BaseModel, ValidationError
 
-from flows.work_pool import SERVER_AWAY, pool_is_closed
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from store.database import release_connections
 from store.errors import OrderCancelled, RunTakenAway
 from store.models import utc_now

@@ -35,8 +35,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 from pydantic import BaseModel
 
-from flows.answers_left import record_answers_left
 from flows.recovery import recover_orders
+from flows.runs.answers_left import record_answers_left
 from orders.lookup import count_orders
 from orders.ownership import orders_of_run, owners_among
 from orders.waits import first_wait_end, prolong_waits

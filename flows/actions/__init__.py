@@ -1,0 +1,1 @@
+"""Manual actions on orders, the dispatcher and work pools."""

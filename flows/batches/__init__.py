@@ -1,0 +1,1 @@
+"""Parts of a batch, many orders in one run."""

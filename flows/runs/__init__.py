@@ -1,0 +1,1 @@
+"""The Prefect runs of an order, their states, pauses and restarts."""
