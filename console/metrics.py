@@ -41,11 +41,12 @@ UP = Metric("store_up", "1 if the part answers, 0 if it does not", ("part",))
 ORDERS = Metric("store_orders", "Orders that have this status", ("status",))
 IDLE = Metric(
     "store_order_idle_seconds",
-    "How long the order of this status has not changed that stands there longest",
+    "Seconds since the oldest order in this status last changed",
     ("status",),
 )
 WAITED = Metric(
-    "store_courier_wait_seconds", "How long the order has waited for its courier that waits longest"
+    "store_courier_wait_seconds",
+    "Seconds that the longest-waiting order has waited for its courier",
 )
 FORGOTTEN = Metric(
     "store_orders_forgotten", "Unfinished orders that nothing has moved for an hour or longer"
@@ -66,12 +67,12 @@ STEPS = Metric(
 )
 STEP_AVERAGE = Metric(
     "store_step_average_seconds",
-    "How long the steps of the last hour took on average, since the step before",
+    "Average seconds of the last hour's steps since the step before",
     ("step", "outcome"),
 )
 STEP_LONGEST = Metric(
     "store_step_longest_seconds",
-    "How long the longest of the last hour took, since the step before",
+    "Seconds of the last hour's longest step since the step before",
     ("step", "outcome"),
 )
 UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by their step", ("step",))
