@@ -10,11 +10,10 @@ Prefect and SQLAlchemy take seconds of a slow machine.
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
-from terminal.output import complain
+from terminal.command_line import Command
 
-WRONG_USAGE = 2
 COMMANDS = {
     "submit": (
         "console.orders:submit",
@@ -101,28 +100,14 @@ def commands(of: App | None = None, above: str = "") -> dict[str, App]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; return the exit status.
+    """Carry out one command and return its exit status.
 
     Args:
-        arguments: Those of the command line, where it is left out.
+        arguments: Those of the process's command line, if left out.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        status = command_line(with_summaries=not words or words[0] in ("--help", "-h"))(
-            words,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-        # Here, where it is noticed if nobody reads it any more.
-        sys.stdout.flush()
-    except CycloptsError as error:
-        return complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
-    except Exception as error:
-        from terminal.errors import status_of
-
-        return status_of(error)
-    return status if isinstance(status, int) else 0
+    asks_for_help = not words or words[0] in ("--help", "-h")
+    return Command(command_line(with_summaries=asks_for_help))(words)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ folder is kept where something went wrong, and by `--keep`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -36,6 +35,7 @@ from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
 from store.payments import DECLINED_METHOD
+from terminal.command_line import Flag, command
 from terminal.output import terminal
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
@@ -337,14 +337,15 @@ def _verdict(is_right: bool) -> Text:
     return Text("ok", style="green") if is_right else Text("WRONG", style="bold red")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.demo")
-    parser.add_argument("--keep", action="store_true", help="keep databases and logs at the end")
-    options = parser.parse_args(arguments)
+@command("python -m deployments.demo", __doc__)
+def main(*, keep: Flag = False) -> int:
+    """Carry the demonstration out; return 1 if an order ended otherwise than it must.
+
+    Args:
+        keep: Keep databases and logs at the end.
+    """
     progress = Progress(terminal())
     data_dir = Path(mkdtemp(prefix="store-demo-"))
-    keep = options.keep
     try:
         with (
             exit_on_signals(),

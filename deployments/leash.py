@@ -13,8 +13,8 @@ This module is run as a script and imports nothing of the project, so that it st
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 from uuid import uuid4
 
 MARK = "STORE_LEASH"
@@ -61,15 +61,18 @@ class Leashed:
     ) -> None:
         self.log = log
         self._grace_seconds = grace_seconds
-        options = [f"--signal={stop_signal.name}", f"--grace-seconds={grace_seconds}"]
-        if user is not None:
-            options.append(f"--user={user}")
-        options.extend(f"--remove={folder}" for folder in remove)
+        order = {
+            "command": list(command),
+            "signal": stop_signal,
+            "grace_seconds": grace_seconds,
+            "user": user,
+            "remove": [str(folder) for folder in remove],
+        }
         # The file may hold the output of earlier starts, which says nothing about this one.
         self._log_start_bytes = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", __file__, *options, "--", *command],
+                [sys.executable, "-I", __file__, json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -173,29 +176,27 @@ def _wait_for_owner(stdin: IO[bytes], owner_gone: threading.Event) -> None:
     owner_gone.set()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command until it or its owner ends; return its exit status."""
-    parser = argparse.ArgumentParser(description="Run a command that ends with its owner.")
-    parser.add_argument("--signal", default="SIGTERM")
-    parser.add_argument("--grace-seconds", type=float, default=10.0)
-    parser.add_argument("--user")
-    parser.add_argument("--remove", action="append", default=[])
-    parser.add_argument("command", nargs="+")
-    options = parser.parse_args(arguments)
-
+def run(
+    command: Sequence[str],
+    *,
+    stop_signal: signal.Signals,
+    grace_seconds: float,
+    user: str | None,
+    remove: Sequence[str],
+) -> NoReturn:
+    """Run the command until it or its owner ends, and end with its exit status."""
     # A handler, not SIG_IGN: what is ignored stays ignored in the command after exec.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
     mark = uuid4().hex
-    user: str | None = options.user
     group: int | None = None
     if user is not None:
         import pwd
 
         group = pwd.getpwnam(user).pw_gid
     child = subprocess.Popen(
-        options.command,
+        command,
         stdin=subprocess.DEVNULL,
         env={**os.environ, MARK: mark},
         start_new_session=True,
@@ -209,8 +210,8 @@ def main(arguments: Sequence[str]) -> int:
     ).start()
     while child.poll() is None and not owner_gone.wait(_POLL_SECONDS):
         pass
-    _end(child, mark, signal.Signals[options.signal], options.grace_seconds)
-    for folder in options.remove:
+    _end(child, mark, stop_signal, grace_seconds)
+    for folder in remove:
         shutil.rmtree(folder, ignore_errors=True)
     status = child.poll()
     # By-pass the interpreter's shutdown: the reading thread may hold stdin's lock.
@@ -219,4 +220,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    order = json.loads(sys.argv[1])
+    run(
+        order["command"],
+        stop_signal=signal.Signals(order["signal"]),
+        grace_seconds=order["grace_seconds"],
+        user=order["user"],
+        remove=order["remove"],
+    )

@@ -9,18 +9,17 @@ so do pools of containers. docs/deploying.md says when to call it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.prefect_api import PrefectApi
+from terminal.command_line import command
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 TEMPLATE = PROJECT_DIR / "deployments/pools/process.json"
@@ -88,11 +87,9 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
     return f"Runs of the work pool {pool_name} start {how}."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.warm_start", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args(arguments)
+@command("python -m deployments.warm_start", __doc__)
+def main() -> int:
+    """Set how the runs of `STORE_WORK_POOL` start."""
     url = os.environ.get("PREFECT_API_URL")
     pool = os.environ.get("STORE_WORK_POOL")
     if not url or not pool:

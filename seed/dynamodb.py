@@ -8,7 +8,6 @@ on stock and points live here, and it is left as it is.
 Region and credentials come from boto3's own chain, the address from `STORE_AWS_ENDPOINT_URL`.
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -37,7 +36,7 @@ from store.messages import PaymentMethod
 from store.models import Book, Customer, Order
 from store.partners import wrong_method
 from store.settings import settings
-from terminal.errors import without_traceback
+from terminal.command_line import WRONG_USAGE, command
 from terminal.output import complain, print_table, terminal
 
 PAGE_ITEMS = 1_000
@@ -242,51 +241,46 @@ def _put(
     return outcomes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return 1 if an item was rejected or the import stops."""
-    parser = argparse.ArgumentParser(prog="python -m seed.dynamodb", description=__doc__)
-    parser.add_argument("--book-table", required=True, metavar="NAME")
-    parser.add_argument("--user-table", required=True, metavar="NAME")
-    parser.add_argument(
-        "--payment-method",
-        default=GOOD_CARD,
-        metavar="ID",
-        help="what new customers pay with; the original knows none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=FOLDER,
-        help="where the import keeps how far it is, and what it could not take (default: "
-        "%(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        _PAYMENT_METHOD.validate_python(options.payment_method)
-    except ValidationError:
-        parser.error("--payment-method is the gateway's id of one, which begins with a letter")
-    return without_traceback(lambda: _import(options))
+@command("python -m seed.dynamodb", __doc__)
+def main(
+    *,
+    book_table: str,
+    user_table: str,
+    payment_method: str = GOOD_CARD,
+    folder: Path = FOLDER,
+) -> int:
+    """Import both tables; return 1 if an item was rejected or the import stops.
 
-
-def _import(options: argparse.Namespace) -> int:
+    Args:
+        book_table: The name of the original's table of books.
+        user_table: The name of the original's table of users.
+        payment_method: What new customers pay with; the original knows none.
+        folder: Where the import keeps how far it is, and what it could not take.
+    """
     output = terminal()
-    problem = wrong_method(options.payment_method)
+    try:
+        _PAYMENT_METHOD.validate_python(payment_method)
+    except ValidationError:
+        return complain(
+            "--payment-method is the gateway's id of one, which begins with a letter", WRONG_USAGE
+        )
+    problem = wrong_method(payment_method)
     if problem is not None:
         return complain(f"--payment-method: {problem}. Nothing was changed.")
     url = settings().database_url
     migrate(url)
     sources = [
-        Source(options.book_table, "bookId", Book, book),
+        Source(book_table, "bookId", Book, book),
         Source(
-            options.user_table,
+            user_table,
             "userId",
             Customer,
-            partial(customer, payment_method=options.payment_method),
+            partial(customer, payment_method=payment_method),
         ),
     ]
     try:
-        folder = ImportFolder(
-            options.folder,
+        kept = ImportFolder(
+            folder,
             [source.table for source in sources],
             {
                 "endpoint": settings().aws_endpoint_url,
@@ -294,13 +288,13 @@ def _import(options: argparse.Namespace) -> int:
                 "database": hashlib.sha256(url.encode()).hexdigest(),
             },
         )
-        if folder.goes_on:
+        if kept.goes_on:
             output.print("the import that was interrupted goes on")
-        import_tables(sources, folder, output.print)
+        import_tables(sources, kept, output.print)
     except SourceUnavailable as error:
         return complain(f"{error}\nWhat was read is kept; the same command goes on from there.")
-    _print_totals(sources, folder)
-    return 1 if any(p.outcomes["rejected"] for p in folder.progress.values()) else 0
+    _print_totals(sources, kept)
+    return 1 if any(p.outcomes["rejected"] for p in kept.progress.values()) else 0
 
 
 def _print_totals(sources: Sequence[Source], folder: ImportFolder) -> None:

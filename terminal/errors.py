@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
@@ -13,21 +12,6 @@ from store.outages import sqlstate_of, why_it_passes
 from store.settings import settings
 from store.wrong_input import described
 from terminal.output import REFUSED, complain
-
-
-def without_traceback(command: Callable[[], int]) -> int:
-    """Carry out a command; return its exit status, or that of an error that may happen.
-
-    Raises:
-        Exception: the error is a defect.
-    """
-    try:
-        status = command()
-        # Here, where it is noticed if nobody reads it any more.
-        sys.stdout.flush()
-    except Exception as error:
-        return status_of(error)
-    return status
 
 
 def status_of(error: Exception) -> int:

@@ -77,6 +77,13 @@ def test_no_folder_imports_upwards() -> None:
     assert {(importer, name) for importer, name in found if ranks[name] > ranks[importer]} == set()
 
 
+def test_one_library_reads_all_command_lines() -> None:
+    for module in modules():
+        imports = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Import)]
+        names = {alias.name for node in imports for alias in node.names}
+        assert not {"argparse", "click", "getopt", "optparse", "typer"} & names, module
+
+
 def test_the_fork_server_stands_alone() -> None:
     assert {importer for importer, name in folders_imported() if name == "fork_server"} <= {*ON_TOP}
     assert not {name for importer, name in folders_imported() if importer == "fork_server"}
