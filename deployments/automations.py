@@ -1,4 +1,4 @@
-"""The store's Prefect automations, as code: created, or renewed where they differ, by name.
+"""The store's Prefect automations, as code.
 
 They make things faster and visible; nothing depends on them. A run without a sign of life is
 marked as crashed, and a checkout's run that ended badly starts `recover_orders` at once instead of
@@ -107,7 +107,7 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
 
 
 async def apply(silence_seconds: int) -> list[str]:
-    """Create the automations that are missing, renew those of the same name that differ.
+    """Create missing automations and update changed ones, by name.
 
     One that is as it should be is left alone: renewing it would give its trigger a new id, and
     Prefect would forget the runs that it is watching.
@@ -138,7 +138,7 @@ async def apply(silence_seconds: int) -> list[str]:
 
 
 def _definition(automation: Automation) -> dict[str, Any]:
-    """Return what an automation does, without the ids that the server gives to it."""
+    """Return an automation's definition without the server's ids."""
     definition = automation.model_dump(mode="json", exclude={"id": True, "trigger": {"id"}})
     definition["trigger"]["expect"].sort()  # sets, as JSON
     definition["trigger"]["after"].sort()
@@ -146,7 +146,7 @@ def _definition(automation: Automation) -> dict[str, Any]:
 
 
 def heartbeat_seconds() -> int:
-    """Return the seconds between a run's signs of life, as the environment here sets them."""
+    """Return the seconds between a run's heartbeats in this environment."""
     # Without heartbeats no run is watched, so that any number is right.
     return get_current_settings().flows.heartbeat_frequency or HEARTBEAT_SECONDS
 

@@ -6,7 +6,7 @@ from deployments.aws_resources import Resources
 
 
 def policies(resources: Resources) -> dict[str, dict[str, Any]]:
-    """Return the least that each role must be allowed, as an IAM policy by the role's name.
+    """Return the least rights of each role, as IAM policies by role.
 
     `checkout` are the runs of orders and of recovery, `dispatcher` those of `dispatch_orders`,
     `operator` a person who runs `checkout redrive`, `doctor` or `metrics`, `provisioner` one who

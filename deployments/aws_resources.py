@@ -1,4 +1,4 @@
-"""The resources that the store needs on AWS: queue, dead letters, topic, e-mail subscription."""
+"""The AWS resources of the store, from queue to e-mail subscription."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOPIC_KEY = "alias/aws/sns"
 
 
 class ProvisionSettings(BaseSettings):
-    """The store's settings that its resources depend on; no database is needed here."""
+    """The settings on which the resources depend, without a database's."""
 
     model_config = SettingsConfigDict(env_prefix="STORE_", extra="ignore")
 
@@ -86,7 +86,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is not as it should be, and what makes it so."""
+    """A difference from the wanted resources, with its correction."""
 
     what: str
     make: Callable[[], object]
@@ -94,7 +94,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Provisioner:
-    """Compares what there is with what there should be, and makes it so."""
+    """Compares the present resources with the wanted ones."""
 
     resources: Resources
     sqs: SQSClient
@@ -102,7 +102,7 @@ class Provisioner:
     settings: ProvisionSettings
 
     def changes(self, emails: Sequence[str]) -> Iterator[Change]:
-        """Yield what is to be changed, in the order in which it must be; only reads."""
+        """Yield the needed changes in their order, only reading."""
         yield from self._queue_changes(self.resources.dead_letters, self._dead_letter_attributes())
         yield from self._queue_changes(self.resources.queue, self._queue_attributes())
         yield from self._topic_changes(emails)
@@ -222,7 +222,7 @@ class Provisioner:
             return None
 
     def exports(self) -> list[str]:
-        """Return the settings by which the store uses these resources, as lines for a shell."""
+        """Return the settings for these resources as lines for a shell."""
         exported = {
             "STORE_QUEUE": "sqs",
             "STORE_QUEUE_URL": self.queue_url(self.resources.queue) or "",
@@ -236,7 +236,7 @@ class Provisioner:
         return [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
 
     def deletions(self) -> Iterator[Change]:
-        """Yield what there is to be deleted, each with what it holds; only reads."""
+        """Yield what would be deleted, with its content, only reading."""
         for name in (self.resources.queue, self.resources.dead_letters):
             url = self.queue_url(name)
             if url is not None:
@@ -259,7 +259,10 @@ class Provisioner:
 
 
 def means_the_same(present: str | None, wanted: str) -> bool:
-    """Say whether a queue's attribute is as wanted; nothing and "" are attributes not set."""
+    """Return whether a queue's attribute is as wanted.
+
+    Nothing and "" are attributes that are not set.
+    """
     if not present or not wanted.startswith("{"):
         return present == wanted
     # SQS gives a policy back in its own spelling, with numbers as strings in some of them.

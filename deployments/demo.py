@@ -1,4 +1,4 @@
-"""The four endings of an order on a real system, each checked against what must come out.
+"""The four endings of an order on a real system, each checked.
 
     python -m deployments.demo [--keep]
 
@@ -55,7 +55,7 @@ class Case:
     error: str | None
 
     def order_id(self, run: FlowRun) -> str:
-        """Return the order's id: the caller's, else the run's."""
+        """Return the case's order id, or the run's id without one."""
         return str(self.order.get("orderId", run.id))
 
 
@@ -108,7 +108,7 @@ _KEPT_CENTS = 70_000
 
 @dataclass(frozen=True)
 class Ending:
-    """A case with the run and the order it became; the order is None if none was recorded."""
+    """A case with its run and its order, if one was recorded."""
 
     case: Case
     run: FlowRun
@@ -131,7 +131,7 @@ class Ending:
 
     @property
     def is_as_expected(self) -> bool:
-        """Whether the order ended as its case says."""
+        """Whether the order ended as its case expects."""
         order = self.order
         return order is not None and (order.status, order.error) == (
             self.case.status,
@@ -339,7 +339,7 @@ def _verdict(is_right: bool) -> Text:
 
 @command("python -m deployments.demo", __doc__)
 def main(*, keep: Flag = False) -> int:
-    """Carry the demonstration out; return 1 if an order ended otherwise than it must.
+    """Run the demonstration and return 1 if an order ended wrongly.
 
     Args:
         keep: Keep databases and logs at the end.

@@ -1,4 +1,4 @@
-"""Runs one command on a leash: it ends when whoever started it ends, however that happens.
+"""Processes that end with their owner, whatever ends it.
 
 The owner holds the write end of this process's stdin. When the owner closes it, or dies (an
 exception, SIGTERM, even SIGKILL: the kernel closes the pipe), the command and everything it
@@ -84,7 +84,7 @@ class Leashed:
             )
 
     def listens_on(self, port: int) -> bool:
-        """Whether the command, or one of its children, listens on this TCP port."""
+        """Return whether the command or its child listens on this TCP port."""
         import psutil
 
         with contextlib.suppress(psutil.Error):
@@ -95,7 +95,7 @@ class Leashed:
         return False
 
     def exit_status(self) -> int | None:
-        """Return the command's exit status; None while it runs."""
+        """Return the command's exit status, None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_seconds: float) -> int:
@@ -117,7 +117,9 @@ class Leashed:
         return "\n".join(self.printed().splitlines()[-lines:])
 
     def stop(self) -> None:
-        """End the command and all processes that it started; safe to repeat.
+        """End the command and all processes that it started.
+
+        Safe to repeat.
 
         Raises:
             subprocess.TimeoutExpired: something is left that not even SIGKILL ends.
@@ -139,7 +141,10 @@ def _marked_processes(mark: str) -> Iterator[int]:
 
 
 def _signal_everything(child: subprocess.Popen[bytes], mark: str, number: signal.Signals) -> bool:
-    """Signals the command's group and all that carry its mark; returns whether any was there."""
+    """Signal the command's group and all marked processes.
+
+    Returns whether there was one.
+    """
     found = False
     # While the command is not reaped, its group id cannot have been given to anybody else.
     if child.returncode is None:
@@ -184,7 +189,7 @@ def run(
     user: str | None,
     remove: Sequence[str],
 ) -> NoReturn:
-    """Run the command until it or its owner ends, and end with its exit status."""
+    """Run the command and exit with its status, unless the owner ends."""
     # A handler, not SIG_IGN: what is ignored stays ignored in the command after exec.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)

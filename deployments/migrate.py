@@ -1,4 +1,4 @@
-"""``python -m deployments.migrate``: brings the store's database to the newest version.
+"""Migration of the store's database to the newest version.
 
 Nothing else is put into it, so it may run before each rollout, and while checkouts run.
 """

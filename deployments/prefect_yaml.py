@@ -73,13 +73,13 @@ def variables_of(text: str) -> set[str]:
 
 
 def pauses(deployment: Mapping[str, Any], project_dir: Path) -> bool:
-    """Whether a run of the deployment can be paused or suspended by its flow."""
+    """Return whether the deployment's flow can pause or suspend its run."""
     path, function_name = _flow_of(deployment, project_dir)
     return _pauses(path, function_name, project_dir, set())
 
 
 def _flow_of(deployment: Mapping[str, Any], project_dir: Path) -> tuple[Path, str]:
-    """Return the file and the name of the flow that a deployment runs."""
+    """Return the file and the name of a deployment's flow."""
     module, _, function_name = str(deployment.get("entrypoint")).rpartition(".")
     return project_dir / f"{module.replace('.', '/')}.py", function_name
 
@@ -165,7 +165,7 @@ def _is_zero(value: ast.expr) -> bool:
 
 
 def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, str]]) -> bool:
-    """Whether the function, or one of the project's that it uses, can pause its run."""
+    """Return whether a function, or one that it calls, pauses its run."""
     if (path, function) in seen or not path.is_file():
         return False
     seen.add((path, function))
@@ -193,7 +193,7 @@ def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, 
 
 
 def _imported(path: Path) -> dict[str, tuple[str, str]]:
-    """By the name in this module: the module that it is imported from, and its name there."""
+    """Return each imported name's module and name there."""
     return {
         alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(ast.parse(path.read_text()))

@@ -1,4 +1,4 @@
-"""Create or update what the store needs on AWS: queue, dead letters, topic, e-mail subscription.
+"""Creation, update and deletion of the store's AWS resources.
 
 Creating again changes only what differs. The settings to export go to standard output and
 everything else to standard error, so `python -m deployments.provision > aws.env` is usable as it
@@ -39,7 +39,9 @@ def main(
     policies: Annotated[Flag, OneOf] = False,
     yes: Flag = False,
 ) -> int:
-    """Carry out the command; the status is 0 done, 1 failed, 3 not confirmed.
+    """Carry out the command and return its exit status.
+
+    The status is 0 done, 1 failed, 3 not confirmed.
 
     Args:
         name: Begins each resource's name.

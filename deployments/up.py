@@ -1,4 +1,4 @@
-"""The whole system on this machine, started by hand and kept until Ctrl-C.
+"""The whole system on this machine, until Ctrl-C.
 
     python -m deployments.up
 
@@ -49,7 +49,7 @@ def write_environment_file(path: Path, settings: dict[str, str]) -> None:
 
 
 def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = False) -> None:
-    """Start the system, print how to use it, and wait for a signal.
+    """Start the system, print its usage, and wait for a signal.
 
     Args:
         data_dir: The folder with its data.

@@ -1,4 +1,7 @@
-"""``python -m seed``: puts the shop's first data; doing it again changes nothing."""
+"""Seeding of the shop's first data.
+
+Doing it again changes nothing.
+"""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""``python -m seed.dynamodb``: the books and users of the original's DynamoDB tables move in.
+"""Import of books and users from the original's DynamoDB tables.
 
 The tables are read page by page and never written. Each page is one transaction, and what was
 reached is noted after it, so that an import that was interrupted goes on when it is called again.
@@ -50,7 +50,7 @@ _OUTCOMES = ("new", "brought up to date", "unchanged", "left as it is here", "re
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table of the original: its name, its key, and what an item of it is here."""
+    """A table of the original, with its key and its model here."""
 
     table: str
     key: str
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass
 class Progress:
-    """How far a table is read, and what became of its items so far."""
+    """The progress of one table's import, with its items' outcomes."""
 
     next_key: dict[str, Any] | None = None
     is_done: bool = False
@@ -70,7 +70,7 @@ class Progress:
 
 
 class ImportFolder:
-    """Where an import keeps how far it is, and the items that it could not take.
+    """The folder of an import's progress and rejected items.
 
     The keys of rejected items may say who a customer is, so nobody else may read the files.
 
@@ -113,7 +113,10 @@ class ImportFolder:
             self._append([("table", "key", "field", "reason")])
 
     def note(self, rejects: Sequence[tuple[str, str, str, str]]) -> None:
-        """Keep the rejects of a page, then how far the import is; the page is in the database."""
+        """Write a page's rejects, then the progress.
+
+        The page is in the database already.
+        """
         self._append(rejects)
         new = self._state.with_suffix(".new")
         with _private(new, "w") as file:
@@ -148,7 +151,7 @@ def import_tables(
     folder: ImportFolder,
     report: Callable[[str], None] = lambda _line: None,
 ) -> None:
-    """Read each table from where the folder says that it was left, to its end.
+    """Read each table to its end, from where the last import stopped.
 
     Args:
         sources: The tables, in the order in which they are read.
@@ -178,7 +181,7 @@ def import_tables(
 def _page(
     source: Source, start: dict[str, Any] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Return the items of the next page, and the key after which the one after it begins."""
+    """Return the next page's items, and its last key."""
     # The final import reads what the old shop wrote last.
     options: dict[str, Any] = {"ConsistentRead": True, "Limit": PAGE_ITEMS}
     if start is not None:
@@ -214,7 +217,7 @@ def _sorted_out(
 def _put(
     session: Session, model: type[Book] | type[Customer], taken: Sequence[Taken]
 ) -> Counter[str]:
-    """Insert what is new; bring up to date what is known, unless this shop has an order."""
+    """Insert new rows, and update known ones before the first order."""
     ids = [each.row["id"] for each in taken]
     found: Iterable[Book | Customer] = session.scalars(
         select(model).where(col(model.id).in_(ids)).order_by(col(model.id)).with_for_update()
@@ -249,7 +252,9 @@ def main(
     payment_method: str = GOOD_CARD,
     folder: Path = FOLDER,
 ) -> int:
-    """Import both tables; return 1 if an item was rejected or the import stops.
+    """Import both tables.
+
+    The status is 1 if an item was rejected or the import stops.
 
     Args:
         book_table: The name of the original's table of books.

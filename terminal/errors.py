@@ -1,4 +1,4 @@
-"""What people are told of an error that may happen: one or two lines with the remedy."""
+"""Expected errors as text for people, with their remedy."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from terminal.output import REFUSED, complain
 
 
 def status_of(error: Exception) -> int:
-    """Print the remedy of an error that may happen; return the exit status.
+    """Print an expected error's remedy and return the exit status.
 
     Raises:
         Exception: the error is a defect.
@@ -31,7 +31,7 @@ def status_of(error: Exception) -> int:
 
 
 def _unknown_version() -> str:
-    """Return what is said of a database at a version unknown to the code, nothing of any other."""
+    """Return the text about an unknown database version, else an empty one."""
     try:
         require_known_version(settings().database_url)
     except DatabaseVersionUnknown as error:

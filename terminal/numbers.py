@@ -23,7 +23,7 @@ def whole_number(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Return the share from 0 to 1 that a text has as a decimal number.
+    """Return a text's share from 0 to 1, in decimal digits.
 
     Raises:
         ValueError: it has another; the remedy is named.
