@@ -33,16 +33,16 @@ from flows.batches.limits import (
 )
 from flows.batches.report import Progress, publish, report_on
 from flows.batches.wait import await_decisions, question
-from flows.compensation import compensate_run, give_back
+from flows.compensation import compensate_run, run_undos
 from flows.order.events import tell
 from flows.runs.continuation import continue_crashed_run
 from flows.runs.pause import Wait
-from flows.runs.work_pool import give_run_back, pool_is_closed
+from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
 from orders.batches import (
     begin_batch,
+    being_undone,
     count_by_status,
-    giving_back,
     pages_of_run,
     require_batch,
     touch_batch,
@@ -120,7 +120,7 @@ def batch_checkout(
         for step, spent in _carry(run_id, work, _while_open(chunks), concurrency, progress):
             seconds[step] += spent
         if next(chunks, None) is not None:
-            give_run_back()
+            reschedule_run()
 
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
@@ -277,12 +277,12 @@ def _abandon(order_ids: list[str], error: Exception) -> None:
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
-    failing = giving_back(order_ids)
+    failing = being_undone(order_ids)
     if not failing:
         return
     started = time.perf_counter()
     # Not as a run of its own: Prefect's runs end on whole seconds, and a chunk takes less than one.
-    statuses = give_back(failing)
+    statuses = run_undos(failing)
     left = [id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED]
     if left:
         logger.error("left to recover_orders: the undos of %d orders", len(left))

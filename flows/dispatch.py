@@ -53,14 +53,14 @@ class DispatchReport(BaseModel):
     received: int = 0
     decided: int = 0
     resumed: int = 0
-    settled: int = 0
+    deleted: int = 0
     dead_letters: int = 0
-    handed_back: int = 0
+    released: int = 0
 
 
 @dataclass
 class InHand:
-    """A message that is received and not settled yet."""
+    """A message that is received and not deleted yet."""
 
     received: ReceivedMessage
     message: OrderMessage
@@ -79,7 +79,7 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
             interval, so that one run follows the other without thousands of short runs.
 
     Returns:
-        How many messages were received, decided, resumed, settled, put aside, handed back.
+        How many messages were received, decided, resumed, deleted, put aside, released.
     """
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
@@ -107,9 +107,9 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                 time.sleep(FIRST_LOOK_SECONDS)
             if pool_is_closed():
                 break
-        # Whatever is still in hand is handed back at once, for the next dispatcher.
+        # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])
-    report.handed_back = len(in_hand)
+    report.released = len(in_hand)
     return report
 
 
@@ -136,7 +136,7 @@ def look_after(
     resumers: ThreadPoolExecutor,
     report: DispatchReport,
 ) -> None:
-    """Decide open orders, resume decided ones and delete settled messages."""
+    """Decide open orders, resume decided ones and delete done messages."""
     now = time.monotonic()
     due = nsmallest(
         GROUP,
@@ -154,7 +154,7 @@ def look_after(
             report.decided += len(find_couriers(as_one(to_decide)))
             known = decisions_of([held.message for held in due])
     to_resume = {}
-    settled = []
+    done = []
     for held in due:
         state = known[held.message]
         if not state.exists:
@@ -166,12 +166,10 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_settled or (
-            state.in_batch and state.answer is not None and state.others_wait
-        ):
+        elif state.is_done or (state.in_batch and state.answer is not None and state.others_wait):
             # The run of a batch is resumed for its last decision; the messages before have done
             # their work.
-            settled.append(held.received)
+            done.append(held.received)
             del in_hand[held.received.id]
         else:
             # An open order found no room: its batch is to hand over what is decided, which makes
@@ -181,8 +179,8 @@ def look_after(
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
     report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
-    queue.delete(settled)
-    report.settled += len(settled)
+    queue.delete(done)
+    report.deleted += len(done)
     queue.hide(
         [held.received for held in due if held.received.id in in_hand],
         seconds=settings().visibility_timeout_seconds,

@@ -92,7 +92,7 @@ class Decided:
 
     exists: bool
     is_open: bool = False
-    is_settled: bool = False
+    is_done: bool = False
     run_id: str | None = None
     answer: CourierAnswer | None = None
     in_batch: bool = False
@@ -115,7 +115,7 @@ class DecidedOrder(NamedTuple):
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
     """Return where the order of each message stands.
 
-    A message is settled when its order has ended, failed compensations included, or has begun
+    A message is done when its order has ended, failed compensations included, or has begun
     another attempt.
     """
     ids = {message.order_id for message in messages}
@@ -189,7 +189,7 @@ def _decided(
         others_hold=OrderStatus.DISPATCHING in batches.get(order.run_id or "", ()),
         exists=True,
         is_open=this_attempt and order.status == OrderStatus.WAITING,
-        is_settled=not this_attempt or order.status in DONE_WITH,
+        is_done=not this_attempt or order.status in DONE_WITH,
         run_id=order.run_id,
         answer=answer,
     )

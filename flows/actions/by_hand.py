@@ -21,7 +21,7 @@ from store.errors import (
     NothingToUndo,
     OrderCancelled,
 )
-from store.models import BEFORE_PIVOT, GIVING_BACK, GOING_FORWARD, Order, OrderStatus
+from store.models import BEFORE_PIVOT, GOING_FORWARD, UNDOING, Order, OrderStatus
 from store.saga import conclude_compensation, held_steps
 
 logger = logging.getLogger("store.by_hand")
@@ -111,7 +111,7 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
         order = read_order(order_id)
         if step is not None and step not in held_steps([order_id]):
             raise NothingToUndo(why_not_open(order_id, step))
-        if order.status not in GIVING_BACK:
+        if order.status not in UNDOING:
             raise NothingToUndo(f"order {order_id} is {order.status}; nothing is left to be tried")
         try:
             compensate_tagged([order_id], step)
