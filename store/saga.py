@@ -30,6 +30,7 @@ from store.models import (
     StepState,
     utc_now,
 )
+from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 
 
 class SagaOrder(NamedTuple):
@@ -229,6 +230,8 @@ class Forward:
         insert_rows(self.session, SagaRecord, self._new, at=now, undo_tries=0)
         update_rows(self.session, SagaRecord, self._finished, at=now)
         update_rows(self.session, Order, self._changed, updated_at=now)
+        if any("status" in changed for changed in self._changed):
+            notify(self.session, ORDERS_CHANGED)
         give_up(self.session, self._failed)
 
     def going_on(self) -> list[str]:
@@ -355,6 +358,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         ],
         updated_at=utc_now(),
     )
+    notify(session, ORDERS_CHANGED, ORDERS_TO_CARRY)
 
 
 def abandon(
@@ -472,6 +476,8 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
             [{"id": id_, "status": status} for id_, status in concluded.items()],
             updated_at=utc_now(),
         )
+        if concluded:
+            notify(session, ORDERS_CHANGED)
         return concluded
 
 
