@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, runs
+from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, online, runs
 from benchmarks.ground import ground
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, runs)
+    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, online, runs)
 }
 
 
