@@ -28,6 +28,14 @@ COMMANDS = {
         "console.show:show",
         "Show one order: where it stands, what happens next, and everything that happened to it.",
     ),
+    "answer": (
+        "console.answer:answer",
+        "Answer orders that wait for a courier: one takes them, or none does.",
+    ),
+    "form": (
+        "console.answer:form",
+        "Give a waiting order of a batch a run of its own, whose page has the form to answer it.",
+    ),
     "cancel": (
         "console.orders:cancel",
         "Cancel an order that no courier has accepted, and give back all that it took.",
@@ -53,9 +61,17 @@ COMMANDS = {
         "console.metrics:metrics",
         "Give the shop's figures to Prometheus: print them, serve them, or write them to a file.",
     ),
+    "serve": (
+        "console.serve:serve",
+        "Serve the shop's front end by HTTP: submit orders, follow them, cancel them.",
+    ),
     "dispatcher": (
         "console.dispatcher:app",
         "Switch off or on who seeks couriers for waiting orders.",
+    ),
+    "online": (
+        "console.online:app",
+        "Switch on or off the batch that carries orders as they come.",
     ),
     "redrive": (
         "console.queue:redrive",
