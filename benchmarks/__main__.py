@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, runs
+from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, online, runs
 from benchmarks.ground import ground
 from terminal.command_line import command
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, runs)
+    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, online, runs)
 }
 
 

@@ -27,6 +27,14 @@ COMMANDS = {
         "console.show:show",
         "Show an order's state, next step and complete timeline.",
     ),
+    "answer": (
+        "console.answer:answer",
+        "Answer waiting orders with a courier, or with none.",
+    ),
+    "form": (
+        "console.answer:form",
+        "Start a run with a form for a batch's waiting order.",
+    ),
     "cancel": (
         "console.orders:cancel",
         "Cancel an order without a courier and compensate it.",
@@ -52,9 +60,17 @@ COMMANDS = {
         "console.metrics:metrics",
         "Print the shop's metrics for Prometheus, serve them, or write a file.",
     ),
+    "serve": (
+        "console.serve:serve",
+        "Serve the shop's front end by HTTP, until Ctrl-C.",
+    ),
     "dispatcher": (
         "console.dispatcher:app",
         "Switch the dispatcher off or on.",
+    ),
+    "online": (
+        "console.online:app",
+        "Switch on or off the batch that carries orders as they come.",
     ),
     "redrive": (
         "console.queue:redrive",

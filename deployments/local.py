@@ -30,6 +30,7 @@ WORK_POOL = "local"
 ORDERS_QUEUE = "default"
 """The work queue of checkouts and batches; the shop's own flows have another one, without limit."""
 DISPATCH_DEPLOYMENT = "dispatch-orders/local"
+ONLINE_DEPLOYMENT = "batch-checkout/online"
 CHECKOUT_DEPLOYMENT = "store-checkout/local"
 EXAMPLE_ORDER = (
     '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
@@ -359,12 +360,15 @@ class LocalSystem:
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
-            # `prefect deploy` would resume it.
+            # `prefect deploy` would resume the one and pause the other.
             is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+            is_online = api.is_on(ONLINE_DEPLOYMENT)
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
-        if is_off:
-            with self.api() as api:
+        with self.api() as api:
+            if is_off:
                 api.pause_deployment(DISPATCH_DEPLOYMENT)
+            if is_online:
+                api.resume_deployment(ONLINE_DEPLOYMENT)
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:

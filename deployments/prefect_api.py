@@ -174,9 +174,16 @@ class PrefectApi:
 
     def is_paused(self, deployment: str) -> bool:
         """Return whether the deployment `flow/name` exists and is paused."""
+        return self._paused(deployment) is True
+
+    def is_on(self, deployment: str) -> bool:
+        """Return whether the deployment `flow/name` is there and not paused."""
+        return self._paused(deployment) is False
+
+    def _paused(self, deployment: str) -> bool | None:
         answer = self._http.get(f"/deployments/name/{deployment}")
         if answer.status_code == httpx.codes.NOT_FOUND:
-            return False
+            return None
         answer.raise_for_status()
         return bool(answer.json()["paused"])
 

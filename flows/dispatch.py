@@ -24,12 +24,13 @@ from pydantic import BaseModel, ValidationError
 from flows.batches.bulk import as_one, few_collections
 from flows.runs.run_states import cancelled_among
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from orders.decisions import Decided, decisions_of
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage
 from store.settings import settings
 from store.wrong_input import for_a_log
-from tasks.couriers import DISPATCHER, Decided, decisions_of, find_couriers
+from tasks.couriers import DISPATCHER, find_couriers
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
@@ -166,15 +167,19 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_done or (state.in_batch and state.answer is not None and state.others_wait):
-            # The run of a batch is resumed for its last decision; the messages before have done
-            # their work.
+        elif state.is_done or (
+            state.answer is not None and (state.others_wait or state.run_listens)
+        ):
+            # The run of a batch is resumed for its last decision, and one that listens for none;
+            # the other messages have done their work.
             done.append(held.received)
             del in_hand[held.received.id]
         else:
             # An open order found no room: its batch is to hand over what is decided, which makes
-            # room again.
-            if state.answer is not None or (state.is_open and state.others_hold):
+            # room again. A run that listens does so by itself.
+            if not state.run_listens and (
+                state.answer is not None or (state.is_open and state.others_hold)
+            ):
                 to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)

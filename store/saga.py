@@ -35,6 +35,7 @@ from store.saga_log import (
     require_known,
     steps,
 )
+from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 
 
 @dataclass
@@ -110,6 +111,8 @@ class Forward:
         insert_rows(self.session, SagaRecord, self._new, at=now, undo_tries=0)
         update_rows(self.session, SagaRecord, self._finished, at=now)
         update_rows(self.session, Order, self._changed, updated_at=now)
+        if any("status" in changed for changed in self._changed):
+            notify(self.session, ORDERS_CHANGED)
         give_up(self.session, self._failed)
 
     def going_on(self) -> list[str]:
@@ -236,6 +239,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         ],
         updated_at=utc_now(),
     )
+    notify(session, ORDERS_CHANGED, ORDERS_TO_CARRY)
 
 
 def abandon(
@@ -353,6 +357,8 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
             [{"id": id_, "status": status} for id_, status in concluded.items()],
             updated_at=utc_now(),
         )
+        if concluded:
+            notify(session, ORDERS_CHANGED)
         return concluded
 
 

@@ -11,7 +11,12 @@ from prefect import Flow, Task
 
 import flows
 import tasks
-from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    ONLINE_DEPLOYMENT,
+    PROJECT_DIR,
+)
 from deployments.prefect_yaml import problems
 from flows.checkout import ON_THIS_MACHINE
 
@@ -64,15 +69,18 @@ def test_the_projects_file_has_no_problem() -> None:
 
 def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
     queues = {
-        deployment["entrypoint"].rpartition(".")[2]: deployment["work_pool"].get("work_queue_name")
+        (deployment["entrypoint"].rpartition(".")[2], deployment["name"]): deployment[
+            "work_pool"
+        ].get("work_queue_name")
         for deployment in read_project_file()["deployments"]
     }
     assert queues == {
-        "store_checkout": None,
-        "batch_checkout": None,
-        "dispatch_orders": "upkeep",
-        "recover_orders": "upkeep",
-        "audit_books": None,
+        ("store_checkout", "local"): None,
+        ("batch_checkout", "nightly"): None,
+        ("batch_checkout", "online"): "upkeep",
+        ("dispatch_orders", "local"): "upkeep",
+        ("recover_orders", "local"): "upkeep",
+        ("audit_books", "daily"): None,
     }
 
 
@@ -81,7 +89,7 @@ def test_the_projects_file_has_the_deployments_that_the_local_system_starts() ->
         f"{deployment['entrypoint'].rpartition('.')[2].replace('_', '-')}/{deployment['name']}"
         for deployment in read_project_file()["deployments"]
     }
-    assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT} <= names
+    assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, ONLINE_DEPLOYMENT} <= names
 
 
 def test_a_limit_on_the_projects_own_checkout_is_refused() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from orders.decisions import decisions_of
 from orders.waits import expire_waits
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading
@@ -16,7 +17,7 @@ from store.models import Decision, Notification, utc_now
 from store.notifications import Notice
 from store.table_queue import TableQueue
 from store.table_topic import TableTopic
-from tasks.couriers import decisions_of, find_couriers, record_answer
+from tasks.couriers import find_couriers, record_answer
 from tasks.dispatch import dispatch_order, prepare_order, send_again
 from tests.shop import (
     assign,

@@ -7,7 +7,7 @@ import pytest
 from prefect import Task
 from sqlalchemy import text
 
-import flows.batch
+import flows.batches.chunk
 import flows.checkout
 from store import saga_log
 from store.database import reading, transaction
@@ -33,7 +33,7 @@ def test_one_checkout_and_a_batch_take_the_steps_in_the_order_of_the_table() -> 
         and isinstance(getattr(flows.checkout, node.func.id, None), Task)
     }
     assert [calls[line] for line in sorted(calls)] == list(SEQUENCE)
-    assert tuple(step.task for step in BEFORE_THE_WAIT) == flows.batch.STEPS
+    assert tuple(step.task for step in BEFORE_THE_WAIT) == flows.batches.chunk.STEPS
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
