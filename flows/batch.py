@@ -125,7 +125,8 @@ def batch_checkout(
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
-            remark = question(run_id, chunk_size).take_left(client)
+            said = question(run_id, chunk_size).take_left(client)
+        remark = said.text if said else ""
         left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
         carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
         # A claim of which the answer was lost in an outage.

@@ -279,7 +279,7 @@ class CourierAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
-        description="The courier's id, if one takes the order.",
+        description="Needed for “courier assigned”, left empty otherwise.",
     )
     reason: str = Field(
         default="",
@@ -291,6 +291,7 @@ class CourierAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
+        title="Answered by",
         description="Who answers: your name or initials.",
     )
 
@@ -323,6 +324,7 @@ class BatchAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
+        title="Answered by",
         description="Who answers: your name or initials.",
     )
 
