@@ -57,8 +57,12 @@ COMMANDS = {
         "console.dispatcher:app",
         "Switch off or on who seeks couriers for waiting orders.",
     ),
+    "dead-letters": (
+        "console.queue:app",
+        "Look at the order queue's dead letters, put them back or drop them.",
+    ),
     "redrive": (
-        "console.queue:redrive",
+        "console.queue:redrive_all",
         "Put the order queue's dead letters back into it, once their cause is mended.",
     ),
     "drain": (

@@ -82,8 +82,8 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
 def form_for(asked: Asked, refused: Remark[CourierAnswer] | None) -> type[DispatchDecision]:
     """Return the form with the couriers as choices.
 
-    A refused answer is filled in. Only the schema has the refused answer: as a default of the model it would stand in for what
-    the person leaves empty.
+    A refused answer is filled in, by the schema alone: as a default of the model it would stand in
+    for what the person leaves empty.
     """
     typed = refused.answer.model_dump() if refused else {}
     fields: dict[str, Any] = {}

@@ -48,7 +48,7 @@ _message: ContextVar[str | None] = ContextVar("message", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Remark(Generic[Answer]):
-    """A remark on an answer for the next form, such as its refusal."""
+    """A remark for the next form, such as an answer's refusal."""
 
     text: str
     answer: Answer
@@ -153,7 +153,7 @@ def pause_run(
 
 @contextmanager
 def state_message(message: str) -> Iterator[None]:
-    """Set the message of the Paused or Suspended state set in this context.
+    """Set the message of the state that a pause proposes.
 
     Prefect's own functions take none, and a person reads it on the run's page.
     """
