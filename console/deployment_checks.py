@@ -23,7 +23,7 @@ from deployments.automations import (
     SILENCE_SECONDS,
     automations,
 )
-from deployments.local import PROJECT_DIR
+from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
 from store.settings import settings
 
@@ -126,7 +126,9 @@ def _schedules_of(
     if deployment.get("schedules") and found.paused:
         yield mend(
             f"{name} is paused: none of its schedules makes a run",
-            f"`prefect deployment schedule resume '{name}'`, or in the UI",
+            "`checkout dispatcher on`"
+            if name == DISPATCH_DEPLOYMENT
+            else f"`prefect api POST /deployments/{found.id}/resume_deployment`",
         )
     by_slug = {schedule.slug: schedule for schedule in found.schedules}
     for wanted in deployment.get("schedules") or []:
@@ -138,7 +140,7 @@ def _schedules_of(
         elif not schedule.active and wanted.get("active", True):
             yield mend(
                 f"the schedule {wanted['slug']} of {name} is not active",
-                "activate it on the deployment's page in the UI",
+                f"`prefect deployment schedule resume {name} {schedule.id}`",
             )
 
 

@@ -72,9 +72,13 @@ COMMANDS = {
         "console.online:app",
         "Switch on or off the batch that carries orders as they come.",
     ),
+    "dead-letters": (
+        "console.queue:app",
+        "List dead letters, redrive them or drop them.",
+    ),
     "redrive": (
-        "console.queue:redrive",
-        "Redrive the order queue's dead letters, once their cause is mended.",
+        "console.queue:redrive_all",
+        "Redrive all dead letters, once their cause is mended.",
     ),
     "drain": (
         "console.drain:drain",

@@ -112,7 +112,8 @@ def batch_checkout(
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
-            remark = question(run_id, chunk_size).take_left(client)
+            said = question(run_id, chunk_size).take_left(client)
+        remark = said.text if said else ""
         work.check_out(work.left_off())
         if batch.listens_until is not None and utc_now() < batch.listens_until:
             listen(run_id, batch.listens_until, chunk_size, progress, work.seconds)

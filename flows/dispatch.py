@@ -219,8 +219,10 @@ def resume(client: SyncPrefectClient, decided: Decided) -> bool:
         return False
     if decided.in_batch:
         return wake_batch(client, decided.run_id)
+    # The decision is in the database. Its courier may be one whom the form, older than they, lacks,
+    # and Prefect would refuse the answer.
     return decided.answer is not None and _resume(
-        client, decided.run_id, decided.answer.model_dump()
+        client, decided.run_id, decided.answer.model_copy(update={"courier": ""}).model_dump()
     )
 
 
