@@ -36,6 +36,7 @@ from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run, give_back
 from flows.order.events import tell
 from flows.runs.continuation import continue_crashed_run
+from flows.runs.names import name_of_batch
 from flows.runs.pause import Wait
 from flows.runs.work_pool import give_run_back, pool_is_closed
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
@@ -66,6 +67,7 @@ DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
 
 @flow(
     name="batch-checkout",
+    flow_run_name=name_of_batch,
     retries=0,
     persist_result=False,
     on_failure=[compensate_run],

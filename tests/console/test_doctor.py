@@ -400,4 +400,4 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
         diagnosis.says for diagnosis in looked("deployments")
     }
     assert verdicts("continuations") == verdicts("work pools") == {Verdict.MEND}
-    assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True, True]
+    assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True]
