@@ -35,6 +35,7 @@ from flows.batches.report import Progress, publish, report_on
 from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
+from flows.runs.names import name_of_batch
 from flows.runs.pause import Wait
 from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
@@ -56,6 +57,7 @@ logger = logging.getLogger("store.batch")
 
 @flow(
     name="batch-checkout",
+    flow_run_name=name_of_batch,
     retries=0,
     persist_result=False,
     on_failure=[compensate_run],
