@@ -24,7 +24,7 @@ def answer(
     by: str,
     as_json: AsJson = False,
 ) -> int:
-    """Answer orders that wait for a courier: one takes them, or none does.
+    """Answer waiting orders with a courier, or with none.
 
     It is the answer of the form in the Prefect UI, whichever way the orders came. The first answer
     counts. Of several orders all are answered, or none where one of them does not wait any more.
@@ -51,7 +51,7 @@ def answer(
 
 
 def form(order: str, /, *, as_json: AsJson = False) -> int:
-    """Give a waiting order of a batch a run of its own, whose page has the form to answer it.
+    """Start an own run, with the form, for a waiting order.
 
     Nothing is done twice: the order keeps what it has.
 

@@ -1,4 +1,4 @@
-"""What the doctor looks at in the deployments: schedules, pools, workers, automations."""
+"""The doctor's checks of deployments, schedules, pools, workers and automations."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -251,7 +251,7 @@ def _automations() -> Iterator[Diagnosis]:
 
 
 def _unfitting(automation: Automation, recovery: DeploymentResponse | None) -> list[Diagnosis]:
-    """Return what of an automation does not go with the settings here and the deployments."""
+    """Return an automation's conflicts with the settings and deployments."""
     found = []
     heartbeat = get_current_settings().flows.heartbeat_frequency
     for action in automation.actions:

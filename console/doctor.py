@@ -1,4 +1,4 @@
-"""The doctor: every part of the running shop looked at, one line each, with what to do."""
+"""The doctor's checks of every part of the running shop."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,7 +24,7 @@ STYLES = {
 
 
 def doctor(*, as_json: AsJson = False) -> int:
-    """Look at every part of the shop, and say for each that it is well or what to do.
+    """Check every part of the shop and print each fault's remedy.
 
     Run it where a worker runs and with the worker's environment: settings are those of the process
     that asks. It changes nothing. A part that is away is told of, and the rest is looked at.
@@ -49,7 +49,7 @@ def doctor(*, as_json: AsJson = False) -> int:
 
 
 def diagnose() -> Iterator[tuple[str, Diagnosis]]:
-    """Carry out every check whose needs are met; give the check's name with all that it says."""
+    """Carry out every check whose needs are met and yield its findings."""
     failed: set[str] = set()
     for check in CHECKS:
         missing = [need for need in check.needs if need in failed]
@@ -64,7 +64,7 @@ def diagnose() -> Iterator[tuple[str, Diagnosis]]:
 
 
 def _looked(check: Check) -> Iterator[Diagnosis]:
-    """Carry out one check; whatever it meets is told, and keeps no other from its turn."""
+    """Carry out one check and report its errors as findings."""
     try:
         yield from check.look()
     except Exception as error:

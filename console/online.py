@@ -1,4 +1,4 @@
-"""The batch that listens, switched on where a front end submits orders, and off again."""
+"""The switch of the batch that listens."""
 
 from cyclopts import App
 
@@ -19,9 +19,10 @@ def on(*, as_json: AsJson = False) -> int:
 
 @app.command
 def off(*, as_json: AsJson = False) -> int:
-    """Have no further batch listen; one that does goes on to its end.
+    """Have no further batch listen.
 
-    Orders that are submitted later wait for the nightly batch, or until it is on again.
+    One that listens goes on to its end. Orders that are submitted later wait for the nightly batch,
+    or until it is on again.
     """
     with prefect_client() as client:
         return _print(online.switch_off(client), as_json=as_json)

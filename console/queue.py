@@ -1,11 +1,11 @@
-"""The order queue: its dead letters back into it."""
+"""The commands for the order queue."""
 
 from store.partners import order_queue
 from terminal.output import AsJson, print_json, terminal
 
 
 def redrive(*, as_json: AsJson = False) -> int:
-    """Put the order queue's dead letters back into it, once their cause is mended."""
+    """Redrive the order queue's dead letters, once their cause is mended."""
     redriven = order_queue().redrive()
     if as_json:
         print_json({"redriven": redriven})

@@ -1,4 +1,4 @@
-"""The door for the shop's front end, in this process until it is ended."""
+"""The HTTP server for the shop's front end."""
 
 from typing import Annotated
 
@@ -18,10 +18,11 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[WholeNumber, Parameter(validator=Number(gte=0, lte=65535))] = 8321,
 ) -> int:
-    """Serve the shop's front end by HTTP: submit orders, follow them, cancel them.
+    """Serve the shop's front end by HTTP.
 
-    It needs the store's database alone. Orders that it accepts are carried by a batch that
-    listens. Its interface is described at /docs.
+    A front end submits orders, follows them and cancels them. The server needs the store's database
+    alone; orders that it accepts are carried by a batch that listens. Its interface is described at
+    /docs.
 
     Args:
         host: The address to listen at; 0.0.0.0 for all of this machine, behind a proxy with TLS.

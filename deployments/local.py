@@ -1,4 +1,4 @@
-"""The whole system on this machine: database, Prefect server, worker, deployments, seed.
+"""The whole system on this machine, from database to worker.
 
 Owns every process it starts (each on a leash, see `deployments.leash`) and the folder with their
 data and logs. Refuses to start twice on one folder. `deployments.up` starts it by hand.
@@ -197,7 +197,10 @@ class LocalSystem:
             raise
 
     def stop(self) -> None:
-        """Stop worker, flow runs, server and database; safe to repeat."""
+        """Stop worker, flow runs, server and database.
+
+        Safe to repeat.
+        """
         self._children.close()
         self.workers.clear()
         self._server = None
@@ -242,7 +245,9 @@ class LocalSystem:
             self._postgres.create_database(name)
 
     def restart_server(self, while_down: Callable[[], None]) -> None:
-        """Kills the Prefect server, calls `while_down`, and starts it again on the same port.
+        """Kill the Prefect server and start it again on its port.
+
+        `while_down` is called in between.
 
         Raises:
             LocalSystemError: the system is not running, or the server does not start again.
@@ -306,7 +311,7 @@ class LocalSystem:
         self._report(f"The Prefect server answers at {self.ui_url}")
 
     def _server_answers(self, server: Leashed) -> bool:
-        """Return whether it answers; False if its port was taken meanwhile."""
+        """Return whether it answers, False if its port was taken."""
         port = self._port
         if port is None:
             raise LocalSystemError("The local system is not running.")
@@ -328,7 +333,7 @@ class LocalSystem:
         )
 
     def _report_dead_runs(self) -> None:
-        """Tells Prefect that the runs which the last stop interrupted are dead.
+        """Mark the runs that the last stop interrupted as crashed.
 
         No process of an earlier start lives, we hold the lock. But Prefect does not know it: those
         runs would stay Paused or Running for ever, and a dispatcher among them would keep the

@@ -24,7 +24,7 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.saga import lock_orders_where
+from store.saga_log import lock_orders_where
 from store.sessions import WHOLE_RUN
 from tasks.retries import retried
 

@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from store.bulk import update_rows
 from store.database import reading, transaction
 from store.models import Batch, Order, OrderStatus, utc_now
-from store.saga import lock_orders_where
+from store.saga_log import lock_orders_where
 from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.retries import retried

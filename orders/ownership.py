@@ -12,7 +12,7 @@ from store.models import (
     Order,
     utc_now,
 )
-from store.saga import lock_orders_where
+from store.saga_log import lock_orders_where
 from store.sessions import WHOLE_RUN
 
 

@@ -27,7 +27,7 @@ COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
 
 
 def parse_tokens(given: SecretStr | None) -> dict[str, str]:
-    """Return the front ends' tokens by their names, none if the setting is not set.
+    """Return the front ends' tokens by their names.
 
     Raises:
         ValueError: the text is not of that form; it quotes no token.
@@ -61,9 +61,9 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(
-        description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`. In a "
-        "user or a password write `@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as "
-        "`%23` and `%` as `%25`.",
+        description="SQLAlchemy URL of the store's database: "
+        "`postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE`. In a user or a password write "
+        "`@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`.",
     )
     currency: str = Field(
         default="USD",
@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         description="How often a paused run asks Prefect whether it was resumed. Each waiting "
-        "order costs one request in this time.",
+        "order costs one request in this time. `make up` sets 1.",
     )
     reminder_seconds: int = Field(
         default=1800,
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     batch_task_runner: Literal["threads", "dask"] = Field(
         default="threads",
         description="What carries the chunks of a batch: `threads` of the run's own process, or "
-        "`dask`, a cluster.",
+        "`dask`, a cluster (extra `dask`).",
     )
     dask_address: str | None = Field(
         default=None,
@@ -152,8 +152,10 @@ class Settings(BaseSettings):
     )
     warm_start: bool = Field(
         default=True,
-        description="Whether each run of a process work pool starts as a fork of a fork server "
-        "(Linux) instead of in a new Python; read where the pool is set up.",
+        description="Whether each run of a process work pool starts as a fork of a "
+        "[fork server](../fork_server/README.md) (Linux) instead of in a new Python that imports "
+        "everything. Read where the pool is set up: `make up`, `make demo`, "
+        "`python -m deployments.warm_start`.",
     )
     queue: Literal["table", "sqs"] = Field(
         default="table",
@@ -198,11 +200,13 @@ class Settings(BaseSettings):
     )
     payments: Literal["embedded", "stripe"] = Field(
         default="embedded",
-        description="Payment gateway: `embedded`, in the store's own database, or `stripe`.",
+        description="Payment gateway: `embedded`, in the store's own database, or `stripe` (extra "
+        "`stripe`); see [Payments](payments.md).",
     )
     stripe_secret_key: SecretStr | None = Field(
         default=None,
-        description="Stripe's secret or restricted key; needed for `STORE_PAYMENTS=stripe`.",
+        description="Stripe's secret or restricted key; needed for `STORE_PAYMENTS=stripe`, "
+        "never logged or shown.",
     )
     stripe_api_url: str | None = Field(
         default=None,

@@ -22,7 +22,8 @@ from store.messages import money
 from store.models import Customer
 from store.partners import payment_gateway
 from store.payments import Charge
-from store.saga import SagaOrder, StepRecord, backward, forward
+from store.saga import backward, forward
+from store.saga_log import SagaOrder, StepRecord
 from tasks.retries import is_last_try, retried_task
 from tasks.undo import Taken
 

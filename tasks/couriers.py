@@ -24,7 +24,8 @@ from store.models import (
     OrderStatus,
     utc_now,
 )
-from store.saga import SagaOrder, give_up, lock_orders
+from store.saga import give_up
+from store.saga_log import SagaOrder, lock_orders
 from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 from tasks.inventory import too_large
 from tasks.retries import retried_task

@@ -1,4 +1,4 @@
-"""The recording of orders that come in at the same time, in one transaction.
+"""Group commit of the orders that come in together.
 
 A transaction takes nearly the same time for one order as for fifty, and those that notify are
 committed one after the other.

@@ -29,9 +29,11 @@ async def submit(
     front_end: FrontEnd,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Submit an order: 201 if it is new, 200 if it is known, 409 if its id has other content.
+    """Submit an order.
 
-    It is accepted once, however often it is sent with its `orderId` or `Idempotency-Key`.
+    It is answered with 201 if it is new, 200 if it is known, and 409 if its id belongs to an order
+    with other content. It is accepted once, however often it is sent with its `orderId` or
+    `Idempotency-Key`.
     """
     order = await order_of(request, idempotency_key)
     answer = await request.app.state.intake.submit(order, front_end)
@@ -52,7 +54,7 @@ async def follow(
     wait: Annotated[float, Query(ge=0, le=WAIT_SECONDS_AT_MOST)] = 0,
     seen: Annotated[str | None, Query(max_length=32)] = None,
 ) -> dict[str, Any]:
-    """Return an order: its status, what happens next, and its receipt or its error.
+    """Return an order's status, next step, and receipt or error.
 
     With `wait` it is returned as soon as its status is another one than `seen` (left out, than
     now), or after so many seconds. An order that has ended is returned at once.
@@ -66,7 +68,7 @@ async def follow(
 
 @router.get("/orders/{order_id}/cancel")
 def preview_cancellation(order_id: str, _: FrontEnd) -> dict[str, Any]:
-    """Return what a cancellation would give back; nothing changes."""
+    """Return the undos that a cancellation would run."""
     return cancellation.preview(known_id(order_id))
 
 
@@ -76,7 +78,7 @@ def cancel(
     _: FrontEnd,
     reason: Annotated[str, Query(max_length=REASON_LENGTH, pattern=NO_NUL)] = "",
 ) -> dict[str, Any]:
-    """Cancel an order that no courier has accepted; what it took is given back."""
+    """Cancel an order that no courier has accepted."""
     cancellation.cancel(known_id(order_id), reason)
     return _read(order_id)
 

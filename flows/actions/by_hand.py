@@ -137,7 +137,7 @@ def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order
 
 
 def ask_for_form(order_id: str) -> FlowRun:
-    """Give a waiting order of a batch its own run and form.
+    """Start an own run, with the form, for a waiting order.
 
     Args:
         order_id: The order.

@@ -106,6 +106,13 @@ def test_a_good_document_has_no_problem(project_dir: Path) -> None:
     assert problems(document(), project_dir) == []
 
 
+@pytest.mark.parametrize(
+    "used", [{"version_type": "prefect:simple"}, {"sla": []}, {"flow_name": "plain"}]
+)
+def test_every_key_that_prefect_uses_is_taken(project_dir: Path, used: dict[str, Any]) -> None:
+    assert problems(document(**used), project_dir) == []
+
+
 def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path) -> None:
     changed = document(entrypoint="flows.hooked.hooked", parameters={}, concurrency_limit=1)
     assert problems(changed, project_dir) == []
@@ -115,7 +122,7 @@ def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path
     ("changes", "expected"),
     [
         ({"triger": []}, "Prefect would ignore the key 'triger'"),
-        ({"schedule": {"cron": "0 2 * * *"}}, "Prefect would ignore the key 'schedule'"),
+        ({"schedule": {"cron": "0 2 * * *"}, "schedules": None}, "without a slug"),
         ({"parameter_openapi_schema": {}}, "ignore the key 'parameter_openapi_schema'"),
         ({"work_pool": POOL | {"queue": "q"}}, "ignore the key 'queue'"),
         ({"work_pool": POOL | {"name": "local"}}, "its name must come from the environment"),

@@ -25,6 +25,7 @@ import orders.acceptance
 import store.embedded_gateway
 import store.outages
 import store.saga
+import store.saga_log
 import tasks.billing
 import tasks.couriers
 import tasks.dispatch
@@ -50,15 +51,8 @@ from store.models import (
     utc_now,
 )
 from store.payments import Answer, Charge
-from store.saga import (
-    Backward,
-    Forward,
-    SagaOrder,
-    backward,
-    forward,
-    held_steps,
-    lock_orders,
-)
+from store.saga import Backward, Forward, backward, forward, held_steps
+from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from store.table_topic import TableTopic
 from tests.faults.partners import BadLineGateway
@@ -109,7 +103,7 @@ def an_undo_does_not_look_whether_it_is_done() -> Patches:
         with transaction() as session:
             orders = lock_orders(session, order_ids)
             failing = [o for o in orders.values() if o.status in GIVING_BACK]
-            records = store.saga._records(session, failing, [step])
+            records = store.saga_log.records(session, failing, [step])
             of = {record.order_id: record for record in records}
             yield Backward(session, [(o, of[o.id]) for o in failing if o.id in of])
 

@@ -18,7 +18,8 @@ from seed.catalogue import COURIERS, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookOutOfStock, CheckoutFailed
 from store.models import utc_now
-from store.saga import abandon, lock_orders
+from store.saga import abandon
+from store.saga_log import lock_orders
 from tasks.dispatch import send_again
 from tests.shop import (
     STEPS,

@@ -9,10 +9,11 @@ from sqlalchemy import text
 
 import flows.batches.chunk
 import flows.checkout
-from store import saga
+from store import saga_log
 from store.database import reading, transaction
 from store.models import Order
-from store.saga import backward, forward, lock_orders
+from store.saga import backward, forward
+from store.saga_log import lock_orders
 from tasks.steps import BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS, Step
 from tests.shop import carry_on, end_run, place
 
@@ -68,7 +69,7 @@ def test_without_the_table_no_order_is_taken_for_one_that_has_taken_nothing(
     place("o-1")
     carry_on(["o-1"], "check_inventory")
     with monkeypatch.context() as patch:
-        patch.setattr(saga, "_registered", [])
+        patch.setattr(saga_log, "_registered", [])
         with pytest.raises(RuntimeError, match="no steps are registered"):
             end_run("o-1")
     with reading() as session:
