@@ -51,7 +51,7 @@ def answer(
 
 
 def form(order: str, /, *, as_json: AsJson = False) -> int:
-    """Start an own run, with the form, for a waiting order.
+    """Start a run with a form for a batch's waiting order.
 
     Nothing is done twice: the order keeps what it has.
 

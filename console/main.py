@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "form": (
         "console.answer:form",
-        "Start an own run, with the form, for a waiting order.",
+        "Start a run with a form for a batch's waiting order.",
     ),
     "cancel": (
         "console.orders:cancel",
@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "serve": (
         "console.serve:serve",
-        "Serve the shop's front end by HTTP.",
+        "Serve the shop's front end by HTTP, until Ctrl-C.",
     ),
     "dispatcher": (
         "console.dispatcher:app",

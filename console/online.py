@@ -1,4 +1,7 @@
-"""The switch of the batch that listens."""
+"""The switch of the listening batch.
+
+It is on where a front end submits orders.
+"""
 
 from cyclopts import App
 
@@ -19,7 +22,7 @@ def on(*, as_json: AsJson = False) -> int:
 
 @app.command
 def off(*, as_json: AsJson = False) -> int:
-    """Have no further batch listen.
+    """Start no further listening batch.
 
     One that listens goes on to its end. Orders that are submitted later wait for the nightly batch,
     or until it is on again.

@@ -18,7 +18,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[WholeNumber, Parameter(validator=Number(gte=0, lte=65535))] = 8321,
 ) -> int:
-    """Serve the shop's front end by HTTP.
+    """Serve the shop's front end by HTTP, until Ctrl-C.
 
     A front end submits orders, follows them and cancels them. The server needs the store's database
     alone; orders that it accepts are carried by a batch that listens. Its interface is described at

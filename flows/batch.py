@@ -31,12 +31,18 @@ from flows.batches.limits import (
     TOLERATED_FAILURES,
 )
 from flows.batches.listening import listen
-from flows.batches.report import Progress, publish, report_on
+from flows.batches.report import (
+    SHOWN_EVERY_SECONDS,
+    SHOWN_EVERY_SECONDS_WHILE_LISTENING,
+    Progress,
+    publish,
+    report_on,
+)
 from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
 from flows.runs.pause import Wait
-from flows.runs.work_pool import give_run_back, pool_is_closed
+from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
 from orders.batches import (
     begin_batch,
@@ -107,7 +113,8 @@ def batch_checkout(
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait, listen_seconds)
-    progress = Progress(run_id, takes_submitted=failed_of is None)
+    every_seconds = SHOWN_EVERY_SECONDS_WHILE_LISTENING if listen_seconds else SHOWN_EVERY_SECONDS
+    progress = Progress(run_id, failed_of is None, every_seconds)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
@@ -158,7 +165,7 @@ class _Work:
             self.seconds[step] += spent
         if next(chunks, None) is not None:
             # The pool is closed; the run goes on when it is open again.
-            give_run_back()
+            reschedule_run()
 
 
 def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:

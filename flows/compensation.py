@@ -62,7 +62,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     Raises:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
-    statuses = give_back(order_ids, step)
+    statuses = run_undos(order_ids, step)
     tell(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
@@ -74,7 +74,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     return {id_: str(status) for id_, status in statuses.items()}
 
 
-def give_back(
+def run_undos(
     order_ids: list[str], step: str | None = None, call: Call = as_task_run
 ) -> dict[str, OrderStatus]:
     """Undo the held steps of failed orders and return their statuses.
@@ -95,7 +95,7 @@ def _undo(
 
     def keep(failed: list[str], error: Exception) -> None:
         if isinstance(error, PaymentRefused) and error.reasons:
-            # The others are settled; asked for again, a refund would be refused under its next key.
+            # The others are done; asked for again, a refund would be refused under its next key.
             logger.error("undo %s failed: %s", undo.name, error, extra={"order_ids": failed})
             for order_id, why in error.reasons.items():
                 text = f"PaymentRefused: refund of {order_id}: {why}"

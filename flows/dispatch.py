@@ -48,20 +48,24 @@ LAST_LOOK_SECONDS = 10.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
 
 
+LOOK_AT_POOL_SECONDS = 2.0
+"""Messages may come many times a second, and a look at the work pool is a call of the server."""
+
+
 class DispatchReport(BaseModel):
     """What one run of the dispatcher did."""
 
     received: int = 0
     decided: int = 0
     resumed: int = 0
-    settled: int = 0
+    deleted: int = 0
     dead_letters: int = 0
-    handed_back: int = 0
+    released: int = 0
 
 
 @dataclass
 class InHand:
-    """A message that is received and not settled yet."""
+    """A message that is received and not deleted yet."""
 
     received: ReceivedMessage
     message: OrderMessage
@@ -80,10 +84,11 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
             interval, so that one run follows the other without thousands of short runs.
 
     Returns:
-        How many messages were received, decided, resumed, settled, put aside, handed back.
+        How many messages were received, decided, resumed, deleted, put aside, released.
     """
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
+    next_pool_look = 0.0
     deadline = time.monotonic() + listen_seconds
     with (
         few_collections(),
@@ -106,11 +111,13 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                     raise
                 logger.warning("the queue or the database is away: %s", error)
                 time.sleep(FIRST_LOOK_SECONDS)
-            if pool_is_closed():
-                break
-        # Whatever is still in hand is handed back at once, for the next dispatcher.
+            if now >= next_pool_look:
+                if pool_is_closed():
+                    break
+                next_pool_look = now + LOOK_AT_POOL_SECONDS
+        # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])
-    report.handed_back = len(in_hand)
+    report.released = len(in_hand)
     return report
 
 
@@ -137,7 +144,7 @@ def look_after(
     resumers: ThreadPoolExecutor,
     report: DispatchReport,
 ) -> None:
-    """Decide open orders, resume decided ones and delete settled messages."""
+    """Decide open orders, resume decided ones and delete done messages."""
     now = time.monotonic()
     due = nsmallest(
         GROUP,
@@ -155,7 +162,7 @@ def look_after(
             report.decided += len(find_couriers(as_one(to_decide)))
             known = decisions_of([held.message for held in due])
     to_resume = {}
-    settled = []
+    done = []
     for held in due:
         state = known[held.message]
         if not state.exists:
@@ -167,12 +174,12 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_settled or (
+        elif state.is_done or (
             state.answer is not None and (state.others_wait or state.run_listens)
         ):
             # The run of a batch is resumed for its last decision, and one that listens for none;
             # the other messages have done their work.
-            settled.append(held.received)
+            done.append(held.received)
             del in_hand[held.received.id]
         else:
             # An open order found no room: its batch is to hand over what is decided, which makes
@@ -184,8 +191,8 @@ def look_after(
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
     report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
-    queue.delete(settled)
-    report.settled += len(settled)
+    queue.delete(done)
+    report.deleted += len(done)
     queue.hide(
         [held.received for held in due if held.received.id in in_hand],
         seconds=settings().visibility_timeout_seconds,

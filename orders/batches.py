@@ -70,10 +70,10 @@ def touch_batch(run_id: str) -> None:
         session.execute(update(Batch).where(col(Batch.run_id) == run_id).values(moved_at=utc_now()))
 
 
-def hand_over_batch(from_run: str, to_run: str) -> None:
-    """Hand a batch and its unfinished orders over to another run.
+def change_batch_owner(from_run: str, to_run: str) -> None:
+    """Make another run the owner of a batch and its unfinished orders.
 
-    Safe to repeat: what has been handed over is passed over.
+    Safe to repeat: orders that have the new owner are passed over.
 
     Args:
         from_run: The run that carries the batch; it must be recorded.
@@ -163,7 +163,7 @@ def count_by_status(run_id: str) -> dict[str, int]:
 
 
 @retried
-def giving_back(order_ids: Sequence[str]) -> list[str]:
+def being_undone(order_ids: Sequence[str]) -> list[str]:
     """Return the failed orders with effects still to be undone."""
     with reading() as session:
         return list(
@@ -240,7 +240,7 @@ class Sums:
     """A batch's money in cents, its points and its orders' endings.
 
     ``by_ending`` counts the orders by their status and the name of their error, if they have one.
-    A charge that is still in doubt counts as nothing until its refund settles it.
+    A charge that is still in doubt counts as nothing until its refund finds it out.
     """
 
     by_ending: dict[tuple[str, str], int]

@@ -22,7 +22,7 @@ class Decided:
 
     exists: bool
     is_open: bool = False
-    is_settled: bool = False
+    is_done: bool = False
     run_id: str | None = None
     answer: CourierAnswer | None = None
     in_batch: bool = False
@@ -47,7 +47,7 @@ class DecidedOrder(NamedTuple):
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
     """Return where the order of each message stands.
 
-    A message is settled when its order has ended, failed compensations included, or has begun
+    A message is done when its order has ended, failed compensations included, or has begun
     another attempt.
     """
     ids = {message.order_id for message in messages}
@@ -141,7 +141,7 @@ def _decided(
         others_hold=batch is not None and batch.holds,
         exists=True,
         is_open=this_attempt and order.status == OrderStatus.WAITING,
-        is_settled=not this_attempt or order.status in DONE_WITH,
+        is_done=not this_attempt or order.status in DONE_WITH,
         run_id=order.run_id,
         answer=answer,
     )

@@ -126,7 +126,7 @@ class _Fields:
         if value < 0:
             reason = f"is below zero ({value})"
             if name == "quantity":
-                reason += ": more copies were sold than there were; settle these orders first"
+                reason += ": more copies were sold than there were; correct these orders first"
             raise ItemRefused(name, reason)
         if value * per_unit > at_most:
             raise ItemRefused(name, f"is more than {Decimal(at_most) / per_unit:f}")

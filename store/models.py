@@ -73,7 +73,7 @@ GOING_FORWARD = (
     OrderStatus.DISPATCHED,
 )
 """A step may be done, or is done, in these."""
-GIVING_BACK = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
+UNDOING = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
 """An undo may be done in these."""
 ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 """Nothing happens to an order in these, until a person begins a new attempt."""

@@ -17,9 +17,9 @@ from store.database import transaction
 from store.errors import OrderError, recorded_error, shortened
 from store.models import (
     BEFORE_PIVOT,
-    GIVING_BACK,
     GOING_FORWARD,
     HOLDING,
+    UNDOING,
     Order,
     OrderStatus,
     SagaRecord,
@@ -267,7 +267,7 @@ def abandon(
                 and (attempts is None or o.attempt == attempts.get(o.id))
             ],
         )
-        return [o.id for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
+        return [o.id for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
 
 
 @dataclass
@@ -315,7 +315,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
     require_known(step)
     with transaction() as session:
         orders = lock_orders(session, order_ids)
-        failing = [orders[i] for i in order_ids if i in orders and orders[i].status in GIVING_BACK]
+        failing = [orders[i] for i in order_ids if i in orders and orders[i].status in UNDOING]
         held = {r.order_id: r for r in records(session, failing, [step]) if r.state in HOLDING}
         group = Backward(
             session=session,
@@ -343,7 +343,7 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
         The status that each of them has now.
     """
     with transaction() as session:
-        orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
+        orders = [o for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
         held = {r.order_id for r in records(session, orders, compensable()) if r.state in HOLDING}
         concluded = {
             order.id: (
@@ -365,7 +365,7 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
 def held_steps(order_ids: Sequence[str]) -> set[str]:
     """Return the steps that any of these compensating orders still holds."""
     with transaction() as session:
-        orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
+        orders = [o for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
         return {r.step for r in records(session, orders, compensable()) if r.state in HOLDING}
 
 

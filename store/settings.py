@@ -27,7 +27,7 @@ COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
 
 
 def parse_tokens(given: SecretStr | None) -> dict[str, str]:
-    """Return the front ends' tokens by their names.
+    """Return the front ends' tokens by name, or an empty mapping.
 
     Raises:
         ValueError: the text is not of that form; it quotes no token.

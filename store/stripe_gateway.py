@@ -124,7 +124,7 @@ class StripeGateway:
         if intent.status == "succeeded":
             return _answer(charge, intent)
         # It may be an old answer, repeated. What waits for the card's holder cannot be had now.
-        present = self._first_settled([intent.id])
+        present = self._first_with_money([intent.id])
         if present is None:
             return Answer("declined", charge.key, f"the card's holder has to act: {intent.status}")
         return _answer(charge, present)
@@ -218,7 +218,7 @@ class StripeGateway:
         """
         # The search lags behind by minutes, the keys last for a day: together they miss nothing.
         if _is_late(charge) and (found := self._search(charge)):
-            return self._first_settled(found)
+            return self._first_with_money(found)
         if self._forestall(charge):
             return None
         try:
@@ -233,7 +233,7 @@ class StripeGateway:
         except (stripe.IdempotencyError, stripe.APIError) as error:
             return self._search_or_wait(charge, error)
         # What Stripe repeats is how it was then.
-        return self._first_settled([made.id])
+        return self._first_with_money([made.id])
 
     def _search_or_wait(
         self, charge: Charge, problem: stripe.StripeError
@@ -242,19 +242,19 @@ class StripeGateway:
         found = self._search(charge)
         if not found:
             raise _Unanswered(f"Stripe does not repeat its answer: {problem.user_message}")
-        return self._first_settled(found)
+        return self._first_with_money(found)
 
     def _search(self, charge: Charge) -> list[str]:
         query = f"metadata['{CHARGE}']:'{charge.key}'"
         found = self._stripe.payment_intents.search({"query": query, "limit": 100})
         return [intent.id for intent in found.data]
 
-    def _first_settled(self, intent_ids: Sequence[str]) -> stripe.PaymentIntent | None:
+    def _first_with_money(self, intent_ids: Sequence[str]) -> stripe.PaymentIntent | None:
         # What the search knows of them may be old.
-        settled = (self._settled(self._stripe.payment_intents.retrieve(id_)) for id_ in intent_ids)
-        return next((intent for intent in settled if intent is not None), None)
+        found = (self._with_money(self._stripe.payment_intents.retrieve(id_)) for id_ in intent_ids)
+        return next((intent for intent in found if intent is not None), None)
 
-    def _settled(self, intent: stripe.PaymentIntent) -> stripe.PaymentIntent | None:
+    def _with_money(self, intent: stripe.PaymentIntent) -> stripe.PaymentIntent | None:
         """Return a PaymentIntent with money, or cancel a pending one.
 
         None is returned for one that holds nothing.

@@ -32,7 +32,7 @@ from store.errors import (
     OrderCancelled,
 )
 from store.messages import CourierAnswer
-from store.models import BEFORE_PIVOT, GIVING_BACK, GOING_FORWARD, Order, OrderStatus
+from store.models import BEFORE_PIVOT, GOING_FORWARD, UNDOING, Order, OrderStatus
 from store.saga import conclude_compensation, held_steps
 from store.settings import settings
 from tasks.couriers import answer_all
@@ -137,7 +137,7 @@ def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order
 
 
 def ask_for_form(order_id: str) -> FlowRun:
-    """Start an own run, with the form, for a waiting order.
+    """Start a run with a form for a batch's waiting order.
 
     Args:
         order_id: The order.
@@ -192,7 +192,7 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
         order = read_order(order_id)
         if step is not None and step not in held_steps([order_id]):
             raise NothingToUndo(why_not_open(order_id, step))
-        if order.status not in GIVING_BACK:
+        if order.status not in UNDOING:
             raise NothingToUndo(f"order {order_id} is {order.status}; nothing is left to be tried")
         try:
             compensate_tagged([order_id], step)

@@ -12,9 +12,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.batches.bulk import Call, as_task_run
 from flows.batches.defects import is_interruption, narrow_down
-from flows.compensation import give_back
+from flows.compensation import run_undos
 from flows.order.events import tell
-from orders.batches import giving_back
+from orders.batches import being_undone
 from store.errors import CheckoutFailed, OrderError
 from store.models import OrderStatus
 from store.saga import abandon
@@ -104,12 +104,12 @@ def _abandon(order_ids: list[str], error: Exception) -> None:
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float], call: Call) -> None:
-    failing = giving_back(order_ids)
+    failing = being_undone(order_ids)
     if not failing:
         return
     started = time.perf_counter()
     # Not as a run of its own: Prefect's runs end on whole seconds, and a chunk takes less than one.
-    statuses = give_back(failing, call=call)
+    statuses = run_undos(failing, call=call)
     left = [id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED]
     if left:
         logger.error("left to recover_orders: the undos of %d orders", len(left))

@@ -207,7 +207,7 @@ def test_a_dispatcher_knows_where_the_order_of_each_message_stands(database: str
     messages = messages_about(["waits", "decided", "gone", "refused"])
     known = decisions_of([*messages, old, unknown])
 
-    assert {m.order_id: (s.exists, s.is_open, s.is_settled) for m, s in known.items()} == {
+    assert {m.order_id: (s.exists, s.is_open, s.is_done) for m, s in known.items()} == {
         "waits": (True, True, False),
         "decided": (True, False, False),
         "gone": (True, False, True),
@@ -227,7 +227,7 @@ def test_a_dispatcher_knows_where_the_order_of_each_message_stands(database: str
 def test_a_message_about_an_order_that_could_not_be_given_back_is_settled(database: str) -> None:
     failed("o-1", "bill_customer")
     (known,) = decisions_of(messages_about(["o-1"])).values()
-    assert (status("o-1"), known.is_settled) == ("compensation_failed", True)
+    assert (status("o-1"), known.is_done) == ("compensation_failed", True)
     give_back("o-1")
 
 
