@@ -17,7 +17,7 @@ from orders.intake import submit_orders
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 """Orders that come in within this time of the last transaction's beginning share the next one."""
 TOGETHER_AT_MOST = 200
 """Orders that are recorded in one transaction."""

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 from orders.lookup import read_order
 from store.database import reading
 from store.errors import RefusedOrder
 from store.messages import NO_NUL
-from store.models import ENDED
+from store.models import ENDED, OrderStatus
 from web import cancellation
 from web.order_input import OPENAPI, known_id, order_of
 from web.texts import order_as_data
@@ -25,10 +26,9 @@ router = APIRouter()
 @router.post("/orders", status_code=201, openapi_extra=OPENAPI)
 async def submit(
     request: Request,
-    response: Response,
     front_end: FrontEnd,
     idempotency_key: Annotated[str | None, Header()] = None,
-) -> dict[str, Any]:
+) -> JSONResponse:
     """Submit an order.
 
     It is answered with 201 if it is new, 200 if it is known, and 409 if its id belongs to an order
@@ -39,11 +39,12 @@ async def submit(
     answer = await request.app.state.intake.submit(order, front_end)
     if isinstance(answer, RefusedOrder):
         raise answer
-    response.headers["Location"] = f"/orders/{order.order_id}"
+    location = {"Location": f"/orders/{order.order_id}"}
     if answer:
-        return {"orderId": order.order_id, "status": "submitted"}
-    response.status_code = 200
-    return await run_in_threadpool(_read, order.order_id or "")
+        accepted = {"orderId": order.order_id, "status": OrderStatus.SUBMITTED}
+        return JSONResponse(accepted, 201, location)
+    known = await run_in_threadpool(_read, order.order_id or "")
+    return JSONResponse(known, 200, location)
 
 
 @router.get("/orders/{order_id}")
