@@ -19,8 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from uuid import UUID
 
 import httpx
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +31,7 @@ from sqlmodel import Session, col, select
 from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER, LocalSystem
 from deployments.machine import LocalSystemError, exit_on_signals
-from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
@@ -117,7 +119,11 @@ class Ending:
     @property
     def is_reached(self) -> bool:
         """Whether neither the run nor the order will change any more."""
-        return self.run.is_finished and self.order is not None and self.order.status in ENDED
+        return (
+            self.run.state_type in TERMINAL_STATES
+            and self.order is not None
+            and self.order.status in ENDED
+        )
 
     @property
     def asks_for_courier(self) -> bool:
@@ -185,7 +191,7 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
 
 def _wait_for_endings(
     system: LocalSystem,
-    api: PrefectApi,
+    api: PrefectServer,
     session: Session,
     runs: Sequence[FlowRun],
     progress: Progress,
@@ -195,7 +201,7 @@ def _wait_for_endings(
     Raises:
         LocalSystemError: a part of the system has ended by itself.
     """
-    shown: dict[str, str] = {}
+    shown: dict[UUID, str] = {}
     is_refused = is_dispatching = False
     deadline = time.monotonic() + _ENDING_SECONDS
     silent_since = time.monotonic()
@@ -208,7 +214,7 @@ def _wait_for_endings(
             for case, run in zip(CASES, runs, strict=True)
         ]
         for ending in endings:
-            status = ending.order.status if ending.order else ending.run.state_name.lower()
+            status = ending.order.status if ending.order else str(ending.run.state_name).lower()
             if ending.run.state_name == "Paused" and status == OrderStatus.WAITING:
                 status = "waiting for a courier, its run is paused"
             if shown.get(ending.run.id) != status:
@@ -251,8 +257,8 @@ def _endings_table(endings: Sequence[Ending]) -> Table:
 
 def _print_details(output: Console, system: LocalSystem, session: Session, ending: Ending) -> None:
     output.print(Text(f"\n{ending.case.title}: {json.dumps(ending.case.order)}", style="bold"))
-    if ending.run.message:
-        output.print(Text(ending.run.message))
+    if ending.run.state is not None and ending.run.state.message:
+        output.print(Text(ending.run.state.message))
     # No wrapping: a broken link cannot be clicked.
     output.print(Text(system.run_url(ending.run.id), style="cyan"), soft_wrap=True)
     order = ending.order

@@ -66,8 +66,8 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
         try:
             with system.api() as api:
                 if by_hand:
-                    api.pause_deployment(DISPATCH_DEPLOYMENT)
-                is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+                    api.pause(DISPATCH_DEPLOYMENT)
+                is_off = bool(api.is_paused(DISPATCH_DEPLOYMENT))
                 if not is_off:
                     # Now, not at the schedule's next time: a waiting order is answered at once.
                     api.start_run(DISPATCH_DEPLOYMENT, {})

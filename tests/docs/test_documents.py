@@ -147,7 +147,7 @@ def test_the_deployments_table_has_every_variable_of_prefect_yaml() -> None:
 
 
 def test_the_prefect_table_has_every_variable_that_the_local_system_sets() -> None:
-    source = (PROJECT_DIR / "deployments" / "local.py").read_text()
+    source = (PROJECT_DIR / "deployments" / "local_settings.py").read_text()
     assert set(table("docs/settings.md ## Prefect", "Variable")) == set(
         re.findall(r'"(PREFECT_\w+)":', source)
     )
@@ -155,7 +155,7 @@ def test_the_prefect_table_has_every_variable_that_the_local_system_sets() -> No
 
 @pytest.mark.parametrize("name", ["PREFECT_CLIENT_MAX_RETRIES", "PREFECT_WORKER_QUERY_SECONDS"])
 def test_the_prefect_table_gives_the_value_that_the_local_system_sets(name: str) -> None:
-    source = (PROJECT_DIR / "deployments" / "local.py").read_text()
+    source = (PROJECT_DIR / "deployments" / "local_settings.py").read_text()
     value = re.search(rf'"{name}": "(\w+)"', source)
     assert value is not None
     assert table("docs/settings.md ## Prefect", "Variable")[name][0] == f"`{value[1]}`"

@@ -40,11 +40,9 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
         browser_page(is_pictured=True) as page,
     ):
         ui = PrefectUi(page, system.ui_url)
-        deployment_id = api.deployment_id(CHECKOUT_DEPLOYMENT)
-        if deployment_id is None:
-            raise LookupError(f"there is no deployment {CHECKOUT_DEPLOYMENT}")
+        deployment_id = str(api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
         # Its process starts while the other order is typed.
-        undone_run = api.start_run(CHECKOUT_DEPLOYMENT, {"order": UNDONE_ORDER}).id
+        undone_run = str(api.start_run(CHECKOUT_DEPLOYMENT, {"order": UNDONE_ORDER}).id)
 
         ui.fill_run_form(deployment_id, TYPED_ORDER)
         ui.main.get_by_role("navigation").scroll_into_view_if_needed()

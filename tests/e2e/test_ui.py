@@ -70,8 +70,7 @@ def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
 @pytest.fixture(scope="module")
 def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi) -> str:
     """The run of an order that was typed into the deployment's form."""
-    deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
-    assert deployment_id is not None
+    deployment_id = str(people_answer.api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
     ui.fill_run_form(deployment_id, TYPED_ORDER)
     return ui.submit_run_form()
 
