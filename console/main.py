@@ -21,7 +21,7 @@ COMMANDS = {
         "Start the checkout of one order, and print its id and the link to its run.",
     ),
     "list": (
-        "console.orders:list_orders",
+        "console.listing:list_orders",
         "List orders, the newest first; with several options those that fit all of them.",
     ),
     "show": (

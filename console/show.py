@@ -10,7 +10,8 @@ from prefect.client.schemas.objects import State
 from console.orders import undo_as_data
 from flows.order.events import form_url
 from flows.recovery import Move, next_move
-from flows.runs.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.runs.order_runs import OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.runs.unbegun import CHECKOUT
 from flows.runs.work_pool import SERVER_AWAY
 from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
@@ -255,7 +256,8 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
     to_come = [run for run in checkouts if is_to_come(run)]
     lost = [run for run in checkouts if run.lost]
     if to_come and to_come != lost:
-        return "It is recorded as soon as its run begins."
+        why = to_come[-1].unbegun
+        return f"It is recorded as soon as its run begins{f': {why}' if why else ''}."
     if lost:
         return (
             f"It is not recorded, and no process has its run: {lost[-1].lost}. recover_orders "

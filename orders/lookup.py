@@ -1,10 +1,12 @@
 """Read orders from the database."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import func
 from sqlmodel import col, select
 
+from store.bulk import among
 from store.database import reading
 from store.errors import (
     OrderError,
@@ -33,6 +35,12 @@ def read_order(order_id: str) -> Order:
             )
         session.expunge(order)
         return order
+
+
+def recorded_among(order_ids: Collection[str]) -> set[str]:
+    """Return those of the order ids that an order has."""
+    with reading() as session:
+        return set(session.exec(select(Order.id).where(among(col(Order.id), order_ids))))
 
 
 def find_orders(
