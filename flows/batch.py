@@ -113,7 +113,7 @@ def batch_checkout(
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait)
-    progress = Progress(run_id, takes_submitted=failed_of is None)
+    progress = Progress(run_id, failed_of is None, batch.started_at)
     seconds: defaultdict[str, float] = defaultdict(float)
 
     def carry(work: Any, chunks: Iterator[list[str]]) -> None:
