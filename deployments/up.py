@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.text import Text
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
-    EXAMPLE_ORDER,
+    FIRST_ORDER,
     PROJECT_DIR,
     LocalSystem,
 )
@@ -60,7 +61,9 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
         LocalSystemError: it cannot be started, or a part of it has ended by itself.
     """
     env_file = data_dir / "env"
-    with LocalSystem(data_dir, report=progress, auth=auth) as system:
+    with ExitStack() as stack:
+        with progress.unbroken():
+            system = stack.enter_context(LocalSystem(data_dir, report=progress, auth=auth))
         write_environment_file(env_file, system.settings())
         try:
             with system.api() as api:
@@ -99,13 +102,13 @@ def auth_string(environment: Mapping[str, str]) -> str | None:
 def _print_invitation(
     console: Console, system: LocalSystem, env_file: Path, *, is_off: bool
 ) -> None:
-    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
+    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{FIRST_ORDER}'"
     console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
     console.print("In another terminal:")
     for line in (
         f"  . {shlex.quote(str(env_file))}",
         f"  {checkout}",
-        "  prefect flow-run ls",
+        "  checkout show first",
         "  checkout list",
     ):
         console.print(Text(line, style="bold"), soft_wrap=True)
@@ -132,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with exit_on_signals():
             by_hand = options.answer == "by-hand"
+            progress("Starting takes half a minute on a quiet machine, two on a busy one.")
             up(options.data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
     except (LocalSystemError, OSError) as error:
         # An OSError names the file or folder that it is about.
