@@ -73,6 +73,10 @@ COMMANDS = {
         "console.drain:reopen",
         "Open a work pool that was closed: its workers get runs, and the orders go on.",
     ),
+    "completion": (
+        "console.completion:completion",
+        "Print the completion of this command for a shell.",
+    ),
 }
 """Where each command is, and the first line of its help."""
 

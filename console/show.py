@@ -33,6 +33,28 @@ BY_RECOVERY: dict[Move, str] = {
     Move.REMIND: "recover_orders reminds the shop of it in its next round.",
 }
 """What recovery does next, where it has something to do."""
+FIELDS = (
+    "order_id",
+    "status",
+    "attempt",
+    "error",
+    "message",
+    "user_id",
+    "lines",
+    "copies",
+    "currency",
+    "total_cents",
+    "points_redeemed",
+    "due_cents",
+    "courier",
+    "wait_until",
+    "continuations",
+    "accepted_at",
+    "updated_at",
+    "run_id",
+    "run_url",
+)
+"""What `checkout show --json` says of the order itself."""
 
 
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
@@ -273,10 +295,13 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
     if as_json:
         print_json(
             {
+                **dict.fromkeys(FIELDS),
                 "order_id": order_id,
-                "status": None,
                 "next": next_,
+                "cancelling_gives_back": [],
+                "prefect_answers": True,
                 "runs": [_run_as_data(run) for run in runs],
+                "notes": [],
                 "timeline": [asdict(event) for event in events],
             }
         )
