@@ -15,7 +15,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up bench waiting load restart recover test test-oldest upgrade-test faults browser \
-	screenshots lint check vulnerabilities format constraints clean
+	screenshots lint check vulnerabilities format docs constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ vulnerabilities: $(INSTALLED) ## ask PyPI for known holes in the pinned packages
 format: $(INSTALLED) ## put the code in its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## make the documents' tables from the code
+	@$(BIN)/python -m cogapp -r docs/*.md
 
 constraints: $(INSTALLED) ## pin again what pyproject.toml asks for; UPGRADE=1: the newest of all
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate \

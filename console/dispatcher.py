@@ -7,12 +7,14 @@ from flows.actions.dispatcher import DispatcherStatus
 from flows.runs.order_runs import prefect_client
 from terminal.output import AsJson, print_json, terminal
 
-app = App(name="dispatcher", help="Switch off or on who seeks couriers for waiting orders.")
+app = App(name="dispatcher", help="Switch the dispatcher off or on.")
 
 
 @app.command
 def off(*, as_json: AsJson = False) -> int:
-    """Seek no couriers: each waiting order is answered by a person, until it is on again.
+    """Stop seeking couriers, so that a person answers each waiting order.
+
+    It holds over restarts, until `checkout dispatcher on`.
 
     Pauses the deployment of dispatch_orders and cancels its runs. That holds over restarts. An
     order that nobody answers is compensated when its wait ends.
@@ -44,6 +46,6 @@ def _print(found: DispatcherStatus, *, as_json: bool) -> int:
         f"The dispatcher is on{running}: it seeks a courier for each waiting order."
         if found.is_on
         else f"The dispatcher is off{running and f'; still ending{running}'}: answer each waiting "
-        "order yourself (docs/answering.md), or `checkout dispatcher on`."
+        "order yourself (docs/operating.md#answer-a-waiting-order), or `checkout dispatcher on`."
     )
     return 0

@@ -1,4 +1,4 @@
-"""The doctor: every part of the running shop looked at, one line each, with what to do."""
+"""The doctor's checks of every part of the running shop."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ STYLES = {
 
 
 def doctor(*, as_json: AsJson = False) -> int:
-    """Look at every part of the shop, and say for each that it is well or what to do.
+    """Check every part of the shop and print each fault's remedy.
 
     Run it where a worker runs and with the worker's environment: settings are those of the process
     that asks. It changes nothing. A part that is away is told of, and the rest is looked at.
@@ -51,7 +51,7 @@ def doctor(*, as_json: AsJson = False) -> int:
 
 
 def diagnose(progress: Console | None = None) -> Iterator[tuple[str, Diagnosis]]:
-    """Carry out every check whose needs are met; give the check's name with all that it says.
+    """Carry out every check whose needs are met and yield its findings.
 
     Args:
         progress: Where the check under way is shown, if that is a terminal.
@@ -72,7 +72,7 @@ def diagnose(progress: Console | None = None) -> Iterator[tuple[str, Diagnosis]]
 
 
 def _looked(check: Check) -> Iterator[Diagnosis]:
-    """Carry out one check; whatever it meets is told, and keeps no other from its turn."""
+    """Carry out one check and report its errors as findings."""
     try:
         yield from check.look()
     except Exception as error:

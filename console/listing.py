@@ -69,7 +69,7 @@ def list_orders(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
-    """List orders, the newest first; with several options those that fit all of them.
+    """List orders, newest first, that match all options.
 
     Args:
         status: Orders that stand there.
@@ -118,7 +118,7 @@ def list_orders(
 
 
 def _unbegun(now: datetime, limit: int) -> list[UnbegunOrder]:
-    """Return the orders without a record; on standard error, why they are not known."""
+    """Return the orders that have not begun, none without a server."""
     if not PREFECT_API_URL.value():
         return []
     try:
@@ -182,7 +182,7 @@ def _as_data(order: Order, now: datetime) -> dict[str, Any]:
 
 
 def _unbegun_as_data(order: UnbegunOrder, now: datetime) -> dict[str, Any]:
-    """Return an order without a record in the shape of one with it."""
+    """Return an order without a record, in the same shape."""
     return dict.fromkeys(FIELDS) | {
         "order_id": order.id,
         "accepted_at": order.sent_at,

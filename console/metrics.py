@@ -1,4 +1,4 @@
-"""The shop's figures for Prometheus: printed, served, or written to a file."""
+"""The shop's metrics for Prometheus."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,11 +42,12 @@ UP = Metric("store_up", "1 if the part answers, 0 if it does not", ("part",))
 ORDERS = Metric("store_orders", "Orders that have this status", ("status",))
 IDLE = Metric(
     "store_order_idle_seconds",
-    "How long the order of this status has not changed that stands there longest",
+    "Seconds since the oldest order in this status last changed",
     ("status",),
 )
 WAITED = Metric(
-    "store_courier_wait_seconds", "How long the order has waited for its courier that waits longest"
+    "store_courier_wait_seconds",
+    "Seconds that the longest-waiting order has waited for its courier",
 )
 FORGOTTEN = Metric(
     "store_orders_forgotten", "Unfinished orders that nothing has moved for an hour or longer"
@@ -67,12 +68,12 @@ STEPS = Metric(
 )
 STEP_AVERAGE = Metric(
     "store_step_average_seconds",
-    "How long the steps of the last hour took on average, since the step before",
+    "Average seconds of the last hour's steps since the step before",
     ("step", "outcome"),
 )
 STEP_LONGEST = Metric(
     "store_step_longest_seconds",
-    "How long the longest of the last hour took, since the step before",
+    "Seconds of the last hour's longest step since the step before",
     ("step", "outcome"),
 )
 UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by their step", ("step",))
@@ -110,7 +111,7 @@ Port = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=65535))]
 def metrics(
     *, port: Port | None = None, address: str = "127.0.0.1", file: Path | None = None
 ) -> int:
-    """Give the shop's figures to Prometheus: print them, serve them, or write them to a file.
+    """Print the shop's metrics for Prometheus, serve them, or write a file.
 
     Each time they are asked for, the database, the queue and Prefect's server are. It costs little
     also in a shop with years of orders, but not nothing: every 30 s or more is a good interval.
@@ -149,12 +150,15 @@ class Shop(Collector):
     """Reads the figures each time it is asked."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Name the metrics, so that registering asks nobody yet."""
+        """Return the metrics' names without a query."""
         for metric in METRICS:
             yield _family(metric)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Ask database, queue and Prefect; one that is away is told of, the others counted."""
+        """Query database, queue and Prefect for the metrics.
+
+        A part that is away is reported by `store_up`, and the others are still counted.
+        """
         up = _family(UP)
         for part, read in (("database", _of_database), ("queue", _of_queue)):
             try:

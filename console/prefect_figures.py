@@ -1,4 +1,4 @@
-"""The figures of Prefect: whether it answers, has a worker, and which runs are late."""
+"""Figures of Prefect's server, of its workers and of late runs."""
 
 from datetime import datetime
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The order queue's dead letters: looked at, put back, or dropped."""
+"""The commands for the order queue's dead letters."""
 
 from cyclopts import App
 from pydantic import ValidationError
@@ -9,14 +9,12 @@ from store.partners import order_queue
 from store.queue import ReceivedMessage
 from terminal.output import AsJson, Wide, print_json, print_table, terminal
 
-app = App(
-    name="dead-letters", help="Look at the order queue's dead letters, put them back or drop them."
-)
+app = App(name="dead-letters", help="List dead letters, redrive them or drop them.")
 
 
 @app.command(name="list")
 def list_letters(*, wide: Wide = False, as_json: AsJson = False) -> int:
-    """List the dead letters, each with its order and why it was put aside.
+    """List the dead letters with their orders and reasons.
 
     With SQS, one that another operator looks at in this moment is missing.
     """
@@ -41,7 +39,7 @@ def list_letters(*, wide: Wide = False, as_json: AsJson = False) -> int:
 
 @app.command
 def redrive(letter: str, /, *, as_json: AsJson = False) -> int:
-    """Put one dead letter back into the queue, once its cause is mended.
+    """Redrive one dead letter, once its cause is mended.
 
     Args:
         letter: The dead letter's id.
@@ -52,7 +50,9 @@ def redrive(letter: str, /, *, as_json: AsJson = False) -> int:
 
 @app.command
 def drop(letter: str, /, *, as_json: AsJson = False) -> int:
-    """Delete one dead letter for ever, such as one that nobody can read.
+    """Delete one dead letter for ever.
+
+    Such as one that cannot be read.
 
     Its order, if there is one that waits, is asked about again by itself.
 
@@ -63,7 +63,7 @@ def drop(letter: str, /, *, as_json: AsJson = False) -> int:
 
 
 def redrive_all(*, as_json: AsJson = False) -> int:
-    """Put the order queue's dead letters back into it, once their cause is mended."""
+    """Redrive all dead letters, once their cause is mended."""
     redriven = order_queue().redrive()
     if as_json:
         print_json({"redriven": redriven})

@@ -40,8 +40,8 @@ ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
 twice whether it has a default storage."""
 
-HAND_OVER_SECONDS = 60.0
-HAND_OVER_POLL_SECONDS = 1.0
+TAKEOVER_SECONDS = 60.0
+TAKEOVER_POLL_SECONDS = 1.0
 
 
 def order_name() -> str:
@@ -101,7 +101,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
             raise
         # No order leads to this run yet; recovery finds a crashed run and starts it again.
         return Crashed(message=f"the order could not be recorded: {type(error).__name__}")
-    if not accepted.owned and not is_handed_over(accepted.id, run_id):
+    if not accepted.owned and not is_taken_over(accepted.id, run_id):
         return where_it_is(accepted.id)
     group = [accepted.id]
     try:
@@ -131,19 +131,19 @@ def accept(order: CheckoutOrder, run_id: str, wait: Wait) -> AcceptedOrder:
     return accepted
 
 
-def is_handed_over(order_id: str, run_id: str) -> bool:
+def is_taken_over(order_id: str, run_id: str) -> bool:
     """Return whether this run replaces one that Prefect cannot restart.
 
     Such a run may begin a moment before it is made the order's owner.
     """
-    deadline = time.monotonic() + HAND_OVER_SECONDS
+    deadline = time.monotonic() + TAKEOVER_SECONDS
     while CONTINUATION in runtime.flow_run.tags and time.monotonic() < deadline:
         order = read_order(order_id)
         if order.run_id == run_id:
             return True
         if order.status in ENDED:
             return False
-        time.sleep(HAND_OVER_POLL_SECONDS)
+        time.sleep(TAKEOVER_POLL_SECONDS)
     return False
 
 

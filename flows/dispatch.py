@@ -21,15 +21,18 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 
-from flows.batches.bulk import as_one, few_collections
+from flows.batches.bulk import as_one, few_collections, forget_results
+from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
+from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from orders.decisions import Decided, decisions_of
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage
 from store.settings import settings
 from store.wrong_input import for_a_log
-from tasks.couriers import DISPATCHER, Decided, decisions_of, find_couriers
+from tasks.couriers import DISPATCHER, find_couriers
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
@@ -47,20 +50,24 @@ LAST_LOOK_SECONDS = 10.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
 
 
+LOOK_AT_POOL_SECONDS = 2.0
+"""Messages may come many times a second, and a look at the work pool is a call of the server."""
+
+
 class DispatchReport(BaseModel):
     """What one run of the dispatcher did."""
 
     received: int = 0
     decided: int = 0
     resumed: int = 0
-    settled: int = 0
+    deleted: int = 0
     dead_letters: int = 0
-    handed_back: int = 0
+    released: int = 0
 
 
 @dataclass
 class InHand:
-    """A message that is received and not settled yet."""
+    """A message that is received and not deleted yet."""
 
     received: ReceivedMessage
     message: OrderMessage
@@ -68,21 +75,28 @@ class InHand:
     delay_seconds: float = FIRST_LOOK_SECONDS
 
 
-@flow(name="dispatch-orders", retries=0, persist_result=False)
+@flow(
+    name="dispatch-orders",
+    flow_run_name=partial(name_by_time, "dispatcher"),
+    retries=0,
+    persist_result=False,
+)
 def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """Find couriers for the orders in the queue and resume their runs.
 
-    It ends early when its work pool is closed.
+    It ends early when its work pool is closed, when its schedule is switched off, and when another
+    run of its deployment is due. When it dies, a stand-by follows it (see `flows.runs.stand_by`).
 
     Args:
         listen_seconds: How long to listen for messages. A little less than the schedule's
             interval, so that one run follows the other without thousands of short runs.
 
     Returns:
-        How many messages were received, decided, resumed, settled, put aside, handed back.
+        How many messages were received, decided, resumed, deleted, put aside, released.
     """
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
+    next_pool_look = 0.0
     deadline = time.monotonic() + listen_seconds
     with (
         few_collections(),
@@ -90,7 +104,8 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
         get_client(sync_client=True) as client,
         ThreadPoolExecutor(RESUMERS) as resumers,
     ):
-        while (now := time.monotonic()) < deadline:
+        stand_by = StandBy(client)
+        while (now := time.monotonic()) < deadline and stand_by.goes_on():
             next_look = min((held.look_at for held in in_hand.values()), default=deadline)
             patience_seconds = min(max(next_look - now, 0.0), deadline - now, LONGEST_POLL_SECONDS)
             try:
@@ -105,11 +120,14 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                     raise
                 logger.warning("the queue or the database is away: %s", error)
                 time.sleep(FIRST_LOOK_SECONDS)
-            if pool_is_closed():
-                break
-        # Whatever is still in hand is handed back at once, for the next dispatcher.
+            if now >= next_pool_look:
+                if pool_is_closed(client):
+                    break
+                next_pool_look = now + LOOK_AT_POOL_SECONDS
+            forget_results()
+        # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])
-    report.handed_back = len(in_hand)
+    report.released = len(in_hand)
     return report
 
 
@@ -136,7 +154,7 @@ def look_after(
     resumers: ThreadPoolExecutor,
     report: DispatchReport,
 ) -> None:
-    """Decide open orders, resume decided ones and delete settled messages."""
+    """Decide open orders, resume decided ones and delete done messages."""
     now = time.monotonic()
     due = nsmallest(
         GROUP,
@@ -154,7 +172,7 @@ def look_after(
             report.decided += len(find_couriers(as_one(to_decide)))
             known = decisions_of([held.message for held in due])
     to_resume = {}
-    settled = []
+    done = []
     for held in due:
         state = known[held.message]
         if not state.exists:
@@ -166,23 +184,25 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_settled or (
-            state.in_batch and state.answer is not None and state.others_wait
+        elif state.is_done or (
+            state.answer is not None and (state.others_wait or state.run_listens)
         ):
-            # The run of a batch is resumed for its last decision; the messages before have done
-            # their work.
-            settled.append(held.received)
+            # The run of a batch is resumed for its last decision, and one that listens for none;
+            # the other messages have done their work.
+            done.append(held.received)
             del in_hand[held.received.id]
         else:
             # An open order found no room: its batch is to hand over what is decided, which makes
-            # room again.
-            if state.answer is not None or (state.is_open and state.others_hold):
+            # room again. A run that listens does so by itself.
+            if not state.run_listens and (
+                state.answer is not None or (state.is_open and state.others_hold)
+            ):
                 to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
     report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
-    queue.delete(settled)
-    report.settled += len(settled)
+    queue.delete(done)
+    report.deleted += len(done)
     queue.hide(
         [held.received for held in due if held.received.id in in_hand],
         seconds=settings().visibility_timeout_seconds,

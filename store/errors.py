@@ -23,7 +23,10 @@ class RefusedOrder(StoreError):
 
 
 class UserNotFound(RefusedOrder):
-    """No customer has the order's userId."""
+    """No customer has the order's userId.
+
+    A failed order whose customer was deleted begins no new attempt and stays as it is.
+    """
 
 
 class OrderIdConflict(RefusedOrder):
@@ -31,20 +34,21 @@ class OrderIdConflict(RefusedOrder):
 
 
 class OrderInProgress(RefusedOrder):
-    """The order belongs to another run, or is being compensated."""
+    """Another run has the order, or it is being compensated."""
 
 
 class UnknownTestMethod(RefusedOrder):
     """The embedded gateway has no such test method.
 
-    Nothing was recorded.
+    Its own begin with `pm_ledger_`. Nothing was recorded.
     """
 
 
 class UnreadableSource(StoreError):
     """A file of orders cannot be read at all.
 
-    Nothing of it was recorded.
+    Its place, format, encoding or header is wrong, or each of its lines. Nothing of it was
+    recorded.
     """
 
 
@@ -115,15 +119,24 @@ class NothingToUndo(StoreError):
 
 
 class DeploymentNotFound(StoreError):
-    """Prefect has no deployment of the name in a setting."""
+    """Prefect has no deployment of the name in a setting.
+
+    The settings are `STORE_CHECKOUT_DEPLOYMENT` and `STORE_BATCH_DEPLOYMENT`.
+    """
 
 
 class NoPrefectServer(StoreError):
-    """No Prefect server is configured, or it does not answer."""
+    """No Prefect server is configured, or it does not answer.
+
+    Its address is `PREFECT_API_URL`. Nothing was changed.
+    """
 
 
 class InvalidDecision(StoreError):
-    """A courier decision is impossible, and the order still waits."""
+    """A courier decision is impossible, and the order still waits.
+
+    It names an unknown courier, one without room, or none.
+    """
 
 
 class OrderError(StoreError):
@@ -140,19 +153,19 @@ class OrderError(StoreError):
 
 
 class BookNotFound(OrderError):
-    """No book has the bookId (the original's checkInventory)."""
+    """No book has the bookId."""
 
 
 class BookOutOfStock(OrderError):
-    """Fewer copies are left than the order asks for (the original's checkInventory)."""
+    """Fewer copies are left than the order asks for."""
 
 
 class BookHasNoPrice(OrderError):
-    """The book has no price, so it cannot be sold."""
+    """The book has no price, so it is not sold."""
 
 
 class RedeemPointsError(OrderError):
-    """The customer's points cannot be redeemed (the original's RedeemPoints)."""
+    """The customer's points cannot be redeemed."""
 
 
 class CustomerGone(OrderError):
@@ -160,13 +173,16 @@ class CustomerGone(OrderError):
 
 
 class BillingError(OrderError):
-    """The payment was declined, or its outcome stayed unknown (the original's BillCustomer)."""
+    """The payment was declined, or its outcome stayed unknown.
+
+    What was captured in doubt is refunded.
+    """
 
 
 class PaymentRefused(OrderError):
     """The gateway refused the call itself, not the card.
 
-    Its key, an id or the amount is wrong.
+    Its key, an id or the amount is wrong; the message names the remedy.
     """
 
     reasons: Mapping[str, str] | None = None
@@ -174,11 +190,14 @@ class PaymentRefused(OrderError):
 
 
 class NoCourierAvailable(OrderError):
-    """No courier takes the order (the original's sqsWorker)."""
+    """No courier takes the order.
+
+    A person said so, or it has more copies than any courier takes, which ends it before a charge.
+    """
 
 
 class CourierWaitExpired(OrderError):
-    """No answer came within the order's wait for a courier."""
+    """No answer came within `STORE_COURIER_TIMEOUT_SECONDS`."""
 
 
 class OrderCancelled(OrderError):
@@ -186,7 +205,10 @@ class OrderCancelled(OrderError):
 
 
 class CheckoutFailed(OrderError):
-    """The run failed, not the order, for example by a defect."""
+    """The run failed, not the order.
+
+    A defect, or the run was started again `STORE_MAX_CONTINUATIONS` times without success.
+    """
 
 
 class RetryableError(StoreError):
@@ -194,7 +216,10 @@ class RetryableError(StoreError):
 
 
 class PaymentGatewayUnavailable(RetryableError):
-    """The gateway did not answer, so the outcome of charges is unknown."""
+    """The gateway did not answer, so the outcome of charges is unknown.
+
+    It is asked again with the same key.
+    """
 
 
 class QueueUnavailable(RetryableError):
@@ -224,7 +249,8 @@ class SourceUnavailable(RetryableError):
 class ClusterUnavailable(RetryableError):
     """The Dask cluster did not answer, or lost a chunk.
 
-    Its orders are found in the database.
+    A chunk counts as lost when its orders have not moved for ten minutes. They are found in the
+    database when the run is started again.
     """
 
 
@@ -249,15 +275,18 @@ class TopicRefused(StoreError):
 
 
 class KeyReused(StoreError):
-    """An idempotency key came again with another amount, currency or payment method."""
+    """An idempotency key came again with another amount, currency or card.
+
+    A defect, or an order that was changed by hand.
+    """
 
 
 class RunTakenAway(StoreError):
-    """The run was ended or restarted from outside, and its order continues."""
+    """Prefect ended or restarted the run, and its order continues in another."""
 
 
 class CompensationFailed(StoreError):
-    """An undo failed for good, so the order is ``compensation_failed``.
+    """An undo failed for good, so the order is `compensation_failed`.
 
     It stays so until the undo is done.
     """

@@ -1,7 +1,7 @@
 """The contract of the order queue.
 
 Delivery is at least once. A received message is hidden for its visibility timeout; it is deleted
-when it is settled, or comes again. After ``MAX_RECEIVES`` receives it is a dead letter.
+when it is done, or comes again. After ``MAX_RECEIVES`` receives it is a dead letter.
 ``store/partners.py`` chooses the queue.
 """
 
@@ -62,7 +62,7 @@ class OrderQueue(Protocol):
         ...
 
     def delete(self, messages: Sequence[ReceivedMessage]) -> None:
-        """Delete settled messages, ignoring those already gone."""
+        """Delete messages, ignoring those already gone."""
         ...
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:

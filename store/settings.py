@@ -1,6 +1,7 @@
 """Every setting of the store, read from the environment (prefix ``STORE_``)."""
 
 import os
+import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from store.database_url import checked_database_url
 
+TOKEN_LENGTH_AT_LEAST = 32
+"""What is not to be guessed; `openssl rand -hex 24` has 48."""
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
 WITHOUT_HUNDREDTHS = (
@@ -22,6 +25,27 @@ WITHOUT_HUNDREDTHS = (
 """Currencies that have another minor unit in ISO 4217: points and texts would be off by it."""
 COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
 """Currencies with hundredths that Stripe counts in whole units: a charge would be off by 100."""
+
+
+def parse_tokens(given: SecretStr | None) -> dict[str, str]:
+    """Return the front ends' tokens by name, or an empty mapping.
+
+    Raises:
+        ValueError: the text is not of that form; it quotes no token.
+    """
+    tokens: dict[str, str] = {}
+    text = given.get_secret_value() if given else ""
+    for pair in filter(None, map(str.strip, text.split(","))):
+        name, _, token = pair.partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or len(token) < TOKEN_LENGTH_AT_LEAST:
+            raise ValueError(
+                "give name:token pairs, separated by commas; a name has 1 to 64 letters, digits, "
+                f"dots, dashes and underscores, a token at least {TOKEN_LENGTH_AT_LEAST} characters"
+            )
+        if name in tokens or token in tokens.values():
+            raise ValueError(f"the name {name}, or its token, is given twice")
+        tokens[name] = token
+    return tokens
 
 
 class Settings(BaseSettings):
@@ -38,9 +62,9 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(
-        description="SQLAlchemy URL of the store's database: `postgresql+psycopg://…`. In a "
-        "user or a password write `@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as "
-        "`%23` and `%` as `%25`.",
+        description="SQLAlchemy URL of the store's database: "
+        "`postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE`. In a user or a password write "
+        "`@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`.",
     )
     currency: str = Field(
         default="USD",
@@ -62,12 +86,18 @@ class Settings(BaseSettings):
         default=5,
         ge=1,
         description="How often a paused run asks Prefect whether it was resumed. Each waiting "
-        "order costs one request in this time.",
+        "order costs one request in this time. `make up` sets 1.",
     )
     reminder_seconds: int = Field(
         default=1800,
         ge=0,
         description="How long before the end of an order's wait the shop is reminded of it.",
+    )
+    escalate_seconds: int = Field(
+        default=900,
+        ge=1,
+        description="After how long without an answer an order of a batch that listens gets a run "
+        "of its own, with a form; at most 20 orders at a time.",
     )
     ask_again_seconds: int = Field(
         default=600,
@@ -100,10 +130,14 @@ class Settings(BaseSettings):
         default="batch-checkout/nightly",
         description="The deployment in which a batch's orders go on when their own run cannot.",
     )
+    online_deployment: str = Field(
+        default="batch-checkout/online",
+        description="The deployment of the batch that listens, which `checkout online` switches.",
+    )
     batch_task_runner: Literal["threads", "dask"] = Field(
         default="threads",
         description="What carries the chunks of a batch: `threads` of the run's own process, or "
-        "`dask`, a cluster.",
+        "`dask`, a cluster (extra `dask`).",
     )
     dask_address: str | None = Field(
         default=None,
@@ -124,8 +158,10 @@ class Settings(BaseSettings):
     )
     warm_start: bool = Field(
         default=True,
-        description="Whether each run of a process work pool starts as a fork of a fork server "
-        "(Linux) instead of in a new Python; read where the pool is set up.",
+        description="Whether each run of a process work pool starts as a fork of a "
+        "[fork server](../fork_server/README.md) (Linux) instead of in a new Python that imports "
+        "everything. Read where the pool is set up: `make up`, `make demo`, "
+        "`python -m deployments.warm_start`.",
     )
     queue: Literal["table", "sqs"] = Field(
         default="table",
@@ -162,13 +198,21 @@ class Settings(BaseSettings):
         "holds the value of the setting in its name, `store_database_url`; a variable that is set "
         "goes before it.",
     )
+    front_end_tokens: SecretStr | None = Field(
+        default=None,
+        description="The bearer tokens of the front ends that may submit orders to "
+        "`checkout serve`: `name:token`, separated by commas; a token has at least 32 characters. "
+        "An order keeps the name.",
+    )
     payments: Literal["embedded", "stripe"] = Field(
         default="embedded",
-        description="Payment gateway: `embedded`, in the store's own database, or `stripe`.",
+        description="Payment gateway: `embedded`, in the store's own database, or `stripe` (extra "
+        "`stripe`); see [Payments](payments.md).",
     )
     stripe_secret_key: SecretStr | None = Field(
         default=None,
-        description="Stripe's secret or restricted key; needed for `STORE_PAYMENTS=stripe`.",
+        description="Stripe's secret or restricted key; needed for `STORE_PAYMENTS=stripe`, "
+        "never logged or shown.",
     )
     stripe_api_url: str | None = Field(
         default=None,
@@ -180,6 +224,12 @@ class Settings(BaseSettings):
     @classmethod
     def _is_of_a_database(cls, database_url: str) -> str:
         return checked_database_url(database_url)
+
+    @field_validator("front_end_tokens")
+    @classmethod
+    def _has_names(cls, given: SecretStr | None) -> SecretStr | None:
+        parse_tokens(given)
+        return given
 
     @field_validator("payments", mode="before")
     @classmethod

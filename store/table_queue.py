@@ -71,7 +71,7 @@ class TableQueue:
                 session,
                 QueuedMessage,
                 [
-                    {"id": id_, "dead_reason": f"received {count} times, never settled"}
+                    {"id": id_, "dead_reason": f"received {count} times, never done"}
                     for id_, _, count in visible
                     if count >= MAX_RECEIVES
                 ],

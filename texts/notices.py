@@ -7,7 +7,7 @@ from store.errors import and_more
 from store.messages import money
 from store.models import Order
 from store.notifications import Notice
-from store.saga import SagaOrder
+from store.saga_log import SagaOrder
 from texts.words import shop_time
 
 

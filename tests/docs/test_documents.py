@@ -9,30 +9,25 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import get_args
 
 import pytest
-import yaml
-from prefect import Flow, Task
-from pydantic_core import PydanticUndefined
+from prefect import Task
 from sqlmodel import SQLModel
 
 import orders
-import store.errors
 import tasks
 from console.main import commands
-from console.metrics import METRICS
 from deployments.demo import CASES
 from deployments.local import FIRST_ORDER
 from deployments.prefect_yaml import variables_of
+from docs import tables
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from store.messages import BatchAnswer, CheckoutOrder, CourierAnswer
 from store.models import ENDED, OrderStatus
-from store.settings import Settings
 from tasks.retries import RETRIES
 from tasks.steps import STEPS, UNDOS
-from tasks.undo import Undo
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 README = (PROJECT_DIR / "README.md").read_text()
@@ -48,7 +43,11 @@ _MAKE = re.compile(r"\bmake ([a-z-]+)\b")
 
 def documents() -> list[Path]:
     return sorted(
-        [*PROJECT_DIR.glob("*.md"), *(PROJECT_DIR / "docs").rglob("*.md")],
+        [
+            *PROJECT_DIR.glob("*.md"),
+            *(PROJECT_DIR / "docs").rglob("*.md"),
+            *(PROJECT_DIR / folder / "README.md" for folder in ("benchmarks", "fork_server")),
+        ],
         key=lambda path: path.relative_to(PROJECT_DIR).parts,
     )
 
@@ -94,17 +93,6 @@ def code_of(text: str) -> str:
     return "\n".join([*_FENCED.findall(text), *_CODE.findall(_FENCED.sub("", text))])
 
 
-def errors_below(base: type[Exception]) -> set[str]:
-    """The names of the store's errors below `base`, without those that are only a base."""
-    found = set()
-    for error in base.__subclasses__():
-        if error.__module__ != store.errors.__name__:
-            continue
-        below = errors_below(error)
-        found |= below or {error.__name__}
-    return found
-
-
 def test_each_table_of_the_store_has_its_row_in_the_architecture() -> None:
     assert set(table("docs/architecture.md ## Tables", "Table")) == set(SQLModel.metadata.tables)
 
@@ -120,30 +108,9 @@ def task_names() -> frozenset[str]:
     )
 
 
-@cache
-def deployments() -> frozenset[str]:
-    """The deployments of prefect.yaml, each as `flow/name`."""
-    document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
-    found = set()
-    for deployment in document["deployments"]:
-        module, _, function = deployment["entrypoint"].rpartition(".")
-        flow = getattr(importlib.import_module(module), function)
-        assert isinstance(flow, Flow)
-        found.add(f"{flow.name}/{deployment['name']}")
-    return frozenset(found)
-
-
 def make_targets() -> set[str]:
     makefile = (PROJECT_DIR / "Makefile").read_text()
     return set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-
-
-def default_as_written(default: Any) -> str:
-    """How the settings table writes a default."""
-    if default is PydanticUndefined:
-        return "required"
-    written = str(default).lower() if isinstance(default, bool) else default
-    return "not set" if default is None else f"`{written}`"
 
 
 def anchors(path: Path) -> set[str]:
@@ -161,21 +128,6 @@ def checkout_commands() -> Iterator[tuple[str, list[str]]]:
             if line.startswith("prefect deployment run "):
                 deployment, *arguments = shlex.split(line)[3:]
                 yield deployment, arguments
-
-
-def test_the_settings_table_has_every_setting_and_no_other() -> None:
-    settings = {f"STORE_{name.upper()}" for name in Settings.model_fields}
-    assert set(table("docs/settings.md ## The store", "Setting")) == settings
-
-
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_the_settings_table_gives_a_settings_default_and_its_choices(name: str) -> None:
-    field = Settings.model_fields[name]
-    default, meaning = table("docs/settings.md ## The store", "Setting")[f"STORE_{name.upper()}"]
-    assert default == default_as_written(field.get_default(call_default_factory=True))
-    assert meaning
-    if get_origin(field.annotation) is Literal:
-        assert set(get_args(field.annotation)) <= set(_CODE.findall(meaning))
 
 
 def test_every_setting_that_a_document_names_exists() -> None:
@@ -214,35 +166,8 @@ def test_the_status_table_has_every_status_and_says_which_is_an_end() -> None:
     assert {status for status, (ended, _) in rows.items() if ended == "yes"} == set(ENDED)
 
 
-def test_the_error_tables_have_every_error_under_its_kind() -> None:
-    text = section("docs/reference.md ## Errors")
-    refused, ends, other = re.split(r"^(?:The order ends|Not an ending)", text, flags=re.MULTILINE)
-    named = {
-        "refused": set(re.findall(r"^\| `(\w+)` \|", refused, re.MULTILINE)),
-        "ends": set(re.findall(r"^\| `(\w+)` \|", ends, re.MULTILINE)),
-        "other": set(re.findall(r"^\| `(\w+)` \|", other, re.MULTILINE)),
-    }
-    order_errors = errors_below(store.errors.OrderError)
-    refusals = errors_below(store.errors.RefusedOrder)
-    assert named == {
-        "refused": refusals,
-        "ends": order_errors,
-        "other": errors_below(store.errors.StoreError) - order_errors - refusals,
-    }
-
-
 def test_the_reference_names_every_task() -> None:
     assert task_names() <= set(_CODE.findall(section("docs/reference.md ## Steps and undos")))
-
-
-def test_the_steps_table_is_that_of_the_code() -> None:
-    rows = [
-        f"| `{step.name}` | {step.effect} | "
-        f"{f'`{step.undo.name}`' if isinstance(step.undo, Undo) else f'none: {step.undo}'} |"
-        for step in STEPS
-    ]
-    written = "\n".join(["| Step | Effect | Undo |", "|---|---|---|", *rows])
-    assert f"\n{written}\n" in section("docs/reference.md ## Steps and undos")
 
 
 def test_every_task_is_a_step_an_undo_or_of_another_flow() -> None:
@@ -262,10 +187,6 @@ def test_the_documents_give_the_order_of_undoing() -> None:
 def test_the_way_from_the_original_gives_the_number_of_retries() -> None:
     text = (PROJECT_DIR / "docs" / "migrating.md").read_text()
     assert f"task `bill_customer`, {RETRIES} retries" in text
-
-
-def test_the_deployments_table_has_every_deployment_and_no_other() -> None:
-    assert set(table("docs/reference.md ## Steps and undos", "Deployment")) == deployments()
 
 
 def test_the_parameter_table_has_every_parameter_of_the_checkout_and_its_choices() -> None:
@@ -293,7 +214,7 @@ def test_the_input_table_has_every_field_of_an_order() -> None:
 
 
 def test_the_form_table_has_every_field_of_the_answer_and_every_outcome() -> None:
-    rows = table("docs/answering.md # Answer a waiting order", "Field")
+    rows = table("docs/operating.md ## Answer a waiting order", "Field")
     assert set(rows) == set(CourierAnswer.model_fields)
     outcomes = get_args(CourierAnswer.model_fields["outcome"].annotation)
     assert outcomes
@@ -304,7 +225,7 @@ def test_each_command_that_starts_a_run_names_a_deployment_and_has_a_good_order(
     commands = list(checkout_commands())
     assert FIRST_ORDER in [value.partition("=")[2] for _, (_, value) in commands]
     for deployment, arguments in commands:
-        assert deployment in deployments()
+        assert deployment in tables.deployed()
         assert arguments[::2] == ["--param"] * (len(arguments) // 2)
         for argument in arguments[1::2]:
             name, _, value = argument.partition("=")
@@ -330,21 +251,6 @@ def test_each_checkout_command_that_a_document_names_exists(document: Path) -> N
     for line in code_of(document.read_text()).splitlines():
         if called := re.match(r"^`?checkout ([a-z-]+)", line):
             assert called[1] in known, line
-
-
-def test_every_command_has_its_row() -> None:
-    assert set(table("docs/operating.md ## Commands", "Command")) == {
-        f"checkout {name}" for name in commands()
-    }
-
-
-def test_every_metric_has_its_row_with_its_labels_and_its_meaning() -> None:
-    rows = table("docs/operating.md ## Figures", "Metric")
-    assert set(rows) == {metric.name for metric in METRICS}
-    for metric in METRICS:
-        labels, meaning = rows[metric.name]
-        assert set(_CODE.findall(labels)) == set(metric.labels)
-        assert meaning.lower() == metric.meaning.lower()
 
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)
@@ -395,7 +301,7 @@ def test_each_file_of_the_project_that_a_document_names_exists(document: Path) -
         )
     )
     for name in re.findall(rf"(?<![/-])\b(?:{folders})/[\w/.@-]*\w", code_of(document.read_text())):
-        assert name in deployments() or (PROJECT_DIR / name).exists(), name
+        assert name in tables.deployed() or (PROJECT_DIR / name).exists(), name
 
 
 def test_each_decision_is_listed_and_has_its_sections() -> None:

@@ -237,8 +237,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
                 api.pause_deployment(deployment)
             shop.start(OUTLIVES)
             wait_until(partial(shop.waits, OUTLIVES), f"pause of {OUTLIVES}")
+            recovery = api.deployment_id(RECOVERY_DEPLOYMENT)
+            wait_until(
+                lambda: all(run.deployment_id != recovery for run in api.runs_under_way()),
+                "end of recovery, whose calls are not the order's",
+            )
             _count(shop)
             api.resume_deployment(RECOVERY_DEPLOYMENT)
+            local.run_module("deployments.automations")
             _start_all(shop)
             _end_a_server(shop)
             _stop_runs(shop)

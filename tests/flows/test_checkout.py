@@ -12,10 +12,10 @@ from prefect.states import Cancelling, Failed, Scheduled
 from sqlalchemy.exc import OperationalError
 
 from flows import checkout, compensation
-from flows.checkout import is_handed_over, store_checkout
+from flows.checkout import is_taken_over, store_checkout
 from flows.order import courier_wait
 from flows.runs.continuation import CONTINUATION
-from orders.ownership import hand_over
+from orders.ownership import change_owner
 from orders.waits import expire_waits
 from store.errors import (
     BillingError,
@@ -340,12 +340,12 @@ def test_a_run_that_takes_an_order_over_may_begin_before_it_is_the_owner(
 
     def seen(order_id: str, run_id: str) -> bool:
         begun.set()
-        return is_handed_over(order_id, run_id)
+        return is_taken_over(order_id, run_id)
 
-    monkeypatch.setattr(checkout, "is_handed_over", seen)
+    monkeypatch.setattr(checkout, "is_taken_over", seen)
     running = runs.execute(heir)
     assert begun.wait(PATIENCE_SECONDS)
-    hand_over("example", from_run="dead", to_run=str(heir.id))
+    change_owner("example", from_run="dead", to_run=str(heir.id))
     runs.assign("example")
     assert running.result().is_completed()
     assert status("example") == "dispatched"

@@ -68,7 +68,7 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     state = running.result()
     assert state.is_completed()
     assert state.result().courier == "city-vans"
-    assert (report.decided, report.settled) == (1, 1)
+    assert (report.decided, report.deleted) == (1, 1)
     assert (queued(), dead_letters(), assigned_copies()) == ([], [], {})
     assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
 
@@ -126,7 +126,7 @@ def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
         '{"order_id": "x"}': "cannot be read: 2 errors",
         body("unknown"): "the order does not exist",
     }
-    assert (report.decided, report.settled, report.dead_letters) == (2, 6, 3)
+    assert (report.decided, report.deleted, report.dead_letters) == (2, 6, 3)
     assert report.resumed >= 3
     assert stock() == 493
 
@@ -137,7 +137,7 @@ def test_a_message_of_an_order_without_a_free_courier_is_handed_back_fresh(runs:
     placed("waits", "prepare_order", 3)
     for _ in range(2):
         report = listen(1)
-        assert (report.decided, report.handed_back) == (0, 2)
+        assert (report.decided, report.released) == (0, 2)
     assert status("waits") == "waiting"
     held = TableQueue().receive(10, wait_seconds=0)
     assert [message.receive_count for message in held] == [1, 1]

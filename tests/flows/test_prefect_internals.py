@@ -1,6 +1,6 @@
 """What the store uses of Prefect that Prefect promises nobody: one test for each use.
 
-The table in docs/reference.md names each with the place where it is used. A test that fails here
+The table in docs/prefect.md names each with the place where it is used. A test that fails here
 says which use another version of Prefect has changed, before an order meets it.
 """
 
@@ -14,7 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 from prefect import Flow, flow, get_client, pause_flow_run, suspend_flow_run, task
+from prefect.cli.deploy import _models
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.context import FlowRunContext
@@ -225,12 +227,35 @@ def _private_names() -> Iterator[str]:
                         yield f"{path.relative_to(PROJECT_DIR)}: {name}"
 
 
-def test_the_product_imports_no_private_module_of_prefect() -> None:
-    assert list(_private_names()) == []
+def test_the_product_imports_no_other_private_module_of_prefect() -> None:
+    assert {use.rpartition(".")[0] for use in _private_names()} == {
+        "deployments/prefect_yaml.py: prefect.cli.deploy._models"
+    }
+
+
+def test_the_models_of_prefect_yaml_know_every_key_of_the_projects_file() -> None:
+    document = yaml.safe_load(_source("prefect.yaml"))
+    deployments = document["deployments"]
+    for mappings, model in (
+        ([document], _models.PrefectYamlModel),
+        (deployments, _models.DeploymentConfig),
+        ([deployment["work_pool"] for deployment in deployments], _models.WorkPoolConfig),
+        (
+            [schedule for each in deployments for schedule in each.get("schedules", ())],
+            _models.RawScheduleConfig,
+        ),
+        (
+            [each["concurrency_limit"] for each in deployments if "concurrency_limit" in each],
+            _models.ConcurrencyLimitSpec,
+        ),
+    ):
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        assert mappings
+        assert {key for mapping in mappings for key in mapping} <= known, model.__name__
 
 
 def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
-    text = _source("docs/reference.md")
+    text = _source("docs/prefect.md")
     _, _, rest = text.partition(HEADING)
     table = rest.partition("\n## ")[0]
     named = set(re.findall(r"`(test_\w+)`", table))
@@ -240,7 +265,7 @@ def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
         if name.startswith("test_") and callable(value) and name not in OF_THE_TABLE
     }
     assert named == here
-    for module in re.findall(r"`((?:flows|deployments)/\w+\.py)`", table):
+    for module in re.findall(r"`((?:flows|deployments)/[\w/]+\.py)`", table):
         assert Path(PROJECT_DIR, module).is_file(), module
     (newest,) = re.findall(r"^prefect==(\S+)$", _source("constraints.txt"), re.MULTILINE)
     (oldest,) = re.findall(r"^prefect==(\S+)$", _source("constraints-oldest.txt"), re.MULTILINE)
@@ -248,6 +273,6 @@ def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
 
 
 OF_THE_TABLE = {
-    "test_the_product_imports_no_private_module_of_prefect",
+    "test_the_product_imports_no_other_private_module_of_prefect",
     "test_the_table_of_the_document_names_each_use_and_its_test",
 }

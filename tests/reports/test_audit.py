@@ -149,14 +149,14 @@ NOT_COVERED = {
     "couriers": {"name", "capacity_copies"},
     "orders": {
         *("id", "payment_method", "request", "message", "continuations"),
-        *("announced_attempt", "reminded_attempt", "created_at", "wait"),
+        *("announced_attempt", "reminded_attempt", "created_at", "wait", "submitted_by"),
     },
     "attempts": {"order_id", "asked_by", "attempt", "began_at"},
     "saga_log": {"undo_tries", "undo_error"},
     "decisions": {"id", "reason", "decided_by", "decided_at"},
     "notifications": {"subject", "body", "data", "published_at"},
     "ledger": {"payment_method", "tries", "at"},
-    "batches": {"run_id", "source", "wait", "started_at", "moved_at"},
+    "batches": {"run_id", "source", "wait", "started_at", "moved_at", "listens_until"},
     "order_queue": {
         *("id", "body", "visible_at", "receive_count", "sent_at", "dead_at", "dead_reason"),
     },

@@ -129,7 +129,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from console.main import main
-from flows import batch
+from flows.batches import chunk
 from flows import checkout
 from flows.compensation import abandon_and_compensate
 from seed.catalogue import put_shop
@@ -184,7 +184,7 @@ def refuse(order_id, *_):
     raise outcome_error(read_order(order_id))
 
 
-told("batch", [task.name for task in batch.STEPS])
+told("batch", [task.name for task in chunk.STEPS])
 receipt = check_out("sent", 2, lambda order_id, *_: assign(order_id))
 told("dispatched", receipt.status, saga("sent")["wrap_gift"], boxes())
 
