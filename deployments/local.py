@@ -37,6 +37,8 @@ EXAMPLE_ORDER = (
     '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
     '"quantity": 50, "redeem": true}'
 )
+FIRST_ORDER = EXAMPLE_ORDER.replace("{", '{"orderId": "first", ', 1)
+"""The example with an id of its own, by which a newcomer finds it."""
 
 # The server migrates its empty database first: 10 to 25 s were seen, on a loaded machine more.
 _SERVER_SECONDS = 180.0
@@ -209,7 +211,7 @@ class LocalSystem:
         self._run([self.python, "-m", module, *arguments], f"{module}.log")
 
     def _start_postgres(self) -> None:
-        self._report("Starting PostgreSQL …")
+        self._report("Starting PostgreSQL (a second; the first time ten) …")
         self._children.enter_context(self._stopping("PostgreSQL", self._postgres.stop))
         self._postgres.start()
         for name in ("store", "prefect"):
@@ -248,7 +250,7 @@ class LocalSystem:
         return server
 
     def _prepare_store(self) -> None:
-        self._report("Migrating and seeding the store's database …")
+        self._report("Migrating and seeding the store's database (3 to 10 s) …")
         from deployments.migrate import bring_up_to_date
         from store.errors import DatabaseVersionUnknown
 
@@ -261,7 +263,7 @@ class LocalSystem:
         self.run_module("seed")
 
     def _wait_for_server(self, server: Leashed) -> None:
-        self._report("Waiting for the Prefect server (it migrates its own database) …")
+        self._report("Waiting for the Prefect server (10 to 25 s: it migrates its own database) …")
         tries = 1
         while not self._server_answers(server):
             if tries == _PORT_TRIES:
@@ -314,13 +316,13 @@ class LocalSystem:
         Raises:
             LocalSystemError: the system is not running, or a command failed.
         """
-        self._report("Applying prefect.yaml …")
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.ensure_work_pool(WORK_POOL, "process")
             wanted = warm_start.is_wanted()
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
+            self._report("Applying prefect.yaml (5 to 20 s) …")
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
             # `prefect deploy` would resume the one and pause the other.
             is_off = api.is_paused(DISPATCH_DEPLOYMENT)
@@ -340,7 +342,7 @@ class LocalSystem:
             LocalSystemError: it has ended, or is not online in time.
         """
         name = f"local-{uuid4().hex[:8]}"
-        self._report("Starting a worker …")
+        self._report("Starting a worker (5 to 15 s) …")
         worker = Leashed(
             self._prefect(
                 "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name
