@@ -27,9 +27,10 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 logger = logging.getLogger("fork_server")
 
@@ -101,10 +102,14 @@ def main(arguments: list[str]) -> int:
     logger.propagate = False
     # Without a collection there are no holes in the pages that the children share.
     gc.disable()
+    sources = settings_sources(os.environ, str(Path.cwd()))
     import_all([engine, *modules])
     request = Server(path, int(worker)).serve()
     if request is not None:
         become(request)
+        if "prefect" in sys.modules and settings_sources(os.environ, request.folder) != sources:
+            # It takes a quarter of what a run costs, and a fork has them from its server.
+            refresh_settings()
         _leave(_status_of(engine))
     return 0
 
@@ -122,9 +127,43 @@ def import_all(modules: list[str]) -> None:
     if orm := sys.modules.get("sqlalchemy.orm"):
         # Each child would do it at its first query.
         orm.configure_mappers()
+    if pydantic := sys.modules.get("pydantic"):
+        complete_models(pydantic.BaseModel)
     logger.info("ready after %.1f s", time.monotonic() - began)
     # Never looked at again by a collection, which would write to the pages that children share.
     gc.freeze()
+
+
+def complete_models(model: Any) -> None:
+    """Build the validators of models that were defined before what they refer to.
+
+    Each child would do it when it first meets such a model.
+    """
+    for each in model.__subclasses__():
+        if not each.__pydantic_complete__:
+            # What it refers to may still be missing, which is met where the model is used.
+            with contextlib.suppress(Exception):
+                each.model_rebuild(raise_errors=False)
+        complete_models(each)
+
+
+def settings_sources(environment: Mapping[str, str], folder: str) -> tuple[object, ...]:
+    """Return all that Prefect reads its settings from, with the files' times of change."""
+    home = environment.get("PREFECT_HOME") or Path("~/.prefect").expanduser()
+    files = [Path(folder, name) for name in (".env", "prefect.toml", "pyproject.toml")]
+    return (
+        folder,
+        {
+            name: value
+            for name, value in environment.items()
+            if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
+        },
+        [
+            (found.stat().st_mtime_ns, found.stat().st_size)
+            for found in (*files, Path(home, "profiles.toml"))
+            if found.is_file()
+        ],
+    )
 
 
 class Server:
@@ -462,12 +501,15 @@ def _leave(status: int) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def run(engine: str) -> None:
-    """Run a module as `python -m` does, Prefect's with the settings of this environment."""
-    if "prefect" in sys.modules:
-        from prefect.context import refresh_global_settings_context
+def refresh_settings() -> None:
+    """Have Prefect read its settings from this process's environment and folder."""
+    from prefect.context import refresh_global_settings_context
 
-        refresh_global_settings_context()
+    refresh_global_settings_context()
+
+
+def run(engine: str) -> None:
+    """Run a module as `python -m` does."""
     sys.argv = [engine]
     with warnings.catch_warnings():
         # It is imported already, which is the point.
