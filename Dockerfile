@@ -31,10 +31,11 @@ COPY store store
 COPY tasks tasks
 COPY terminal terminal
 COPY texts texts
+COPY web web
 RUN uv pip install --no-cache --python .venv/bin/python --no-deps \
         --build-constraint constraints.txt --editable . \
     && .venv/bin/python -m compileall -q console deployments flows fork_server orders reports seed store tasks \
-        terminal texts \
+        terminal texts web \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/store store
 
 USER 10001:10001

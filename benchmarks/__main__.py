@@ -1,31 +1,38 @@
 """Run the benchmarks and print what they found.
 
-    python -m benchmarks [--only NAME]
-
 Each is a module with a function `run`. All stand on one PostgreSQL and one Prefect server, started
 for them and thrown away. Read ratios, not times: the machine is in every time.
 """
 
-import argparse
 import os
-from collections.abc import Sequence
+import sys
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 
-from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, runs
+from benchmarks import batch, checkout, chunks, costs, dispatch, growth, imports, online, runs
 from benchmarks.ground import ground
+from terminal.command_line import command
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, runs)
+    for module in (batch, growth, chunks, costs, checkout, imports, dispatch, online, runs)
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Carry out the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=BENCHMARKS, help="run this one alone")
-    only = parser.parse_args(arguments).only
+def _is_known(_: Any, name: str | None) -> None:
+    if name is not None and name not in BENCHMARKS:
+        raise ValueError(f"there are {', '.join(BENCHMARKS)}")
+
+
+@command("python -m benchmarks", __doc__)
+def main(*, only: Annotated[str | None, Parameter(validator=_is_known)] = None) -> None:
+    """Run the benchmarks.
+
+    Args:
+        only: Run this one alone.
+    """
     console = Console()
     with ground() as prepared:
         for name, module in BENCHMARKS.items():
@@ -43,4 +50,4 @@ def _load(when: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,12 +8,12 @@ what `checkout audit` does, which may find nothing, and what `checkout metrics` 
 PostgreSQL has its shared buffers in it.
 """
 
-import argparse
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from reports.figures import read_figures
 from store.database import migrate, snapshot, transaction
 from store.sessions import WHOLE_RUN
 from store.settings import settings
+from terminal.command_line import command
+from terminal.numbers import WholeNumber
 
 SAMPLE_SECONDS = 0.05
 MEGABYTE = 1024 * 1024
@@ -156,12 +158,9 @@ def watched() -> Iterator[Memory]:
         watcher.join()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Carry out the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--orders", type=int, default=1_000_000)
-    orders = parser.parse_args(arguments).orders
+@command("python -m benchmarks.audit", __doc__)
+def main(*, orders: WholeNumber = 1_000_000) -> None:
+    """Measure the audit of a shop with so many orders."""
     console = Console(soft_wrap=True)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
@@ -189,4 +188,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

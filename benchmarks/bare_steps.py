@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.ground import RUN_ID, answer
-from flows.batch import STEPS
+from flows.batches.chunk import STEPS
 from flows.dispatch import GROUP
 from orders.batches import begin_batch, pages_of_run
+from orders.decisions import decisions_of
 from orders.intake import claim_orders
 from store.messages import OrderMessage
 from store.models import OrderStatus
 from store.partners import order_queue
-from tasks.couriers import decisions_of, find_couriers
+from tasks.couriers import find_couriers
 from tasks.dispatch import dispatch_order
 
 

@@ -42,16 +42,16 @@ def main() -> None:
     DBOS.launch()
     with store.engine.connect() as connection:
         ids = [row[0] for row in connection.execute(text("SELECT id FROM orders ORDER BY id"))]
-    started = time.perf_counter()
+    started, began_cpu = time.perf_counter(), time.process_time()
     with few_collections():
         handles = [DBOS.start_workflow(check_out, order_id) for order_id in ids]
         for handle in handles:
             handle.get_result(polling_interval_sec=0.05)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - began_cpu
     with store.engine.connect() as connection:
         done = connection.scalar(text("SELECT count(*) FROM orders WHERE status = 'dispatched'"))
     assert done == len(ids), f"{done} of {len(ids)} orders are dispatched"
-    answer(orders=len(ids), seconds=seconds)
+    answer(orders=len(ids), seconds=seconds, cpu_seconds=cpu)
     sys.stdout.flush()
     # The library's threads would be waited for.
     os._exit(0)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.ground import RUN_ID, Ground, put_orders
 from flows import dispatch
-from flows.batch import STEPS as BATCH_STEPS
+from flows.batches.chunk import STEPS as BATCH_STEPS
 from flows.dispatch import IN_HAND_AT_MOST, RESUMERS, DispatchReport, InHand, look_after, take_in
 from orders.intake import claim_orders
 from store.bulk import update_rows

@@ -120,6 +120,10 @@ class Ground:
                 continue
             if "benchmarks.listener" in command:
                 part = "dispatcher"
+            elif "benchmarks.listening" in command:
+                part = "the batch"
+            elif "console.main serve" in command:
+                part = "the door"
             elif "uvicorn" in command or "server start" in command:
                 part = "Prefect's server"
             elif name.startswith("postgres"):

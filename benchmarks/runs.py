@@ -6,12 +6,12 @@ Both start in turns on one system, and each figure is the median of the rounds. 
 courier: an order is answered as soon as its run has paused.
 """
 
-import argparse
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,9 @@ from deployments.warm_start import run_command, set_run_command
 from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Book, Courier
+from terminal.command_line import command
+from terminal.numbers import WholeNumber
+from terminal.output import AsJson
 
 ROUNDS = 3
 ORDERS = 50
@@ -362,33 +365,33 @@ def run(ground: Ground, console: Console) -> None:
     console.print(show(measure(ground.system, console.print), ORDERS))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Carry out the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.runs", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds ({ROUNDS})")
-    parser.add_argument("--orders", type=int, default=ORDERS, help=f"orders at once ({ORDERS})")
-    parser.add_argument(
-        "--idle-seconds",
-        type=float,
-        default=IDLE_SECONDS,
-        help=f"how long the system is watched idle, 0 for not at all ({IDLE_SECONDS:.0f})",
-    )
-    parser.add_argument("--json", action="store_true", help="print each figure, too")
-    options = parser.parse_args(arguments)
+@command("python -m benchmarks.runs", __doc__)
+def main(
+    *,
+    rounds: WholeNumber = ROUNDS,
+    orders: WholeNumber = ORDERS,
+    idle_seconds: float = IDLE_SECONDS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure cold and warm runs in turns.
+
+    Args:
+        rounds: How many.
+        orders: Orders at once.
+        idle_seconds: How long the system is watched idle; 0 for not at all.
+        as_json: Print each figure, too.
+    """
     console = Console(width=120)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         LocalSystem(Path(folder), report=console.print, preferred_port=0) as local,
     ):
-        figures = measure(
-            local, console.print, options.rounds, options.orders, options.idle_seconds
-        )
-    console.print(show(figures, options.orders))
-    if options.json:
+        figures = measure(local, console.print, rounds, orders, idle_seconds)
+    console.print(show(figures, orders))
+    if as_json:
         every: dict[str, Any] = {name: dict(modes) for name, modes in figures.items()}
         console.print(json.dumps(every, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,8 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from sqlmodel import col, select
 
 from benchmarks.ground import RUN_ID, answer
-from flows.batch import STEPS as BATCH_STEPS
 from flows.batches.bulk import few_collections
+from flows.batches.chunk import STEPS as BATCH_STEPS
 from orders.batches import begin_batch
 from orders.intake import claim_orders
 from store.database import reading

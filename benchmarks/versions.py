@@ -7,10 +7,9 @@ makes,
 and each round starts a server and a database of its own. Read the ratios.
 """
 
-import argparse
 import json
 import subprocess
-from collections.abc import Sequence
+import sys
 from importlib.metadata import version
 from statistics import median
 
@@ -19,6 +18,8 @@ from rich.table import Table
 
 from benchmarks.ground import ground, put_orders
 from deployments.local import PROJECT_DIR
+from terminal.command_line import Flag, command
+from terminal.numbers import WholeNumber
 
 ENVIRONMENTS = (".venv-oldest", ".venv")
 CHECKOUTS = 20
@@ -58,18 +59,20 @@ def measure() -> Figures:
     return figures
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Carry out the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--this-environment", action="store_true", help="print JSON, once")
-    asked = parser.parse_args(arguments)
+@command("python -m benchmarks.versions", __doc__)
+def main(*, rounds: WholeNumber = 3, this_environment: Flag = False) -> None:
+    """Measure both environments in turns.
+
+    Args:
+        rounds: How many.
+        this_environment: Measure this one alone, once, and print JSON.
+    """
     console = Console()
-    if asked.this_environment:
+    if this_environment:
         console.print_json(json.dumps({"prefect": version("prefect"), "figures": measure()}))
         return
     found: dict[str, list[Figures]] = {}
-    for number in range(asked.rounds):
+    for number in range(rounds):
         # In turns, and each first in every second round: the machine is not the same all the time.
         for environment in ENVIRONMENTS if number % 2 == 0 else reversed(ENVIRONMENTS):
             printed = subprocess.run(
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first, last = found
     if version("prefect") == first:
         first, last = last, first
-    table = Table(f"medians of {asked.rounds} rounds", first, last, "ratio", "ratios of the rounds")
+    table = Table(f"medians of {rounds} rounds", first, last, "ratio", "ratios of the rounds")
     for name in found[first][0]:
         before, after = ([each[name] for each in found[which]] for which in (first, last))
         ratios = " ".join(f"{a / b:.2f}" for a, b in zip(after, before, strict=True))
@@ -96,4 +99,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

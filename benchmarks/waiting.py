@@ -7,10 +7,9 @@ which counts what processes share once. It is that of the whole system: server, 
 runs.
 """
 
-import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -26,6 +25,8 @@ from flows.runs.pause import Wait
 from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Order, OrderStatus
+from terminal.command_line import command
+from terminal.numbers import WholeNumber
 
 WARM_UP_ORDERS = 4
 SETTLE_SECONDS = 10.0
@@ -89,12 +90,10 @@ def database_bytes(local: LocalSystem) -> int:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Carry out the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--orders", type=int, default=12, help="how many in each way (12)")
-    count = parser.parse_args(arguments).orders
+@command("python -m benchmarks.waiting", __doc__)
+def main(*, orders: WholeNumber = 12) -> None:
+    """Measure what so many orders cost while they wait, in each way."""
+    count = orders
     console = Console()
     free_bytes = psutil.virtual_memory().available
     table = Table(
@@ -128,4 +127,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

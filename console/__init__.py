@@ -1,4 +1,4 @@
-"""The command ``checkout``: one question or act of the people who run the shop, one subcommand.
+"""The subcommands of `checkout`, one module each.
 
 Nothing here decides anything about an order: commands ask tasks and flows, and print what they say.
 """

@@ -1,4 +1,4 @@
-"""The books: whether they are right, asked while the shop is open."""
+"""The audit of the books, while the shop is open."""
 
 from dataclasses import asdict
 
@@ -8,7 +8,7 @@ from terminal.output import AsJson, print_json, terminal
 
 
 def check_books(*, as_json: AsJson = False) -> int:
-    """Check the books over the whole database: stock, points, money, endings and records.
+    """Audit stock, points, money, endings and records over the whole database.
 
     It sees one moment and holds up nobody. Each line is a book, a customer, an order, a charge or
     a courier that is off, with the invariant that it breaks (docs/runbook.md says what to do).

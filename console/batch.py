@@ -1,4 +1,4 @@
-"""Many orders in one run: submitted ahead, carried out with a progress bar, their failures."""
+"""The commands for many orders in one run."""
 
 import csv
 import sys
@@ -38,7 +38,9 @@ app = App(name="batch", help="Check many orders out in one run.")
 
 @app.command
 def submit(source: str, /, *, line_items: LineItems = False, as_json: AsJson = False) -> int:
-    """Record orders for the next batch: one, or those of a file. Twice changes nothing.
+    """Submit orders for the next batch.
+
+    One order as JSON, or those of a file. Submitting twice changes nothing.
 
     A line of the file that is no good order is named with its field and reason, and keeps no other
     from being recorded; the exit status is then 1.
@@ -93,7 +95,7 @@ def run(
     tolerated_failures: Share = TOLERATED_FAILURES,
     as_json: AsJson = False,
 ) -> int:
-    """Carry out all submitted orders now, in this process, with a progress bar.
+    """Check out all submitted orders in this process, with a progress bar.
 
     It ends when every order has ended. The exit status is 1 if more orders failed than are
     tolerated; orders that are done stay done.

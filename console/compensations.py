@@ -1,4 +1,4 @@
-"""The compensation queue: what could not be given back, tried again, or settled by a person."""
+"""The compensation queue of undos that failed."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,7 +52,7 @@ def compensations(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
-    """List what could not be given back: what is at stake, why, and when it is tried again.
+    """List failed undos with their amounts, errors and next tries.
 
     recover_orders tries each again by itself, after a minute at first and an hour at most. Retry
     one at once with `checkout compensations retry`; what you have made good by hand is recorded
@@ -97,7 +97,7 @@ def _step(named: Step) -> str:
 
 @app.command
 def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -> int:
-    """Try at once to give back what is left of an order, instead of at the next time.
+    """Retry an order's failed undos at once.
 
     It is the same as what recover_orders does, and safe at the same moment.
 

@@ -1,4 +1,4 @@
-"""What the doctor looks at in the deployments: schedules, pools, workers, automations."""
+"""The doctor's checks of deployments, schedules, pools, workers and automations."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from deployments.automations import (
     SILENCE_SECONDS,
     automations,
 )
-from deployments.local import PROJECT_DIR
+from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
 from store.settings import settings
 
@@ -124,7 +124,9 @@ def _schedules_of(
     if deployment.get("schedules") and found.paused:
         yield mend(
             f"{name} is paused: none of its schedules makes a run",
-            f"`prefect deployment schedule resume '{name}'`, or in the UI",
+            "`checkout dispatcher on`"
+            if name == DISPATCH_DEPLOYMENT
+            else f"`prefect api POST /deployments/{found.id}/resume_deployment`",
         )
     by_slug = {schedule.slug: schedule for schedule in found.schedules}
     for wanted in deployment.get("schedules") or []:
@@ -136,7 +138,7 @@ def _schedules_of(
         elif not schedule.active and wanted.get("active", True):
             yield mend(
                 f"the schedule {wanted['slug']} of {name} is not active",
-                "activate it on the deployment's page in the UI",
+                f"`prefect deployment schedule resume {name} {schedule.id}`",
             )
 
 
@@ -248,7 +250,7 @@ def _automations() -> Iterator[Diagnosis]:
 
 
 def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
-    """Yield what of an automation does not go with the settings here."""
+    """Yield an automation's conflicts with the settings."""
     heartbeat = get_current_settings().flows.heartbeat_frequency
     for action in automation.actions:
         if isinstance(action, ChangeFlowRunState) and isinstance(automation.trigger, EventTrigger):

@@ -1,4 +1,4 @@
-"""What a check of the doctor may say: all is well, a warning, or what is to be mended."""
+"""The results of the doctor's checks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Verdict(StrEnum):
-    """How bad it is. What could not be looked at is neither good nor bad."""
+    """The severity of a diagnosis.
+
+    What could not be looked at is neither good nor bad.
+    """
 
     OK = "ok"
     WARNING = "warning"
@@ -17,7 +20,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing that was looked at: what is so, and what to do about it if it is not well."""
+    """One finding of a check, with its remedy."""
 
     verdict: Verdict
     says: str
@@ -25,7 +28,10 @@ class Diagnosis:
 
 
 class Check(NamedTuple):
-    """A check by its name, which docs/runbook.md explains, and those that it cannot do without."""
+    """A named check, with the checks that it needs.
+
+    docs/runbook.md has a row for each name.
+    """
 
     name: str
     look: Callable[[], Iterator[Diagnosis]]
@@ -33,20 +39,20 @@ class Check(NamedTuple):
 
 
 def ok(says: str) -> Diagnosis:
-    """Say that something is well."""
+    """Report that something is well."""
     return Diagnosis(Verdict.OK, says)
 
 
 def warning(says: str, remedy: str) -> Diagnosis:
-    """Say that something works, but not as well as it could."""
+    """Report that something works, but not as well as it could."""
     return Diagnosis(Verdict.WARNING, says, remedy)
 
 
 def mend(says: str, remedy: str) -> Diagnosis:
-    """Say that something is broken, or will cost money."""
+    """Report that something is broken, or will cost money."""
     return Diagnosis(Verdict.MEND, says, remedy)
 
 
 def not_checked(says: str) -> Diagnosis:
-    """Say that something could not be looked at."""
+    """Report that something could not be looked at."""
     return Diagnosis(Verdict.NOT_CHECKED, says)

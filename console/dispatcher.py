@@ -7,12 +7,14 @@ from flows.actions.dispatcher import DispatcherStatus
 from flows.runs.order_runs import prefect_client
 from terminal.output import AsJson, print_json, terminal
 
-app = App(name="dispatcher", help="Switch off or on who seeks couriers for waiting orders.")
+app = App(name="dispatcher", help="Switch the dispatcher off or on.")
 
 
 @app.command
 def off(*, as_json: AsJson = False) -> int:
-    """Seek no couriers: each waiting order is answered by a person, until it is on again.
+    """Stop seeking couriers, so that a person answers each waiting order.
+
+    It holds over restarts, until `checkout dispatcher on`.
 
     Pauses the deployment of dispatch_orders and cancels its runs. That holds over restarts. An
     order that nobody answers is compensated when its wait ends.

@@ -1,8 +1,10 @@
-"""The doctor: every part of the running shop looked at, one line each, with what to do."""
+"""The doctor's checks of every part of the running shop."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 
+from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from console.deployment_checks import DEPLOYMENT_CHECKS
@@ -24,7 +26,7 @@ STYLES = {
 
 
 def doctor(*, as_json: AsJson = False) -> int:
-    """Look at every part of the shop, and say for each that it is well or what to do.
+    """Check every part of the shop and print each fault's remedy.
 
     Run it where a worker runs and with the worker's environment: settings are those of the process
     that asks. It changes nothing. A part that is away is told of, and the rest is looked at.
@@ -34,7 +36,7 @@ def doctor(*, as_json: AsJson = False) -> int:
     has_to_mend = False
     found = []
     output = terminal()
-    for name, diagnosis in diagnose():
+    for name, diagnosis in diagnose(terminal(stderr=True)):
         has_to_mend |= diagnosis.verdict == Verdict.MEND
         found.append({"check": name, **asdict(diagnosis)})
         if not as_json:
@@ -48,8 +50,12 @@ def doctor(*, as_json: AsJson = False) -> int:
     return 1 if has_to_mend else 0
 
 
-def diagnose() -> Iterator[tuple[str, Diagnosis]]:
-    """Carry out every check whose needs are met; give the check's name with all that it says."""
+def diagnose(progress: Console | None = None) -> Iterator[tuple[str, Diagnosis]]:
+    """Carry out every check whose needs are met and yield its findings.
+
+    Args:
+        progress: Where the check under way is shown, if that is a terminal.
+    """
     failed: set[str] = set()
     for check in CHECKS:
         missing = [need for need in check.needs if need in failed]
@@ -57,14 +63,16 @@ def diagnose() -> Iterator[tuple[str, Diagnosis]]:
             failed.add(check.name)
             yield check.name, not_checked(f"it needs {' and '.join(missing)}")
             continue
-        for diagnosis in _looked(check):
+        with progress.status(f"Looking at: {check.name}") if progress else nullcontext():
+            said = list(_looked(check))
+        for diagnosis in said:
             if diagnosis.verdict in (Verdict.MEND, Verdict.NOT_CHECKED):
                 failed.add(check.name)
             yield check.name, diagnosis
 
 
 def _looked(check: Check) -> Iterator[Diagnosis]:
-    """Carry out one check; whatever it meets is told, and keeps no other from its turn."""
+    """Carry out one check and report its errors as findings."""
     try:
         yield from check.look()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The work pool: closed so that workers can be stopped, and opened again."""
+"""Pausing and resuming of the work pool."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ def drain(
     timeout: Annotated[WholeNumber, Parameter(help="How many seconds to wait at most.")] = 600,
     as_json: AsJson = False,
 ) -> int:
-    """Close the work pool and hand the waiting orders over, so that workers can be stopped.
+    """Pause the work pool and hand waiting orders over before workers stop.
 
     Ends when no run of the pool has a process; with status 1 if time is up before that. The pool
     stays closed, whatever happens here, until `checkout reopen`.
@@ -45,7 +45,7 @@ def drain(
 
 
 def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
-    """Open a work pool that was closed: its workers get runs, and the orders go on."""
+    """Resume a paused work pool and its orders."""
     with prefect_client() as client:
         report = pools.reopen(client, pool or pools.pool_of_checkouts(client))
     if as_json:

@@ -1,4 +1,4 @@
-"""The command line ``checkout``: its subcommands, and what their errors look like.
+"""The command line `checkout` with its subcommands.
 
 A command returns its exit status: 0, or 1 where it was refused or has found something wrong. Wrong
 usage is 2. Errors go to standard error with a remedy, never with a traceback for what may happen.
@@ -10,64 +10,83 @@ Prefect and SQLAlchemy take seconds of a slow machine.
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
-from terminal.output import complain
+from terminal.command_line import Command
 
-WRONG_USAGE = 2
 COMMANDS = {
     "submit": (
         "console.orders:submit",
-        "Start the checkout of one order, and print its id and the link to its run.",
+        "Start the checkout of one order and print its id and link.",
     ),
     "list": (
         "console.orders:list_orders",
-        "List orders, the newest first; with several options those that fit all of them.",
+        "List orders, newest first, that match all options.",
     ),
     "show": (
         "console.show:show",
-        "Show one order: where it stands, what happens next, and everything that happened to it.",
+        "Show an order's state, next step and complete timeline.",
+    ),
+    "answer": (
+        "console.answer:answer",
+        "Answer waiting orders with a courier, or with none.",
+    ),
+    "form": (
+        "console.answer:form",
+        "Start a run with a form for a batch's waiting order.",
     ),
     "cancel": (
         "console.orders:cancel",
-        "Cancel an order that no courier has accepted, and give back all that it took.",
+        "Cancel an order without a courier and compensate it.",
     ),
     "retry": (
         "console.orders:retry",
-        "Try a rejected or compensated order again: a new attempt, charged under a new key.",
+        "Begin a new attempt of a rejected or compensated order.",
     ),
     "compensations": (
         "console.compensations:app",
-        "List what could not be given back: what is at stake, why, and when it is tried again.",
+        "List failed undos with their amounts, errors and next tries.",
     ),
     "batch": ("console.batch:app", "Check many orders out in one run."),
     "audit": (
         "console.audit:check_books",
-        "Check the books over the whole database: stock, points, money, endings and records.",
+        "Audit stock, points, money, endings and records over the whole database.",
     ),
     "doctor": (
         "console.doctor:doctor",
-        "Look at every part of the shop, and say for each that it is well or what to do.",
+        "Check every part of the shop and print each fault's remedy.",
     ),
     "metrics": (
         "console.metrics:metrics",
-        "Give the shop's figures to Prometheus: print them, serve them, or write them to a file.",
+        "Print the shop's metrics for Prometheus, serve them, or write a file.",
+    ),
+    "serve": (
+        "console.serve:serve",
+        "Serve the shop's front end by HTTP, until Ctrl-C.",
     ),
     "dispatcher": (
         "console.dispatcher:app",
-        "Switch off or on who seeks couriers for waiting orders.",
+        "Switch the dispatcher off or on.",
+    ),
+    "online": (
+        "console.online:app",
+        "Switch on or off the batch that carries orders as they come.",
+    ),
+    "dead-letters": (
+        "console.queue:app",
+        "List dead letters, redrive them or drop them.",
     ),
     "redrive": (
-        "console.queue:redrive",
-        "Put the order queue's dead letters back into it, once their cause is mended.",
+        "console.queue:redrive_all",
+        "Redrive all dead letters, once their cause is mended.",
     ),
     "drain": (
         "console.drain:drain",
-        "Close the work pool and hand the waiting orders over, so that workers can be stopped.",
+        "Pause the work pool and hand waiting orders over before workers stop.",
     ),
     "reopen": (
         "console.drain:reopen",
-        "Open a work pool that was closed: its workers get runs, and the orders go on.",
+        "Resume a paused work pool and its orders.",
     ),
 }
 """Where each command is, and the first line of its help."""
@@ -91,7 +110,7 @@ def command_line(*, with_summaries: bool = False) -> App:
 
 
 def commands(of: App | None = None, above: str = "") -> dict[str, App]:
-    """Return every command by the words that call it, those of groups included."""
+    """Return every command by its words, with those of groups."""
     line = of or command_line()
     found: dict[str, App] = {above: line} if line.default_command else {}
     for name in line:
@@ -101,28 +120,14 @@ def commands(of: App | None = None, above: str = "") -> dict[str, App]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; return the exit status.
+    """Carry out one command and return its exit status.
 
     Args:
-        arguments: Those of the command line, where it is left out.
+        arguments: Those of the process's command line, if left out.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        status = command_line(with_summaries=not words or words[0] in ("--help", "-h"))(
-            words,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-        # Here, where it is noticed if nobody reads it any more.
-        sys.stdout.flush()
-    except CycloptsError as error:
-        return complain(f"{error}\nSee checkout --help, or --help of the command.", WRONG_USAGE)
-    except Exception as error:
-        from terminal.errors import status_of
-
-        return status_of(error)
-    return status if isinstance(status, int) else 0
+    asks_for_help = not words or words[0] in ("--help", "-h")
+    return Command(command_line(with_summaries=asks_for_help))(words)
 
 
 if __name__ == "__main__":

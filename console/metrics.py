@@ -1,4 +1,4 @@
-"""The shop's figures for Prometheus: printed, served, or written to a file."""
+"""The shop's metrics for Prometheus."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +96,7 @@ Port = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=65535))]
 def metrics(
     *, port: Port | None = None, address: str = "127.0.0.1", file: Path | None = None
 ) -> int:
-    """Give the shop's figures to Prometheus: print them, serve them, or write them to a file.
+    """Print the shop's metrics for Prometheus, serve them, or write a file.
 
     Each time they are asked for, the database and the queue are. It costs little also in a shop
     with years of orders, but not nothing: every 30 s or more is a good interval.
@@ -135,12 +135,15 @@ class Shop(Collector):
     """Reads the figures each time it is asked."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Name the metrics, so that registering asks nobody yet."""
+        """Return the metrics' names without a query."""
         for metric in METRICS:
             yield _family(metric)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Ask the database and the queue; one that is away is told of, the other still counted."""
+        """Query the database and the queue for the metrics.
+
+        A part that is away is reported by `store_up`, and the other is still counted.
+        """
         up = _family(UP)
         for part, read in (("database", _of_database), ("queue", _of_queue)):
             try:

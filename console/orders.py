@@ -1,4 +1,4 @@
-"""Orders one by one: sent, listed, cancelled, tried again."""
+"""The commands for one order, from its start to its retry."""
 
 import json
 import sys
@@ -80,7 +80,7 @@ def submit(
     payment_method: str | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Start the checkout of one order, and print its id and the link to its run.
+    """Start the checkout of one order and print its id and link.
 
     The order is given by options, or as JSON: {"userId": "…", "bookId": "…", "quantity": 1}. With
     an --order-id (orderId) it is started once, however often it is sent.
@@ -217,7 +217,7 @@ def list_orders(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> int:
-    """List orders, the newest first; with several options those that fit all of them.
+    """List orders, newest first, that match all options.
 
     Args:
         status: Orders that stand there.
@@ -309,7 +309,7 @@ def cancel(
     reason: str = "",
     as_json: AsJson = False,
 ) -> int:
-    """Cancel an order that no courier has accepted, and give back all that it took.
+    """Cancel an order without a courier and compensate it.
 
     What would be given back is shown first, and you are asked. Once a courier has accepted, the
     parcel is on its way and the order cannot be cancelled. Of a batch, only this order ends.
@@ -350,7 +350,7 @@ def cancel(
 
 
 def _cancel_unrecorded(order_id: str, *, yes: bool, reason: str, as_json: bool) -> int:
-    """Cancel the runs to come of an order that is not recorded, or say that there is no order."""
+    """Cancel the scheduled runs of an order without a record."""
     with prefect_client() as client:
         if not any(is_to_come(run) for run in runs_of_order(client, order_id)):
             read_order(order_id)
@@ -389,7 +389,9 @@ def undo_as_data(undo: OpenUndo) -> dict[str, Any]:
 
 
 def retry(order: str, /, *, as_json: AsJson = False) -> int:
-    """Try a rejected or compensated order again: a new attempt, charged under a new key.
+    """Begin a new attempt of a rejected or compensated order.
+
+    It is charged under a new key.
 
     Its new run is started and its link printed. Called twice it is one attempt.
 

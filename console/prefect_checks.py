@@ -1,4 +1,4 @@
-"""What the doctor looks at in Prefect: settings, server, work pools, workers, deployments."""
+"""The doctor's checks of Prefect's settings, server and database."""
 
 import os
 from collections.abc import Iterator
@@ -35,7 +35,10 @@ THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 @contextmanager
 def open_server() -> Iterator[SyncPrefectClient]:
-    """Give a client that says soon if the server does not answer; a worker's would try on."""
+    """Open a client that reports a missing server at once.
+
+    A worker's would try for minutes.
+    """
     quick = {
         PREFECT_CLIENT_MAX_RETRIES: 0,
         PREFECT_API_REQUEST_TIMEOUT: PATIENCE_SECONDS,
@@ -99,7 +102,8 @@ def _prefect_server() -> Iterator[Diagnosis]:
     if not chosen.api.url:
         yield mend(
             "PREFECT_API_URL is not set: each command and worker would start a server of its own",
-            "set it to the address of your server, with /api at its end",
+            "set it to the address of your server, with /api at its end; for the system of "
+            "`make up`: . .local/env",
         )
         return
     with open_server() as client:
@@ -156,7 +160,7 @@ def _prefect_version() -> Iterator[Diagnosis]:
 
 
 def schedules_nothing(prefect_version: str, sqlalchemy_version: str) -> bool:
-    """Return whether a server with these two inserts no scheduled runs, without an error.
+    """Return whether these two versions insert no scheduled runs, without an error.
 
     Seen with Prefect 3.8.8 and SQLAlchemy 2.1.9, not with Prefect 3.9.1. No bound in pyproject.toml
     excludes the pair and allows each.
@@ -200,7 +204,7 @@ def _prefect_database() -> Iterator[Diagnosis]:
 
 
 def _opened_by_server(port: int) -> list[Path] | None:
-    """Return the files that the Prefect server on a port of this machine has open.
+    """Return the open files of the Prefect server on a local port.
 
     None if that cannot be seen: the process is another user's, or in a container, so that what
     listens here is something in front of it.

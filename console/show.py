@@ -1,4 +1,4 @@
-"""One order's whole story: where it stands, what happens next, and one timeline of all attempts."""
+"""The history of one order over all its attempts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -35,7 +35,7 @@ BY_RECOVERY: dict[Move, str] = {
 
 
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
-    """Show one order: where it stands, what happens next, and everything that happened to it.
+    """Show an order's state, next step and complete timeline.
 
     One timeline holds all attempts: steps, what was given back, runs in Prefect with their links,
     messages, charges and refunds, answers and who gave them, notifications. While Prefect's server
@@ -92,7 +92,7 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
 
 
 def _runs(order_id: str, owner: str | None) -> tuple[list[OrderRun], str | None]:
-    """Return the order's runs, and why they are not known if the server is away."""
+    """Return the order's runs, and why they are unknown if so."""
     try:
         with prefect_client() as client:
             return runs_of_order(client, order_id, owner), None
@@ -115,7 +115,7 @@ def what_next(
     is_known: bool,
     stranded: bool = False,
 ) -> str:
-    """Say what happens to an order next, if nobody does anything.
+    """Return what happens to an order next if no person acts.
 
     Args:
         order: The order as it stands.
@@ -174,7 +174,7 @@ def _events(runs: Sequence[OrderRun]) -> Iterator[Event]:
 
 
 def in_order(events: Sequence[Event]) -> list[Event]:
-    """Return events by their time; the order's own standing comes after what led to it."""
+    """Return events by time, each cause before its effect."""
     return sorted(events, key=lambda event: (event.at, event.kind == "status"))
 
 
@@ -265,7 +265,7 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
 
 
 def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_json: bool) -> int:
-    """Show the runs of an order that the store does not know, or not yet."""
+    """Show the runs of an order without a record."""
     next_ = _next_unrecorded(runs)
     events = in_order(list(_events(runs)))
     if as_json:

@@ -1,4 +1,4 @@
-"""What the doctor looks at in the store itself: settings, database, queue, topic, payments."""
+"""The doctor's checks of settings, database, queue, topic and payments."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the doctor says of how runs start: warm, as forks, or cold, each in a new Python."""
+"""The doctor's check of warm starts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from fork_server.status import Status, servers
 
 
 def look() -> Iterator[Diagnosis]:
-    """Say for each process pool how its runs start, then for each fork server here what it has."""
+    """Report how each process pool starts runs, and each fork server."""
     is_warm = False
     with open_server() as client:
         for name in sorted(pool_names(client)):

@@ -1,1 +1,1 @@
-"""How the store is put up: the local system, its embedded PostgreSQL, the demo."""
+"""Setting the store up, here and in production."""

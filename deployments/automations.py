@@ -1,4 +1,4 @@
-"""The store's Prefect automation, and the start of its recovery after a deployment.
+"""The store's automation in Prefect, and recovery's start after a deployment.
 
 A run without a heartbeat is marked as crashed; nothing depends on it, but its order goes on sooner.
 The automation is created, or updated where it differs, by name.
@@ -14,10 +14,8 @@ rarer than that would be marked as crashed while they are well. So are those of 
 heard nothing since it was away itself for as long: they are started again, and lose nothing.
 """
 
-import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -29,11 +27,11 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from rich.console import Console
-from rich.text import Text
 
 from flows.runs import lost_runs, stand_by
-from terminal.numbers import whole_argument
+from terminal.command_line import WRONG_USAGE, command
+from terminal.numbers import WholeNumber
+from terminal.output import complain, terminal
 
 FLOWS = (*lost_runs.FLOWS, *stand_by.FLOWS, "audit-books")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
@@ -97,7 +95,7 @@ def automations(silence_seconds: int) -> list[Automation]:
 
 
 async def apply(silence_seconds: int) -> list[str]:
-    """Create the automations that are missing, renew those of the same name that differ.
+    """Create missing automations and update changed ones, by name.
 
     One that is as it should be is left alone: renewing it would give its trigger a new id, and
     Prefect would forget the runs that it is watching.
@@ -127,7 +125,7 @@ async def apply(silence_seconds: int) -> list[str]:
 
 
 def start_recovery() -> None:
-    """Start `recover_orders` unless it is off or a run of it is scheduled soon.
+    """Start `recover_orders` unless it is off or scheduled soon.
 
     Raises:
         prefect.exceptions.ObjectNotFound: it or the dispatcher is not deployed yet.
@@ -142,7 +140,7 @@ def start_recovery() -> None:
 
 
 def _definition(automation: Automation) -> dict[str, Any]:
-    """Return what an automation does, without the ids that the server gives to it."""
+    """Return an automation's definition without the server's ids."""
     definition = automation.model_dump(mode="json", exclude={"id": True, "trigger": {"id"}})
     definition["trigger"]["expect"].sort()  # sets, as JSON
     definition["trigger"]["after"].sort()
@@ -150,55 +148,50 @@ def _definition(automation: Automation) -> dict[str, Any]:
 
 
 def heartbeat_seconds() -> int:
-    """Return the seconds between a run's signs of life, as the environment here sets them."""
+    """Return the seconds between a run's heartbeats in this environment."""
     # Without heartbeats no run is watched, so that any number is right.
     return get_current_settings().flows.heartbeat_frequency or HEARTBEAT_SECONDS
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
+@command("python -m deployments.automations", __doc__)
+def main(*, silence_seconds: WholeNumber | None = None) -> int:
+    """Apply the automations.
+
+    Args:
+        silence_seconds: How long a run may be silent before it counts as dead; four heartbeats, if
+            left out.
+    """
     heartbeat = heartbeat_seconds()
-    parser = argparse.ArgumentParser(
-        prog="python -m deployments.automations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--silence-seconds",
-        type=whole_argument,
-        default=SILENT_HEARTBEATS * heartbeat,
-        help="how long a run may be silent before it counts as dead (default %(default)s)",
-    )
-    silence_seconds = parser.parse_args(arguments).silence_seconds
+    if silence_seconds is None:
+        silence_seconds = SILENT_HEARTBEATS * heartbeat
     if silence_seconds <= heartbeat:
-        parser.error(
+        return complain(
             f"--silence-seconds must be more than a heartbeat ({heartbeat} s, as "
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY says): healthy runs would be marked as crashed"
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY says): healthy runs would be marked as crashed",
+            WRONG_USAGE,
         )
     address = get_current_settings().api.url
     if not address:
         # Prefect would start a server of its own, and the automations would end with it.
-        return _fail("PREFECT_API_URL is not set; set it to your server's address, with /api at it")
+        return complain(
+            "PREFECT_API_URL is not set; set it to your server's address, with /api at it"
+        )
     try:
         names = asyncio.run(apply(silence_seconds))
         start_recovery()
     except ObjectNotFound:
-        return _fail(f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `prefect deploy --all`")
+        return complain(
+            f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `prefect deploy --all`"
+        )
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        return _fail(
+        return complain(
             f"{address} does not take them: {error!r}. Is the server running, and is "
             "PREFECT_API_AUTH_STRING what it has in PREFECT_SERVER_API_AUTH_STRING?"
         )
-    console = Console(soft_wrap=True, highlight=False)
     for name in names:
-        console.print(f"applied: {name}")
-    console.print(f"a run counts as dead after {silence_seconds} s without a sign of life")
+        terminal().print(f"applied: {name}")
+    terminal().print(f"a run counts as dead after {silence_seconds} s without a heartbeat")
     return 0
-
-
-def _fail(why: str) -> int:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(why, style="red"))
-    return 1
 
 
 if __name__ == "__main__":

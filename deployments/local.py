@@ -1,4 +1,4 @@
-"""The whole system on this machine: database, Prefect server, worker, deployments, seed.
+"""The whole system on this machine, from database to worker.
 
 Owns every process it starts (each on a leash, see `deployments.leash`) and the folder with their
 data and logs. Refuses to start twice on one folder. `deployments.up` starts it by hand.
@@ -30,6 +30,7 @@ WORK_POOL = "local"
 ORDERS_QUEUE = "default"
 """The work queue of checkouts and batches; the shop's own flows have another one, without limit."""
 DISPATCH_DEPLOYMENT = "dispatch-orders/local"
+ONLINE_DEPLOYMENT = "batch-checkout/online"
 CHECKOUT_DEPLOYMENT = "store-checkout/local"
 EXAMPLE_ORDER = (
     '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
@@ -196,7 +197,10 @@ class LocalSystem:
             raise
 
     def stop(self) -> None:
-        """Stop worker, flow runs, server and database; safe to repeat."""
+        """Stop worker, flow runs, server and database.
+
+        Safe to repeat.
+        """
         self._children.close()
         self.workers.clear()
         self._server = None
@@ -241,7 +245,9 @@ class LocalSystem:
             self._postgres.create_database(name)
 
     def restart_server(self, while_down: Callable[[], None]) -> None:
-        """Kills the Prefect server, calls `while_down`, and starts it again on the same port.
+        """Kill the Prefect server and start it again on its port.
+
+        `while_down` is called in between.
 
         Raises:
             LocalSystemError: the system is not running, or the server does not start again.
@@ -272,6 +278,9 @@ class LocalSystem:
                 # The server reads every paused run each time: ten thousand of them, each five
                 # seconds, keep two fifths of a core busy.
                 "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+                # By default each of an order's eighteen task events is a transaction of its own.
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             },
             cwd=self.data_dir,
         )
@@ -305,7 +314,7 @@ class LocalSystem:
         self._report(f"The Prefect server answers at {self.ui_url}")
 
     def _server_answers(self, server: Leashed) -> bool:
-        """Return whether it answers; False if its port was taken meanwhile."""
+        """Return whether it answers, False if its port was taken."""
         port = self._port
         if port is None:
             raise LocalSystemError("The local system is not running.")
@@ -327,7 +336,7 @@ class LocalSystem:
         )
 
     def _report_dead_runs(self) -> None:
-        """Tells Prefect that the runs which the last stop interrupted are dead.
+        """Mark the runs that the last stop interrupted as crashed.
 
         No process of an earlier start lives, we hold the lock. But Prefect does not know it: those
         runs would stay Paused or Running for ever, and a dispatcher among them would keep the
@@ -354,12 +363,15 @@ class LocalSystem:
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
-            # `prefect deploy` would resume it.
+            # `prefect deploy` would resume the one and pause the other.
             is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+            is_online = api.is_on(ONLINE_DEPLOYMENT)
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
-        if is_off:
-            with self.api() as api:
+        with self.api() as api:
+            if is_off:
                 api.pause_deployment(DISPATCH_DEPLOYMENT)
+            if is_online:
+                api.resume_deployment(ONLINE_DEPLOYMENT)
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:

@@ -1,4 +1,4 @@
-"""What a local system asks of its machine: a port, a locked folder, signals, the environment."""
+"""The local system's use of its machine, such as ports and signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ HOST = "127.0.0.1"
 
 
 class LocalSystemError(Exception):
-    """The local system cannot be started; the message says why, with the log's tail."""
+    """The local system cannot be started.
+
+    The message has the reason and the end of the log.
+    """
 
 
 def free_port(preferred: int) -> int:
@@ -72,7 +75,10 @@ def _already_running(data_dir: Path, file: IO[str]) -> str:
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP leave every `with` block inside in order: status 128 + n."""
+    """Exit through open `with` blocks on SIGINT, SIGTERM and SIGHUP.
+
+    The status is 128 + n.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def leave(number: int, _frame: FrameType | None) -> None:

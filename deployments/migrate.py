@@ -1,20 +1,14 @@
-"""``python -m deployments.migrate``: brings the store's database to the newest version.
+"""Migration of the store's database to the newest version.
 
 Nothing else is put into it, so it may run before each rollout, and while checkouts run.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
-
-from pydantic import ValidationError
-from rich.console import Console
-from sqlalchemy.exc import DBAPIError
 
 from store.database import migrate, require_known_version, revisions
-from store.errors import DatabaseVersionUnknown
 from store.settings import settings
-from store.wrong_input import described
+from terminal.command_line import Flag, command
+from terminal.output import terminal
 
 
 def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
@@ -41,35 +35,16 @@ def bring_up_to_date(url: str, *, check: bool = False) -> tuple[str, bool]:
     return f"migrated: {before or 'no tables'} -> {newest}", True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.migrate", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; status 1 if there is something to do"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        told, is_newest = bring_up_to_date(settings().database_url, check=options.check)
-    except ValidationError as error:
-        return _fail("\n".join(described(error)))
-    except (DatabaseVersionUnknown, NotADirectoryError) as error:
-        return _fail(str(error))
-    except DBAPIError as error:
-        return _fail(
-            f"the store's database cannot be used: {error.orig}\n"
-            "Is it running, and does STORE_DATABASE_URL name it?"
-        )
-    _print(told)
+@command("python -m deployments.migrate", __doc__)
+def main(*, check: Flag = False) -> int:
+    """Migrate the store's database.
+
+    Args:
+        check: Change nothing; status 1 if there is something to do.
+    """
+    told, is_newest = bring_up_to_date(settings().database_url, check=check)
+    terminal().print(told)
     return 0 if is_newest else 1
-
-
-def _fail(why: str) -> int:
-    _print(why, stderr=True)
-    return 1
-
-
-def _print(line: str, *, stderr: bool = False) -> None:
-    Console(stderr=stderr, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The few calls to a Prefect server that putting the store up needs, over plain HTTP.
+"""Calls of a Prefect server over plain HTTP.
 
 Prefect's own client takes seconds to import and reads its settings from this process; here the
 address is given, and nothing else is read.
@@ -82,7 +82,7 @@ class PrefectApi:
             answer.raise_for_status()
 
     def work_pool(self, name: str) -> dict[str, Any] | None:
-        """Return the work pool; None if there is no such pool."""
+        """Return the work pool, if it exists."""
         answer = self._http.get(f"/work_pools/{name}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -97,13 +97,13 @@ class PrefectApi:
         ).raise_for_status()
 
     def limit_queue(self, work_pool: str, queue: str, limit: int) -> None:
-        """Has the queue give its workers no run while so many are being started or running."""
+        """Limit the runs of the queue that start or run at once."""
         self._http.patch(
             f"/work_pools/{work_pool}/queues/{queue}", json={"concurrency_limit": limit}
         ).raise_for_status()
 
     def worker_is_online(self, work_pool: str, worker: str) -> bool:
-        """Whether the worker of that name has sent its heartbeat to the pool."""
+        """Return whether the worker has sent its heartbeat to the pool."""
         answer = self._http.post(
             f"/work_pools/{work_pool}/workers/filter",
             json={"workers": {"status": {"any_": ["ONLINE"]}}},
@@ -126,7 +126,7 @@ class PrefectApi:
         return _flow_run(answer.json())
 
     def deployment_id(self, deployment: str) -> str | None:
-        """Return the id of the deployment `flow/name`; None if there is none."""
+        """Return the id of the deployment `flow/name`, if it exists."""
         answer = self._http.get(f"/deployments/name/{deployment}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -159,7 +159,7 @@ class PrefectApi:
             found.extend(page)
 
     def set_state(self, run_id: str, state_type: str, name: str, message: str) -> None:
-        """Asks the server to put the run into a state; a run that has ended meanwhile stays so."""
+        """Set the run's state, unless it has ended."""
         answer = self._http.post(
             f"/flow_runs/{run_id}/set_state",
             json={"state": {"type": state_type, "name": name, "message": message}},
@@ -167,21 +167,28 @@ class PrefectApi:
         answer.raise_for_status()
 
     def resume(self, run_id: str, answer: dict[str, Any]) -> str:
-        """Resumes a paused run with the answer; returns ACCEPT, or REJECT or ABORT if refused."""
+        """Resume a paused run and return ACCEPT, REJECT or ABORT."""
         response = self._http.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer})
         response.raise_for_status()
         return str(response.json()["status"])
 
     def is_paused(self, deployment: str) -> bool:
-        """Return whether the deployment `flow/name` is paused; False if there is none."""
+        """Return whether the deployment `flow/name` exists and is paused."""
+        return self._paused(deployment) is True
+
+    def is_on(self, deployment: str) -> bool:
+        """Return whether the deployment `flow/name` is there and not paused."""
+        return self._paused(deployment) is False
+
+    def _paused(self, deployment: str) -> bool | None:
         answer = self._http.get(f"/deployments/name/{deployment}")
         if answer.status_code == httpx.codes.NOT_FOUND:
-            return False
+            return None
         answer.raise_for_status()
         return bool(answer.json()["paused"])
 
     def pause_deployment(self, deployment: str) -> None:
-        """Pause the deployment; its runs can still be started.
+        """Pause the deployment, whose runs can still be started.
 
         Raises:
             LookupError: there is no such deployment.

@@ -1,8 +1,7 @@
-"""What may stand in prefect.yaml, and in the flows that it deploys.
+"""Checks of prefect.yaml and of the flows that it deploys.
 
-Prefect ignores keys that it does not know, and takes settings with which a waiting order crashes
-or is charged twice. Here both are named before they are deployed; reads files only, imports no
-flow.
+Prefect ignores unknown keys, and accepts settings with which a waiting order crashes or is charged
+twice. These checks read files only and import no flow.
 """
 
 from __future__ import annotations
@@ -13,19 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_TOP_KEYS = {"name", "prefect-version", "build", "push", "pull", "deployments"}
-_DEPLOYMENT_KEYS = {
-    *("name", "version", "description", "tags", "entrypoint", "parameters", "paused"),
-    *("schedules", "concurrency_limit", "enforce_parameter_schema", "work_pool", "triggers"),
-    *("build", "push", "pull"),
-}
-_WORK_POOL_KEYS = {"name", "work_queue_name", "job_variables"}
-_SCHEDULE_KINDS = {"cron", "interval", "rrule"}
-_SCHEDULE_KEYS = {
-    *_SCHEDULE_KINDS,
-    *("slug", "timezone", "anchor_date", "day_or", "active", "parameters", "replaces"),
-}
-_LIMIT_KEYS = {"limit", "collision_strategy", "grace_period_seconds"}
+from prefect.cli.deploy._models import (
+    ConcurrencyLimitSpec,
+    DeploymentConfig,
+    PrefectYamlModel,
+    RawScheduleConfig,
+    WorkPoolConfig,
+)
+from pydantic import BaseModel
+
 _FROM_ENVIRONMENT = re.compile(r"^\{\{ *\$\w+ *\}\}")
 _PAUSING_CALLS = {"pause_flow_run", "apause_flow_run", "suspend_flow_run", "asuspend_flow_run"}
 _RETRY_ARGUMENTS = {"retries"}
@@ -40,7 +35,7 @@ def problems(document: Any, project_dir: Path) -> list[str]:
     """
     if not isinstance(document, Mapping):
         return ["prefect.yaml: not a mapping"]
-    found = [*_unknown("prefect.yaml", document, _TOP_KEYS)]
+    found = [*_unknown("prefect.yaml", document, PrefectYamlModel)]
     if document.get("pull") != []:
         found.append("pull: must be []; left out, Prefect makes it a step to this machine's folder")
     deployments = document.get("deployments")
@@ -78,31 +73,32 @@ def variables_of(text: str) -> set[str]:
 
 
 def pauses(deployment: Mapping[str, Any], project_dir: Path) -> bool:
-    """Whether a run of the deployment can be paused or suspended by its flow."""
+    """Return whether the deployment's flow can pause or suspend its run."""
     path, function_name = _flow_of(deployment, project_dir)
     return _pauses(path, function_name, project_dir, set())
 
 
 def _flow_of(deployment: Mapping[str, Any], project_dir: Path) -> tuple[Path, str]:
-    """Return the file and the name of the flow that a deployment runs."""
+    """Return the file and the name of a deployment's flow."""
     module, _, function_name = str(deployment.get("entrypoint")).rpartition(".")
     return project_dir / f"{module.replace('.', '/')}.py", function_name
 
 
-def _unknown(where: str, mapping: Mapping[str, Any], known: set[str]) -> Iterator[str]:
+def _unknown(where: str, mapping: Mapping[str, Any], model: type[BaseModel]) -> Iterator[str]:
+    known = {field.alias or name for name, field in model.model_fields.items()}
     for key in sorted(set(mapping) - known):
         yield f"{where}: Prefect would ignore the key {key!r}"
 
 
 def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
-    yield from _unknown("deployment", deployment, _DEPLOYMENT_KEYS)
+    yield from _unknown("deployment", deployment, DeploymentConfig)
     for required in ("name", "entrypoint", "description"):
         if not deployment.get(required):
             yield f"{required} is missing"
     if deployment.get("enforce_parameter_schema") is False:
         yield "enforce_parameter_schema: false lets bad input into a run"
     pool = deployment.get("work_pool") or {}
-    yield from _unknown("work_pool", pool, _WORK_POOL_KEYS)
+    yield from _unknown("work_pool", pool, WorkPoolConfig)
     if not _FROM_ENVIRONMENT.match(pool.get("name") or ""):
         yield "work_pool: its name must come from the environment"
     folder = (pool.get("job_variables") or {}).get("working_dir")
@@ -112,10 +108,12 @@ def _deployment_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
         yield f"working_dir: {folder!r} is a folder of one machine; take it from the environment"
     limit = deployment.get("concurrency_limit")
     if isinstance(limit, Mapping):
-        yield from _unknown("concurrency_limit", limit, _LIMIT_KEYS)
+        yield from _unknown("concurrency_limit", limit, ConcurrencyLimitSpec)
         if limit.get("collision_strategy") not in ("ENQUEUE", "CANCEL_NEW"):
             yield "concurrency_limit: collision_strategy must be ENQUEUE or CANCEL_NEW"
-    yield from _schedule_problems(deployment.get("schedules") or [])
+    yield from _schedule_problems(
+        [*(deployment.get("schedules") or ()), *filter(None, (deployment.get("schedule"),))]
+    )
 
 
 def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -123,10 +121,10 @@ def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
     if len(set(slugs)) < len(slugs):
         yield "schedules: two have the same slug"
     for schedule in schedules:
-        yield from _unknown("schedule", schedule, _SCHEDULE_KEYS)
+        yield from _unknown("schedule", schedule, RawScheduleConfig)
         if not schedule.get("slug"):
             yield "schedule: without a slug, each deploy makes it anew"
-        if len(_SCHEDULE_KINDS & set(schedule)) != 1:
+        if len({"cron", "interval", "rrule"} & set(schedule)) != 1:
             yield "schedule: exactly one of cron, interval and rrule must be given"
 
 
@@ -167,7 +165,7 @@ def _is_zero(value: ast.expr) -> bool:
 
 
 def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, str]]) -> bool:
-    """Whether the function, or one of the project's that it uses, can pause its run."""
+    """Return whether a function, or one that it calls, pauses its run."""
     if (path, function) in seen or not path.is_file():
         return False
     seen.add((path, function))
@@ -195,7 +193,7 @@ def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, 
 
 
 def _imported(path: Path) -> dict[str, tuple[str, str]]:
-    """By the name in this module: the module that it is imported from, and its name there."""
+    """Return each imported name's module and name there."""
     return {
         alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(ast.parse(path.read_text()))

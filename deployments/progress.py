@@ -1,4 +1,4 @@
-"""Lines on the terminal that say how far a start or a stop is."""
+"""Progress lines of a start or a stop."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The whole system on this machine, started by hand and kept until Ctrl-C.
+"""The whole system on this machine, until Ctrl-C.
 
     python -m deployments.up
 
@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -28,6 +28,7 @@ from deployments.local import (
 )
 from deployments.machine import LocalSystemError, exit_on_signals
 from deployments.progress import Progress
+from terminal.command_line import command
 
 # How soon somebody who watches is told that a part has ended by itself.
 _LOOK_SECONDS = 2.0
@@ -48,7 +49,7 @@ def write_environment_file(path: Path, settings: dict[str, str]) -> None:
 
 
 def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = False) -> None:
-    """Start the system, print how to use it, and wait for a signal.
+    """Start the system, print its usage, and wait for a signal.
 
     Args:
         data_dir: The folder with its data.
@@ -117,22 +118,19 @@ def _print_invitation(
     console.print("\nCtrl-C here ends all of it; orders and runs are kept for the next time.")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, default=PROJECT_DIR / ".local", help="its data folder")
-    parser.add_argument(
-        "--answer",
-        choices=["by-hand"],
-        help="by-hand: switch the dispatcher off, so that you answer each waiting order",
-    )
-    options = parser.parse_args(arguments)
+@command("python -m deployments.up", __doc__)
+def main(*, data: Path = PROJECT_DIR / ".local", answer: Literal["by-hand"] | None = None) -> int:
+    """Keep the system up until Ctrl-C.
+
+    Args:
+        data: Its data folder.
+        answer: by-hand switches the dispatcher off, so that you answer each waiting order.
+    """
     progress = Progress(Console())
     try:
         with exit_on_signals():
-            by_hand = options.answer == "by-hand"
-            up(options.data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
+            by_hand = answer == "by-hand"
+            up(data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
     except (LocalSystemError, OSError) as error:
         # An OSError names the file or folder that it is about.
         progress.console.print(Text(str(error), style="red"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How the runs of a process work pool start: as forks of a fork server, or each in a new Python.
+"""Warm starts of a process work pool's runs, by a fork server.
 
     python -m deployments.warm_start     set it for the pool STORE_WORK_POOL
 
@@ -9,18 +9,17 @@ so do pools of containers. docs/deploying.md says when to call it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.prefect_api import PrefectApi
+from terminal.command_line import command
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 TEMPLATE = PROJECT_DIR / "deployments/pools/process.json"
@@ -35,11 +34,14 @@ FLOW_MODULES = (
 
 
 class WarmStartError(Exception):
-    """How runs start cannot be set; the message says what to do."""
+    """Warm starts cannot be configured.
+
+    The message has the remedy.
+    """
 
 
 def is_wanted() -> bool:
-    """Return whether runs are to start warm here: STORE_WARM_START, on Linux only.
+    """Return whether runs start warm here (STORE_WARM_START, Linux only).
 
     Raises:
         WarmStartError: the setting is neither true nor false.
@@ -53,13 +55,13 @@ def is_wanted() -> bool:
 
 
 def run_command(python: str, project_dir: Path) -> str:
-    """Return the command by which a worker on this machine starts a run warm."""
+    """Return the command with which a local worker starts runs warm."""
     client = [python, "-I", "-S", str(project_dir / CLIENT)]
     return shlex.join([*client, SOCKETS, str(project_dir), "prefect.engine", *FLOW_MODULES])
 
 
 def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str:
-    """Have the pool's workers start each run by this command; None for Prefect's own.
+    """Set the pool's start command, None for Prefect's own.
 
     Returns:
         What holds from now on, as a sentence.
@@ -88,11 +90,9 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
     return f"Runs of the work pool {pool_name} start {how}."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.warm_start", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args(arguments)
+@command("python -m deployments.warm_start", __doc__)
+def main() -> int:
+    """Set how the runs of `STORE_WORK_POOL` start."""
     url = os.environ.get("PREFECT_API_URL")
     pool = os.environ.get("STORE_WORK_POOL")
     if not url or not pool:

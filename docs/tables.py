@@ -1,4 +1,4 @@
-"""The documents' tables that are made from the code, which ``make docs`` puts in."""
+"""The documents' tables, which `make docs` makes from the code."""
 
 import importlib
 from collections.abc import Iterable, Iterator
@@ -117,7 +117,7 @@ def deployed() -> dict[str, dict[str, Any]]:
 
 
 def errors_below(base: type[Exception]) -> Iterator[type[Exception]]:
-    """Yield the store's errors below `base`, without those that are only a base."""
+    """Yield the store's errors below `base`, without mere bases."""
     for error in base.__subclasses__():
         if error.__module__ == store.errors.__name__:
             below = list(errors_below(error))

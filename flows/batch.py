@@ -8,61 +8,51 @@ may start again from its top at any time: the orders that it owns are found in t
 """
 
 import logging
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from prefect import State, flow, get_client, runtime, task
-from prefect.cache_policies import NO_CACHE
+from prefect import State, flow, get_client, runtime
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.batches.bulk import as_one, few_collections, forget_results
+from flows.batches.bulk import few_collections, forget_results
+from flows.batches.chunk import DECIDED, check_out_chunk, finish_chunk
 from flows.batches.cluster import asking_cluster, dask_runner, result_on_cluster
-from flows.batches.defects import is_interruption, narrow_down
 from flows.batches.limits import (
     CHUNK_SIZE,
     CHUNK_SIZE_AT_MOST,
     CONCURRENCY,
     CONCURRENCY_AT_MOST,
+    LISTEN_SECONDS_AT_MOST,
     TOLERATED_FAILURES,
 )
+from flows.batches.listening import listen
 from flows.batches.report import Progress, publish, report_on
 from flows.batches.wait import await_decisions, question
-from flows.compensation import compensate_run, give_back
-from flows.order.events import tell
+from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
 from flows.runs.names import name_of_batch
 from flows.runs.pause import Wait
-from flows.runs.work_pool import give_run_back, pool_is_closed
+from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
 from orders.batches import (
     begin_batch,
     count_by_status,
-    giving_back,
     pages_of_run,
     require_batch,
     touch_batch,
     waits_until,
 )
 from orders.intake import Intake, claim_orders, load_orders
-from store.errors import BatchFailed, CheckoutFailed, OrderError, UnreadableSource
-from store.models import OrderStatus
-from store.saga import abandon
+from store.errors import BatchFailed, UnreadableSource
+from store.models import OrderStatus, utc_now
 from store.settings import settings
-from tasks.dispatch import dispatch_order
-from tasks.steps import BEFORE_THE_WAIT
 
 logger = logging.getLogger("store.batch")
-
-STEPS = tuple(step.task for step in BEFORE_THE_WAIT)
-"""The tasks up to the wait, as in `store_checkout`."""
-DECIDED = (OrderStatus.DISPATCHING, OrderStatus.COMPENSATING)
-"""What an order is that only has to be finished, forwards or backwards."""
 
 
 @flow(
@@ -82,6 +72,7 @@ def batch_checkout(
     tolerated_failures: Annotated[float, Field(ge=0, le=1)] = TOLERATED_FAILURES,
     wait: Wait = "pause",
     line_items: bool = False,
+    listen_seconds: Annotated[int, Field(ge=0, le=LISTEN_SECONDS_AT_MOST)] = 0,
 ) -> State[Any]:
     """Check out submitted orders, those of a file, or failed ones.
 
@@ -98,62 +89,96 @@ def batch_checkout(
         wait: `pause` keeps the run's process while couriers are sought; `suspend` keeps none.
         line_items: The file has a line for each title: lines that follow each other with one
             orderId are one order's. Left out, each line is an order of its own.
+        listen_seconds: How long to go on with the orders that are submitted meanwhile, as they
+            come. 0 takes those that are there.
 
     Returns:
         A completed state with the report; its message gives the counts.
 
     Raises:
-        ValueError: both `source` and `failed_of` were given; nothing was done.
+        ValueError: `failed_of` was given with `source` or `listen_seconds`; nothing was done.
         BatchNotFound: `failed_of` is no batch's run; nothing was done.
         UnreadableSource: the file cannot be read, or each of its lines is wrong; nothing of it was
             recorded.
         BatchFailed: more orders failed than are tolerated; the message gives the counts.
     """
-    if source and failed_of:
-        raise ValueError("failed_of: give either it or source; it takes failed orders only")
     if failed_of:
+        if source or listen_seconds:
+            other = "source" if source else "listen_seconds"
+            raise ValueError(f"failed_of: give either it or {other}; it takes failed orders only")
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
-    batch = begin_batch(run_id, source, wait)
+    batch = begin_batch(run_id, source, wait, listen_seconds)
     progress = Progress(run_id, takes_submitted=failed_of is None)
-    seconds: defaultdict[str, float] = defaultdict(float)
-
-    def carry(work: Any, chunks: Iterator[list[str]]) -> None:
-        for step, spent in _carry(run_id, work, _while_open(chunks), concurrency, progress):
-            seconds[step] += spent
-        if next(chunks, None) is not None:
-            give_run_back()
-
+    work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
-            remark = question(run_id, chunk_size).take_left(client)
-        left_off = pages_of_run(run_id, [OrderStatus.STARTED], chunk_size)
-        carry(check_out_chunk, chain(left_off, _claims(run_id, failed_of, chunk_size)))
+            said = question(run_id, chunk_size).take_left(client)
+        remark = said.text if said else ""
+        work.check_out(work.left_off())
+        if batch.listens_until is not None and utc_now() < batch.listens_until:
+            listen(run_id, batch.listens_until, chunk_size, progress, work.seconds)
+        else:
+            work.check_out(_claims(run_id, failed_of, chunk_size))
         # A claim of which the answer was lost in an outage.
-        carry(check_out_chunk, pages_of_run(run_id, [OrderStatus.STARTED], chunk_size))
-        left_to_recovery = 0
-        while True:
-            carry(
-                finish_chunk,
-                pages_of_run(run_id, DECIDED, chunk_size),
-            )
-            if waits_until(run_id) is not None:
-                remark = await_decisions(run_id, wait, chunk_size, remark)
-                continue
-            # Decided since the chunks were read; or they cannot be finished, and recovery does it.
-            counts = count_by_status(run_id)
-            still_open = sum(counts.get(status, 0) for status in DECIDED)
-            if still_open in (0, left_to_recovery):
-                break
-            left_to_recovery = still_open
+        work.check_out(work.left_off())
+        _await_and_finish(work, wait, remark)
     progress.show(at_once=True)
-    report = report_on(batch, seconds, intake, progress)
+    report = report_on(batch, work.seconds, intake, progress)
     report.without_customer = failed_orders_without_customer(failed_of) if failed_of else []
     publish(report, run_id)
     if report.failed_share > tolerated_failures:
         raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")
     return Completed(message=report.message, data=report)
+
+
+@dataclass
+class _Work:
+    """The work of a batch, with the seconds of each step."""
+
+    run_id: str
+    chunk_size: int
+    concurrency: int
+    progress: Progress
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def left_off(self) -> Iterator[list[str]]:
+        """Yield the run's orders that have begun and do not wait yet."""
+        return pages_of_run(self.run_id, [OrderStatus.STARTED], self.chunk_size)
+
+    def check_out(self, chunks: Iterator[list[str]]) -> None:
+        """Execute the steps before the wait for chunks of orders."""
+        self._carry(check_out_chunk, chunks)
+
+    def finish(self) -> None:
+        """Finish the decided orders."""
+        self._carry(finish_chunk, pages_of_run(self.run_id, DECIDED, self.chunk_size))
+
+    def _carry(self, work: Any, chunks: Iterator[list[str]]) -> None:
+        carried = _carry(self.run_id, work, _while_open(chunks), self.concurrency, self.progress)
+        for step, spent in carried:
+            self.seconds[step] += spent
+        if next(chunks, None) is not None:
+            # The pool is closed; the run goes on when it is open again.
+            reschedule_run()
+
+
+def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:
+    """Finish the decided orders until none waits."""
+    run_id = work.run_id
+    left_to_recovery = 0
+    while True:
+        work.finish()
+        if waits_until(run_id) is not None:
+            remark = await_decisions(run_id, wait, work.chunk_size, remark)
+            continue
+        # Decided since the chunks were read; or they cannot be finished, and recovery does it.
+        counts = count_by_status(run_id)
+        still_open = sum(counts.get(status, 0) for status in DECIDED)
+        if still_open in (0, left_to_recovery):
+            return
+        left_to_recovery = still_open
 
 
 def _while_open(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -163,13 +188,20 @@ def _while_open(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[list[str]]:
-    """Claim the chunks one at a time, each just before its execution."""
-    while claimed := (
-        claim_failed_orders(run_id, failed_of, chunk_size)
-        if failed_of
-        else claim_orders(run_id, chunk_size)
-    ):
-        yield claimed
+    """Claim the chunks one at a time, each just before its execution.
+
+    A chunk that is not full is the last one: orders that come in all the time are for the next
+    batch, or this one would never come to finish its own.
+    """
+    claimed: list[str] | None = None
+    while claimed is None or len(claimed) >= chunk_size:
+        claimed = (
+            claim_failed_orders(run_id, failed_of, chunk_size)
+            if failed_of
+            else claim_orders(run_id, chunk_size)
+        )
+        if claimed:
+            yield claimed
 
 
 def _load(source: str, run_id: str, line_items: bool) -> Intake | None:
@@ -233,92 +265,3 @@ def _carry(
             chunk = next(chunks, None)
         while under_way:
             yield from finished()
-
-
-@task(name="check_out_chunk", cache_policy=NO_CACHE)
-def check_out_chunk(order_ids: list[str]) -> dict[str, float]:
-    """Execute the chunk's steps before the wait and compensate failed orders.
-
-    Returns:
-        The seconds that each step took.
-    """
-    seconds: defaultdict[str, float] = defaultdict(float)
-    narrow_down(lambda group: _check_out(group, seconds), order_ids, _abandon)
-    _compensate(order_ids, seconds)
-    return dict(seconds)
-
-
-def _check_out(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
-    """Do the steps up to the wait for a group.
-
-    Raises:
-        OrderError: no order of the group goes on; each has its own error in its record.
-    """
-    going_on = order_ids
-    for step in STEPS:
-        started = time.perf_counter()
-        going_on = step(as_one(going_on))
-        seconds[step.name] += time.perf_counter() - started
-        if not going_on:
-            return
-
-
-def _abandon(order_ids: list[str], error: Exception) -> None:
-    """End orders after a defect, or raise an outage again."""
-    if isinstance(error, OrderError):
-        return
-    if is_interruption(error):
-        raise error
-    logger.error(
-        "a step failed for %d orders",
-        len(order_ids),
-        exc_info=error,
-        extra={"order_ids": order_ids},
-    )
-    abandon(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
-
-
-def _compensate(order_ids: list[str], seconds: defaultdict[str, float]) -> None:
-    failing = giving_back(order_ids)
-    if not failing:
-        return
-    started = time.perf_counter()
-    # Not as a run of its own: Prefect's runs end on whole seconds, and a chunk takes less than one.
-    statuses = give_back(failing)
-    left = [id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED]
-    if left:
-        logger.error("left to recover_orders: the undos of %d orders", len(left))
-        tell(left)
-    seconds["compensate"] += time.perf_counter() - started
-
-
-@task(name="finish_chunk", cache_policy=NO_CACHE)
-def finish_chunk(order_ids: list[str]) -> dict[str, float]:
-    """Dispatch the chunk's orders with a courier and compensate the failed ones.
-
-    Returns:
-        The seconds that each step took.
-    """
-    seconds: defaultdict[str, float] = defaultdict(float)
-    started = time.perf_counter()
-    narrow_down(lambda group: dispatch_order(as_one(group)), order_ids, _leave_to_recovery)
-    seconds[dispatch_order.name] += time.perf_counter() - started
-    _compensate(order_ids, seconds)
-    return dict(seconds)
-
-
-def _leave_to_recovery(order_ids: list[str], error: Exception) -> None:
-    """Log that orders are not handed over, and go on.
-
-    Couriers have accepted these orders. Neither may one of them end the batch, on whose run others
-    wait, nor may a topic that refuses: it says which notices it refuses, and the others' orders are
-    dispatched.
-    """
-    if isinstance(error, OrderError):
-        return  # none of the group is dispatched; each has its own error in its record
-    logger.error(
-        "left to recover_orders: %d orders could not be handed over",
-        len(order_ids),
-        exc_info=error,
-        extra={"order_ids": order_ids},
-    )

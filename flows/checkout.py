@@ -5,12 +5,15 @@ the saga log first. No flow-level retries: a resumed pause counts as a run, so t
 before they were needed, and they would run after the compensation.
 """
 
+import logging
 import time
 from typing import Any
 
 from prefect import State, flow, runtime
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from flows.batches.defects import is_interruption
 from flows.compensation import compensate_run
@@ -20,6 +23,7 @@ from flows.runs.continuation import CONTINUATION, continue_crashed_run, who_aske
 from flows.runs.pause import Wait
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
 from orders.lookup import read_order
+from reports.history import ordered_in_words
 from reports.receipts import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
@@ -30,22 +34,33 @@ from tasks.inventory import check_inventory
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
+logger = logging.getLogger("store.checkout")
+
 ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
 twice whether it has a default storage."""
 
-HAND_OVER_SECONDS = 60.0
-HAND_OVER_POLL_SECONDS = 1.0
+TAKEOVER_SECONDS = 60.0
+TAKEOVER_POLL_SECONDS = 1.0
 
 
 def order_name() -> str:
-    """Return the flow run's name, which is its order's id.
+    """Return the flow run's name, by which a person finds its order.
 
-    That is the caller's orderId, or else the run's own id.
+    That is the caller's orderId. Without one it is what was ordered, with the run's own id, which
+    is the order's id, at its end.
     """
     order = runtime.flow_run.parameters.get("order")
     given = order.order_id if isinstance(order, CheckoutOrder) else None
-    return given or str(runtime.flow_run.id)
+    run_id = str(runtime.flow_run.id)
+    if given or not isinstance(order, CheckoutOrder):
+        return given or run_id
+    try:
+        return f"{ordered_in_words(order.lines())}, {run_id}"
+    except (DBAPIError, ValidationError) as error:
+        # `accept` meets the same, and says what becomes of the order.
+        logger.warning("the run is named by its id: %s", type(error).__name__)
+        return run_id
 
 
 @flow(
@@ -86,7 +101,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
             raise
         # No order leads to this run yet; recovery finds a crashed run and starts it again.
         return Crashed(message=f"the order could not be recorded: {type(error).__name__}")
-    if not accepted.owned and not is_handed_over(accepted.id, run_id):
+    if not accepted.owned and not is_taken_over(accepted.id, run_id):
         return where_it_is(accepted.id)
     group = [accepted.id]
     try:
@@ -116,19 +131,19 @@ def accept(order: CheckoutOrder, run_id: str, wait: Wait) -> AcceptedOrder:
     return accepted
 
 
-def is_handed_over(order_id: str, run_id: str) -> bool:
+def is_taken_over(order_id: str, run_id: str) -> bool:
     """Return whether this run replaces one that Prefect cannot restart.
 
     Such a run may begin a moment before it is made the order's owner.
     """
-    deadline = time.monotonic() + HAND_OVER_SECONDS
+    deadline = time.monotonic() + TAKEOVER_SECONDS
     while CONTINUATION in runtime.flow_run.tags and time.monotonic() < deadline:
         order = read_order(order_id)
         if order.run_id == run_id:
             return True
         if order.status in ENDED:
             return False
-        time.sleep(HAND_OVER_POLL_SECONDS)
+        time.sleep(TAKEOVER_POLL_SECONDS)
     return False
 
 

@@ -12,7 +12,7 @@ from prefect import Task, flow, get_client, tags
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 
-from flows.batches.bulk import as_one
+from flows.batches.bulk import Call, as_task_run
 from flows.batches.defects import is_interruption, narrow_down
 from flows.order.events import tell
 from flows.runs.answers_left import record_answers_left
@@ -63,7 +63,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     Raises:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
-    statuses = give_back(order_ids, step)
+    statuses = run_undos(order_ids, step)
     tell(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
@@ -75,24 +75,28 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     return {id_: str(status) for id_, status in statuses.items()}
 
 
-def give_back(order_ids: list[str], step: str | None = None) -> dict[str, OrderStatus]:
+def run_undos(
+    order_ids: list[str], step: str | None = None, call: Call = as_task_run
+) -> dict[str, OrderStatus]:
     """Undo the held steps of failed orders and return their statuses.
 
-    Arguments are as for :func:`compensate`.
+    Arguments are as for :func:`compensate`; ``call`` is how an undo is called.
     """
     held = held_steps(order_ids)
     for of_step, undo in UNDO.items():
         if of_step in held and step in (None, of_step):
-            _undo(undo, of_step, order_ids)
+            _undo(undo, of_step, order_ids, call)
     return conclude_compensation(order_ids)
 
 
-def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]) -> None:
+def _undo(
+    undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str], call: Call
+) -> None:
     """Undo a step for a group, recording each failure with its orders."""
 
     def keep(failed: list[str], error: Exception) -> None:
         if isinstance(error, PaymentRefused) and error.reasons:
-            # The others are settled; asked for again, a refund would be refused under its next key.
+            # The others are done; asked for again, a refund would be refused under its next key.
             logger.error("undo %s failed: %s", undo.name, error, extra={"order_ids": failed})
             for order_id, why in error.reasons.items():
                 text = f"PaymentRefused: refund of {order_id}: {why}"
@@ -101,7 +105,7 @@ def _undo(undo: Task[[list[str]], list[str]], of_step: str, order_ids: list[str]
         logger.error("undo %s failed", undo.name, exc_info=error, extra={"order_ids": failed})
         record_undo_failure(of_step, failed, f"{type(error).__name__}: {error}")
 
-    narrow_down(lambda group: undo(as_one(group)), order_ids, keep)
+    narrow_down(lambda group: call(undo, group), order_ids, keep)
 
 
 def compensate_run(

@@ -26,12 +26,13 @@ from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
 from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from orders.decisions import Decided, decisions_of
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage
 from store.settings import settings
 from store.wrong_input import for_a_log
-from tasks.couriers import DISPATCHER, Decided, decisions_of, find_couriers
+from tasks.couriers import DISPATCHER, find_couriers
 from tasks.retries import is_transient
 
 logger = logging.getLogger("store.dispatch")
@@ -55,14 +56,14 @@ class DispatchReport(BaseModel):
     received: int = 0
     decided: int = 0
     resumed: int = 0
-    settled: int = 0
+    deleted: int = 0
     dead_letters: int = 0
-    handed_back: int = 0
+    released: int = 0
 
 
 @dataclass
 class InHand:
-    """A message that is received and not settled yet."""
+    """A message that is received and not deleted yet."""
 
     received: ReceivedMessage
     message: OrderMessage
@@ -87,7 +88,7 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
             interval, so that one run follows the other without thousands of short runs.
 
     Returns:
-        How many messages were received, decided, resumed, settled, put aside, handed back.
+        How many messages were received, decided, resumed, deleted, put aside, released.
     """
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
@@ -117,9 +118,9 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
             if pool_is_closed(client):
                 break
             forget_results()
-        # Whatever is still in hand is handed back at once, for the next dispatcher.
+        # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])
-    report.handed_back = len(in_hand)
+    report.released = len(in_hand)
     return report
 
 
@@ -146,7 +147,7 @@ def look_after(
     resumers: ThreadPoolExecutor,
     report: DispatchReport,
 ) -> None:
-    """Decide open orders, resume decided ones and delete settled messages."""
+    """Decide open orders, resume decided ones and delete done messages."""
     now = time.monotonic()
     due = nsmallest(
         GROUP,
@@ -164,7 +165,7 @@ def look_after(
             report.decided += len(find_couriers(as_one(to_decide)))
             known = decisions_of([held.message for held in due])
     to_resume = {}
-    settled = []
+    done = []
     for held in due:
         state = known[held.message]
         if not state.exists:
@@ -176,23 +177,25 @@ def look_after(
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_settled or (
-            state.in_batch and state.answer is not None and state.others_wait
+        elif state.is_done or (
+            state.answer is not None and (state.others_wait or state.run_listens)
         ):
-            # The run of a batch is resumed for its last decision; the messages before have done
-            # their work.
-            settled.append(held.received)
+            # The run of a batch is resumed for its last decision, and one that listens for none;
+            # the other messages have done their work.
+            done.append(held.received)
             del in_hand[held.received.id]
         else:
             # An open order found no room: its batch is to hand over what is decided, which makes
-            # room again.
-            if state.answer is not None or (state.is_open and state.others_hold):
+            # room again. A run that listens does so by itself.
+            if not state.run_listens and (
+                state.answer is not None or (state.is_open and state.others_hold)
+            ):
                 to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
     report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
-    queue.delete(settled)
-    report.settled += len(settled)
+    queue.delete(done)
+    report.deleted += len(done)
     queue.hide(
         [held.received for held in due if held.received.id in in_hand],
         seconds=settings().visibility_timeout_seconds,
@@ -226,8 +229,10 @@ def resume(client: SyncPrefectClient, decided: Decided) -> bool:
         return False
     if decided.in_batch:
         return wake_batch(client, decided.run_id)
+    # The decision is in the database. Its courier may be one whom the form, older than they, lacks,
+    # and Prefect would refuse the answer.
     return decided.answer is not None and _resume(
-        client, decided.run_id, decided.answer.model_dump()
+        client, decided.run_id, decided.answer.model_copy(update={"courier": ""}).model_dump()
     )
 
 

@@ -46,7 +46,7 @@ from reports.compensations import next_try_at
 from reports.notices import remind
 from store.database import release_connections
 from store.errors import CheckoutFailed, OrderCancelled
-from store.models import BEFORE_PIVOT, GIVING_BACK, Order, OrderStatus, utc_now
+from store.models import BEFORE_PIVOT, UNDOING, Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import dispatch_order, send_again
 from tasks.retries import is_transient
@@ -262,7 +262,7 @@ def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> Non
     _record_answers_left(client, orders)
     order_ids = _ids(orders)
     expire_waits(order_ids)
-    to_undo = [id_ for id_ in order_ids if read_order(id_).status in GIVING_BACK]
+    to_undo = [id_ for id_ in order_ids if read_order(id_).status in UNDOING]
     if to_undo:
         compensate_tagged(to_undo)
 

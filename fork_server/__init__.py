@@ -1,1 +1,4 @@
-"""A fork server for flow runs: it imports Prefect and the flows once and forks for each run."""
+"""A fork server for flow runs.
+
+It imports Prefect and the flows once and forks a child for each run.
+"""

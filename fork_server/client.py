@@ -1,4 +1,4 @@
-"""Stands for a flow run's process to its worker; the run itself is a fork of the fork server.
+"""The client that represents a forked flow run to its worker.
 
 The command of a process work pool:
 
@@ -42,11 +42,11 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 class Unavailable(Exception):
-    """There is no fork server; the message says why."""
+    """No fork server is available, for the message's reason."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the engine in a fork; return its exit status, or end by the same signal."""
+    """Run the engine in a fork and end as it ends."""
     folder, root, engine, *modules = arguments
     try:
         if not sys.platform.startswith("linux"):
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _private(folder: str) -> str:
-    """Return the folder of the sockets, which nobody else may enter."""
+    """Return the sockets' folder, which no other user may enter."""
     if "PREFECT_HOME" not in os.environ:
         folder = folder.replace("$PREFECT_HOME", PREFECT_HOME)
     folder = os.path.expanduser(os.path.expandvars(folder))
@@ -75,7 +75,9 @@ def _private(folder: str) -> str:
 
 
 def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> str:
-    """Return what makes two runs the same to a fork server: code, packages, Prefect's settings.
+    """Return the fingerprint of code, packages and Prefect's settings.
+
+    Runs of one fingerprint share a fork server.
 
     Modules read Prefect's settings when they are imported, so a run with other ones gets another
     fork server. ``PREFECT__…`` belongs to a single run.
@@ -97,7 +99,7 @@ def fingerprint(root: str, modules: list[str], environment: dict[str, str]) -> s
 
 
 def code_version(root: str) -> str:
-    """Return a name for the Python code in a folder as it is now: twelve hexadecimal digits."""
+    """Return twelve hexadecimal digits for a folder's present Python code."""
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f[0] not in "._" and f != "node_modules")
@@ -110,7 +112,7 @@ def code_version(root: str) -> str:
 
 
 def _ask(folder: str, root: str, modules: list[str]) -> socket.socket:
-    """Have the fork server fork; return the connection that stands for the child.
+    """Request a fork and return the connection that represents the child.
 
     Each worker, which is this process's parent, has a fork server of its own: what ends one
     worker's processes must not end the runs of another.
@@ -161,7 +163,7 @@ def _connect(path: str) -> socket.socket | None:
 
 
 def _connect_to_new(path: str, root: str, modules: list[str], deadline: float) -> socket.socket:
-    """Start a fork server, or wait for the one that another client starts."""
+    """Start a fork server, or wait for another client's."""
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
@@ -191,7 +193,7 @@ def _connect_to_new(path: str, root: str, modules: list[str], deadline: float) -
 
 
 def _start_server(path: str, root: str, modules: list[str]) -> int:
-    """Start a fork server apart from this run; return its process id."""
+    """Start a fork server apart from this run and return its id."""
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "server.py")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT__")}
     log = os.open(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -214,7 +216,7 @@ def _start_server(path: str, root: str, modules: list[str]) -> int:
 
 
 def _request(connection: socket.socket) -> str:
-    """Hand over what a run has; return the answer, empty if the fork server has ended."""
+    """Send a run's environment and return the answer, empty without a server."""
     given = {"environment": dict(os.environ), "folder": os.getcwd(), "umask": _umask()}
     streams = array.array("i", [0, 1, 2])
     message = json.dumps(given).encode() + b"\n"
@@ -235,7 +237,7 @@ def _umask() -> int:
 
 
 def _line(connection: socket.socket) -> str:
-    """Return the next line; empty if the fork server has ended."""
+    """Return the next line, empty if the fork server has ended."""
     received = b""
     while not received.endswith(b"\n"):
         try:
@@ -249,7 +251,7 @@ def _line(connection: socket.socket) -> str:
 
 
 def _wait(connection: socket.socket) -> int:
-    """Forward signals until the child has ended; return its status, or end by its signal."""
+    """Forward signals until the child ends, and return its status."""
 
     def forward(number: int, _frame: object) -> None:
         # The fork server signals: it knows whether the process id still is the child's.

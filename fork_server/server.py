@@ -1,4 +1,4 @@
-"""Imports Prefect and the flows once, and forks a child for each flow run that a client brings.
+"""The fork server, which forks a child for each client's flow run.
 
     python server.py SOCKET WORKER PROJECT ENGINE MODULE …
 
@@ -92,7 +92,10 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until there is nothing to do; a child runs the engine and does not return."""
+    """Serve until idle, or run the engine in a child.
+
+    A child does not return.
+    """
     path, worker, root, engine, *modules = arguments
     sys.path[0] = root
     handler = logging.StreamHandler()
@@ -115,7 +118,7 @@ def main(arguments: list[str]) -> int:
 
 
 def import_all(modules: list[str]) -> None:
-    """Import what a run needs, and what it imports late where the installed version has it."""
+    """Import the modules of a run, and those that it imports late."""
     began = time.monotonic()
     for name in modules:
         importlib.import_module(name)
@@ -205,7 +208,10 @@ class Server:
         self._most_children = sys.maxsize if unlimited else most - SPARE_FILES
 
     def serve(self) -> Request | None:
-        """Fork whenever a client asks; return its request in the child, none at the end."""
+        """Fork for each client and return its request in the child.
+
+        None is returned in the server, at its end.
+        """
         last_busy = time.monotonic()
         while self._children or not self._is_done(last_busy):
             for key, _ in self._selector.select(timeout=IDLE_SECONDS / 10):
@@ -237,7 +243,7 @@ class Server:
         self._ends = True
 
     def _close_listener(self) -> None:
-        """Take no client any more: the next one starts another server."""
+        """Stop accepting clients, so that the next starts another server."""
         if self._listener.fileno() != -1:
             # A successor may have bound its own there: once this one is closed, or after a client
             # was killed while it started this one.
@@ -248,7 +254,7 @@ class Server:
             self._listener.close()
 
     def _accept(self) -> Request | None:
-        """Take a client's request and fork; return the request in the child."""
+        """Accept a client, fork, and return the request in the child."""
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
@@ -270,7 +276,7 @@ class Server:
         return self._fork(connection, request)
 
     def _report(self, connection: socket.socket) -> None:
-        """Tell what asks for no run how the server is."""
+        """Report the server's status to a client without a run."""
         status = {"pid": os.getpid(), "since": self._since, "children": len(self._children)}
         with contextlib.suppress(OSError):
             connection.sendall(json.dumps(status).encode() + b"\n")
@@ -334,7 +340,7 @@ class Server:
             os.close(self._worker)
 
     def _hear(self, child: Child) -> None:
-        """Signal a child as its client asks; kill it when the client is gone."""
+        """Signal a child for its client, or kill it without one."""
         try:
             received = child.connection.recv(4096)
         except OSError:
@@ -356,7 +362,7 @@ class Server:
             os.kill(child.pid, number)
 
     def _reap(self) -> bool:
-        """Tell each client how its child has ended; return whether one has."""
+        """Report ended children to their clients and return whether any ended."""
         has_reaped = False
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -376,7 +382,7 @@ class Server:
 
 
 def _watched(worker: int) -> int | None:
-    """Return what becomes readable when the worker ends; none where it cannot be watched."""
+    """Return a descriptor that is readable when the worker has ended."""
     try:
         return os.pidfd_open(worker)
     except OSError as error:
@@ -385,7 +391,9 @@ def _watched(worker: int) -> int | None:
 
 
 def require_same_user(connection: socket.socket) -> None:
-    """Refuse a client of another user; the folder keeps them out already.
+    """Refuse a client of another user.
+
+    The folder's mode keeps them out already.
 
     Raises:
         PermissionError: the client's user is another one.
@@ -397,7 +405,7 @@ def require_same_user(connection: socket.socket) -> None:
 
 
 def receive(connection: socket.socket) -> Request | None:
-    """Read a client's request with its three streams; none if it asks for the status only.
+    """Read a client's request and streams, None for a status request.
 
     Raises:
         OSError: it does not come in time.
@@ -437,7 +445,7 @@ def why_not_to_fork() -> str:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the fork server ends, however it ends."""
+    """Let the kernel kill this process when the fork server ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(137)
@@ -474,7 +482,7 @@ def _be_killed_first() -> None:
 
 
 def _status_of(engine: str) -> int:
-    """Run the engine; return the exit status that Python would give."""
+    """Run the engine and return Python's exit status for it."""
     try:
         run(engine)
     except SystemExit as ending:

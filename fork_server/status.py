@@ -39,7 +39,7 @@ class Status:
 
 
 def servers() -> list[Status]:
-    """Return the fork servers of this program, the oldest first; those that answer.
+    """Return this program's fork servers that answer, oldest first.
 
     One that is told to end answers no more.
     """

@@ -18,7 +18,7 @@ from store.errors import (
 )
 from store.messages import CheckoutOrder
 from store.models import (
-    GIVING_BACK,
+    UNDOING,
     Attempt,
     Book,
     Customer,
@@ -115,7 +115,7 @@ def begin_attempt(
     with transaction() as session:
         found = _same_order(session, order, order_id)
         if session.get(Attempt, (order_id, asked_by)) is None:
-            if found.status in GIVING_BACK:
+            if found.status in UNDOING:
                 raise OrderInProgress(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
@@ -283,7 +283,7 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
         id=found.id,
         owned=found.run_id == run_id,
         started_over=True,
-        failed=found.status in (*GIVING_BACK, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
+        failed=found.status in (*UNDOING, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
     )
 
 

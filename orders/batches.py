@@ -5,7 +5,7 @@ Nothing here reads more of a batch than a page of ids or a few sums, however lar
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
@@ -24,28 +24,34 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.saga import lock_orders_where
+from store.saga_log import lock_orders_where
 from store.sessions import WHOLE_RUN
 from tasks.retries import retried
 
 
 @retried
-def begin_batch(run_id: str, source: str | None, wait: str | None = None) -> Batch:
+def begin_batch(
+    run_id: str, source: str | None, wait: str | None = None, listen_seconds: int = 0
+) -> Batch:
     """Record the run's batch once and return its record.
 
     Args:
         run_id: The flow run.
         source: The file of its orders, if it has one; a batch recorded already keeps its own.
         wait: How it waits for couriers, ``pause`` or ``suspend``.
+        listen_seconds: How long it claims what comes in; a batch recorded already keeps its end.
     """
+    listens_until = utc_now() + timedelta(seconds=listen_seconds) if listen_seconds else None
     with transaction() as session:
-        insert_missing(session, Batch, [_batch(run_id, source, wait)])
+        insert_missing(session, Batch, [_batch(run_id, source, wait, listens_until)])
         batch = session.get_one(Batch, run_id)
         session.expunge(batch)
         return batch
 
 
-def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
+def _batch(
+    run_id: str, source: str | None, wait: str | None, listens_until: datetime | None
+) -> dict[str, Any]:
     now = utc_now()
     return {
         "run_id": run_id,
@@ -53,6 +59,7 @@ def _batch(run_id: str, source: str | None, wait: str | None) -> dict[str, Any]:
         "wait": wait,
         "started_at": now,
         "moved_at": now,
+        "listens_until": listens_until,
     }
 
 
@@ -63,10 +70,10 @@ def touch_batch(run_id: str) -> None:
         session.execute(update(Batch).where(col(Batch.run_id) == run_id).values(moved_at=utc_now()))
 
 
-def hand_over_batch(from_run: str, to_run: str) -> None:
-    """Hand a batch and its unfinished orders over to another run.
+def change_batch_owner(from_run: str, to_run: str) -> None:
+    """Make another run the owner of a batch and its unfinished orders.
 
-    Safe to repeat: what has been handed over is passed over.
+    Safe to repeat: orders that have the new owner are passed over.
 
     Args:
         from_run: The run that carries the batch; it must be recorded.
@@ -74,7 +81,8 @@ def hand_over_batch(from_run: str, to_run: str) -> None:
     """
     with transaction(WHOLE_RUN) as session:
         batch = session.get_one(Batch, from_run)
-        insert_missing(session, Batch, [_batch(to_run, batch.source, batch.wait)])
+        goes_on = _batch(to_run, batch.source, batch.wait, batch.listens_until)
+        insert_missing(session, Batch, [goes_on])
         order_ids = lock_orders_where(
             session, col(Order.run_id) == from_run, col(Order.status).not_in(ENDED)
         )
@@ -155,7 +163,7 @@ def count_by_status(run_id: str) -> dict[str, int]:
 
 
 @retried
-def giving_back(order_ids: Sequence[str]) -> list[str]:
+def being_undone(order_ids: Sequence[str]) -> list[str]:
     """Return the failed orders with effects still to be undone."""
     with reading() as session:
         return list(
@@ -232,7 +240,7 @@ class Sums:
     """A batch's money in cents, its points and its orders' endings.
 
     ``by_ending`` counts the orders by their status and the name of their error, if they have one.
-    A charge that is still in doubt counts as nothing until its refund settles it.
+    A charge that is still in doubt counts as nothing until its refund finds it out.
     """
 
     by_ending: dict[tuple[str, str], int]

@@ -25,8 +25,9 @@ from store.bulk import among, insert_missing, insert_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import CheckoutOrder
-from store.models import Customer, Order, OrderLine, OrderStatus, utc_now
+from store.models import Book, Customer, Order, OrderLine, OrderStatus, utc_now
 from store.settings import settings
+from store.wakeups import ORDERS_TO_CARRY, notify
 from tasks.retries import retried, retried_task
 
 ORDERS_AT_ONCE = 1_000
@@ -52,24 +53,36 @@ class Intake:
     rejects_file: str | None = None
 
 
-def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
+def submit_orders(
+    orders: Sequence[CheckoutOrder], front_end: str | None = None
+) -> list[bool | RefusedOrder]:
     """Record orders ahead of their run, leaving those already recorded unchanged.
 
     Args:
         orders: The orders, each with its orderId.
+        front_end: The front end that submits them, for their records. It is told at once of a book
+            that is not there, and a file by the orders' endings.
 
     Returns:
         For each order whether it is new, or why it was refused; a refused one changed nothing.
     """
     with transaction() as session:
         methods = _payment_methods(session, {order.user_id for order in orders})
+        missing = _missing_books(session, orders) if front_end else set()
         sound: dict[str, CheckoutOrder] = {}
+        lacking: list[str] = []
         for order in orders:
             method = methods.get(order.user_id)
             if order.order_id and method is not None and refused_method(order, method) is None:
-                sound.setdefault(order.order_id, order)
+                if missing & {line.book_id for line in order.lines()}:
+                    lacking.append(order.order_id)
+                else:
+                    sound.setdefault(order.order_id, order)
         rows = [
-            new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED)
+            {
+                **new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED),
+                "submitted_by": front_end,
+            }
             for id_, order in sound.items()
         ]
         inserted = {id_ for (id_,) in insert_missing(session, Order, rows)}
@@ -79,9 +92,11 @@ def submit_orders(orders: Sequence[CheckoutOrder]) -> list[bool | RefusedOrder]:
             for line in sound[id_].lines()
         ]
         insert_rows(session, OrderLine, lines)
-        known = _contents(session, [id_ for id_ in sound if id_ not in inserted])
+        if inserted:
+            notify(session, ORDERS_TO_CARRY)
+        known = _contents(session, [id_ for id_ in (*sound, *lacking) if id_ not in inserted])
         known |= {id_: sound[id_].content() for id_ in inserted}
-        return [_answer(order, methods, known, inserted) for order in orders]
+        return [_answer(order, methods, known, inserted, missing) for order in orders]
 
 
 def _answer(
@@ -89,6 +104,7 @@ def _answer(
     methods: dict[str, str],
     known: dict[str, dict[str, Any]],
     unclaimed: set[str],
+    missing: set[str],
 ) -> bool | RefusedOrder:
     if not order.order_id:
         return RefusedOrder(
@@ -100,6 +116,9 @@ def _answer(
     refused = refused_method(order, methods[order.user_id])
     if refused is not None:
         return refused
+    if order.order_id not in known:
+        (book_id, *_) = sorted(missing & {line.book_id for line in order.lines()})
+        return RefusedOrder(f"bookId: no book has the id {book_id}")
     try:
         require_same(order.content(), known[order.order_id], order.order_id)
     except OrderIdConflict as conflict:
@@ -117,6 +136,12 @@ def _payment_methods(session: Session, user_ids: Iterable[str]) -> dict[str, str
         )
     )
     return dict(found.all())
+
+
+def _missing_books(session: Session, orders: Sequence[CheckoutOrder]) -> set[str]:
+    asked_for = {line.book_id for order in orders for line in order.lines()}
+    found = session.scalars(select(Book.id).where(among(col(Book.id), asked_for)))
+    return asked_for - set(found)
 
 
 def _contents(session: Session, order_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,12 @@
 """Read orders from the database."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import func
 from sqlmodel import col, select
 
+from store.bulk import among, read_rows
 from store.database import reading
 from store.errors import (
     OrderError,
@@ -76,3 +78,12 @@ def count_orders(status: OrderStatus) -> int:
 def outcome_error(order: Order) -> OrderError:
     """Return the error that ended, or is ending, the order."""
     return recorded_error(order.error, order.message)
+
+
+def statuses_of(order_ids: Iterable[str]) -> dict[str, str]:
+    """Return the statuses of those orders that exist."""
+    with reading() as session:
+        found = read_rows(
+            session, select(Order.id, Order.status).where(among(col(Order.id), order_ids))
+        )
+        return dict(map(tuple, found))

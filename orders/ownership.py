@@ -12,7 +12,7 @@ from store.models import (
     Order,
     utc_now,
 )
-from store.saga import lock_orders_where
+from store.saga_log import lock_orders_where
 from store.sessions import WHOLE_RUN
 
 
@@ -85,8 +85,8 @@ def continuations_of_run(run_id: str) -> int:
         )
 
 
-def hand_over(order_id: str, from_run: str | None, to_run: str) -> None:
-    """Hand an order that belongs to ``from_run`` over to another run."""
+def change_owner(order_id: str, from_run: str | None, to_run: str) -> None:
+    """Make another run the owner of an order that belongs to ``from_run``."""
     with transaction() as session:
         session.execute(
             update(Order)

@@ -6,7 +6,7 @@ The record says who made it good and why (docs/adr/0010-settled-by-hand.md).
 from orders.lookup import read_order
 from store.database import reading
 from store.errors import NothingToUndo
-from store.models import GIVING_BACK, Order, SagaRecord, StepState
+from store.models import UNDOING, Order, SagaRecord, StepState
 from store.saga import backward
 from tasks.steps import UNDOS
 
@@ -62,7 +62,7 @@ def why_not_open(order_id: str, step: str) -> str:
                 f"{step} of order {order_id} was {how} at {record.undone_at:%Y-%m-%d %H:%M:%S} "
                 "UTC; it is not to be given back once more"
             )
-        if order.status not in GIVING_BACK:
+        if order.status not in UNDOING:
             return (
                 f"order {order_id} is {order.status}, so nothing of it is to be given back; "
                 f"`checkout cancel {order_id}` ends it, before a courier has accepted"

@@ -16,7 +16,8 @@ from store.models import (
     OrderStatus,
     utc_now,
 )
-from store.saga import give_up, lock_orders, lock_orders_where
+from store.saga import give_up
+from store.saga_log import lock_orders, lock_orders_where
 from store.sessions import WHOLE_RUN
 
 

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, exists, select
 
 from orders.lookup import read_order
 from store.database import reading
-from store.models import GIVING_BACK, HOLDING, Book, Order, OrderStatus, SagaRecord, StepState
+from store.models import HOLDING, UNDOING, Book, Order, OrderStatus, SagaRecord, StepState
 from tasks.steps import UNDOS
 from tasks.undo import Taken
 
@@ -90,7 +90,7 @@ def failed_undos(limit: int) -> list[OpenUndo]:
         orders = session.exec(
             select(Order)
             .where(
-                col(Order.status).in_(GIVING_BACK),
+                col(Order.status).in_(UNDOING),
                 exists().where(
                     col(SagaRecord.order_id) == col(Order.id),
                     col(SagaRecord.attempt) == col(Order.attempt),

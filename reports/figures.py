@@ -16,7 +16,7 @@ from reports.audit import forgotten_orders, with_moments
 from store import sql
 from store.blockers import Blocker, blockers
 from store.database import snapshot
-from store.models import ENDED, GIVING_BACK, HOLDING, OrderStatus, utc_now
+from store.models import ENDED, HOLDING, UNDOING, OrderStatus, utc_now
 from store.settings import settings
 from store.sql import sql_list
 from tasks.steps import UNDOS
@@ -126,7 +126,7 @@ def sums_of_failed_undos(session: Session) -> list[FailedUndos]:
         session,
         f"""SELECT s.step, o.currency, COUNT(*) AS number, COALESCE(SUM({cents}), 0) AS cents
         FROM orders o JOIN saga_log s ON s.order_id = o.id AND s.attempt = o.attempt
-        WHERE o.{UNFINISHED} AND o.status IN {sql_list(GIVING_BACK)}
+        WHERE o.{UNFINISHED} AND o.status IN {sql_list(UNDOING)}
           AND s.step IN {sql_list(list(UNDOS))} AND s.state IN {sql_list(HOLDING)}
           AND s.undo_error IS NOT NULL
         GROUP BY s.step, o.currency""",

@@ -15,7 +15,7 @@ from store.models import (
     utc_now,
 )
 from store.partners import topic
-from store.saga import lock_orders
+from store.saga_log import lock_orders
 from store.settings import settings
 from texts import forms, notices
 from texts.words import in_words

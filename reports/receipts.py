@@ -13,7 +13,8 @@ from store.models import (
     SagaRecord,
     StepState,
 )
-from store.saga import StepRecord, lock_orders, taken_by
+from store.saga import taken_by
+from store.saga_log import StepRecord, lock_orders
 from tasks.steps import UNDOS
 from tasks.undo import Taken
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from store.models import (
-    GIVING_BACK,
     GOING_FORWARD,
     HOLDING,
+    UNDOING,
     OrderStatus,
 )
 from store.sql import sql_list
@@ -57,7 +57,7 @@ STATES = ", ".join(f"{name}: {{{name}}}" for name in SEQUENCE)
 FORWARD = sql_list(GOING_FORWARD)
 
 
-BACKWARD = sql_list(GIVING_BACK)
+BACKWARD = sql_list(UNDOING)
 
 
 BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
@@ -66,4 +66,4 @@ BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DIS
 ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
 
 
-FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *GIVING_BACK])
+FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *UNDOING])

@@ -1,1 +1,1 @@
-"""The shop's first data: the original's books and users, couriers, catalogues for load."""
+"""The shop's first data, from the original's books to catalogues for load."""

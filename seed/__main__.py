@@ -1,61 +1,57 @@
-"""``python -m seed``: puts the shop's first data; doing it again changes nothing."""
+"""Seeding of the shop's first data.
 
-import argparse
+Doing it again changes nothing.
+"""
+
 import re
 import sys
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from seed.catalogue import empty, put_catalogue, put_couriers, put_shop
 from store.database import migrate
 from store.models import ID_LENGTH
 from store.settings import settings
-from terminal.errors import without_traceback
-from terminal.numbers import whole_argument
+from terminal.command_line import WRONG_USAGE, Flag, command
+from terminal.numbers import WholeNumber
 from terminal.output import complain, terminal
 
 
-def main() -> int:
-    """Read the command line and seed the database that ``STORE_DATABASE_URL`` names.
+@command("python -m seed", __doc__)
+def main(
+    *,
+    books: WholeNumber = 0,
+    users: WholeNumber = 0,
+    courier: Annotated[list[tuple[str, str]] | None, Parameter(negative="")] = None,
+    reset: Flag = False,
+    yes: Flag = False,
+) -> int:
+    """Seed the database that `STORE_DATABASE_URL` names.
 
-    Returns:
-        The exit status.
+    Args:
+        books: Add so many titles for load.
+        users: Add so many customers.
+        courier: Put this courier, an id and how many copies it takes at a time, and no example
+            data. May be given several times, and again to change the copies.
+        reset: Delete everything first, orders too; asks.
+        yes: Do not ask.
     """
-    parser = argparse.ArgumentParser(prog="python -m seed", description=__doc__)
-    parser.add_argument(
-        "--books", type=whole_argument, default=0, metavar="N", help="add N titles for load"
-    )
-    parser.add_argument(
-        "--users", type=whole_argument, default=0, metavar="N", help="add N customers"
-    )
-    parser.add_argument(
-        "--courier",
-        nargs=2,
-        action="append",
-        metavar=("ID", "COPIES"),
-        help="put this courier, who takes so many copies at a time, and no example data; may be "
-        "given several times, and again to change the copies",
-    )
-    parser.add_argument(
-        "--reset", action="store_true", help="delete everything first, orders too; asks"
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    arguments = parser.parse_args()
-    for id_, copies in arguments.courier or ():
+    couriers = dict(courier or ())
+    for id_, copies in couriers.items():
         if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
-            parser.error(f"--courier takes an id of up to {ID_LENGTH} characters, and a number")
-    return without_traceback(lambda: _seed(arguments))
-
-
-def _seed(arguments: argparse.Namespace) -> int:
-    couriers = {id_: int(copies) for id_, copies in arguments.courier or ()}
+            return complain(
+                f"--courier takes an id of up to {ID_LENGTH} characters, and a number", WRONG_USAGE
+            )
     output = terminal()
     migrate(settings().database_url)
-    if arguments.reset:
-        if not arguments.yes and not _is_to_be_deleted():
+    if reset:
+        if not yes and not _is_to_be_deleted():
             return complain("Nothing was changed.")
         empty()
     if couriers:
         try:
-            new = put_couriers(couriers)
+            new = put_couriers({id_: int(copies) for id_, copies in couriers.items()})
         except ValueError as error:
             return complain(f"Nothing was changed: {error}.")
         output.print(
@@ -65,8 +61,8 @@ def _seed(arguments: argparse.Namespace) -> int:
     else:
         new = put_shop()
         output.print(f"{new} rows are new; what was there already is as it was.")
-    if arguments.books or arguments.users:
-        new = put_catalogue(arguments.books, arguments.users)
+    if books or users:
+        new = put_catalogue(books, users)
         output.print(f"{new} rows of the catalogue for load are new.")
     return 0
 

@@ -1,4 +1,4 @@
-"""What is put into a new shop, and a reproducible catalogue for load."""
+"""The data of a new shop, and a reproducible catalogue for load."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,9 @@ DEAREST_CENTS = 80_00
 
 
 def put_shop() -> int:
-    """Put the original's books and users and a few couriers; what is there stays as it is.
+    """Insert the original's books and users and some couriers.
+
+    Existing rows stay as they are.
 
     Returns:
         The number of rows that were new.
@@ -64,7 +66,7 @@ def put_shop() -> int:
 
 
 def put_couriers(couriers: Mapping[str, int]) -> int:
-    """Put couriers of a shop's own, or change how many copies they take at a time.
+    """Insert a shop's own couriers, or change their capacities.
 
     Args:
         couriers: By the courier's id, the copies that it takes at a time.
@@ -99,7 +101,9 @@ def put_couriers(couriers: Mapping[str, int]) -> int:
 
 
 def put_catalogue(books: int, users: int) -> int:
-    """Put a catalogue for load: the same one each time, popular titles with more stock.
+    """Insert the reproducible catalogue for load.
+
+    Popular titles have more stock.
 
     Popularity follows the title's rank, as sales of books do (a few titles make most of them),
     so orders drawn by it meet on the same rows.
@@ -118,7 +122,7 @@ def put_catalogue(books: int, users: int) -> int:
 
 
 def popularity(books: int) -> list[float]:
-    """Return the weights with which orders choose among the catalogue's titles, by rank."""
+    """Return the titles' weights in orders, by rank."""
     return [1.0 / (rank + 1) for rank in range(books)]
 
 

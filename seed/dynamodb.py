@@ -1,4 +1,4 @@
-"""``python -m seed.dynamodb``: the books and users of the original's DynamoDB tables move in.
+"""Import of books and users from the original's DynamoDB tables.
 
 The tables are read page by page and never written. Each page is one transaction, and what was
 reached is noted after it, so that an import that was interrupted goes on when it is called again.
@@ -8,7 +8,6 @@ on stock and points live here, and it is left as it is.
 Region and credentials come from boto3's own chain, the address from `STORE_AWS_ENDPOINT_URL`.
 """
 
-import argparse
 import csv
 import hashlib
 import json
@@ -37,7 +36,7 @@ from store.messages import PaymentMethod
 from store.models import Book, Customer, Order
 from store.partners import wrong_method
 from store.settings import settings
-from terminal.errors import without_traceback
+from terminal.command_line import WRONG_USAGE, command
 from terminal.output import complain, print_table, terminal
 
 PAGE_ITEMS = 1_000
@@ -51,7 +50,7 @@ _OUTCOMES = ("new", "brought up to date", "unchanged", "left as it is here", "re
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table of the original: its name, its key, and what an item of it is here."""
+    """A table of the original, with its key and its model here."""
 
     table: str
     key: str
@@ -61,7 +60,7 @@ class Source:
 
 @dataclass
 class Progress:
-    """How far a table is read, and what became of its items so far."""
+    """The progress of one table's import, with its items' outcomes."""
 
     next_key: dict[str, Any] | None = None
     is_done: bool = False
@@ -71,7 +70,7 @@ class Progress:
 
 
 class ImportFolder:
-    """Where an import keeps how far it is, and the items that it could not take.
+    """The folder of an import's progress and rejected items.
 
     The keys of rejected items may say who a customer is, so nobody else may read the files.
 
@@ -114,7 +113,10 @@ class ImportFolder:
             self._append([("table", "key", "field", "reason")])
 
     def note(self, rejects: Sequence[tuple[str, str, str, str]]) -> None:
-        """Keep the rejects of a page, then how far the import is; the page is in the database."""
+        """Write a page's rejects, then the progress.
+
+        The page is in the database already.
+        """
         self._append(rejects)
         new = self._state.with_suffix(".new")
         with _private(new, "w") as file:
@@ -149,7 +151,7 @@ def import_tables(
     folder: ImportFolder,
     report: Callable[[str], None] = lambda _line: None,
 ) -> None:
-    """Read each table from where the folder says that it was left, to its end.
+    """Read each table to its end, from where the last import stopped.
 
     Args:
         sources: The tables, in the order in which they are read.
@@ -179,7 +181,7 @@ def import_tables(
 def _page(
     source: Source, start: dict[str, Any] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Return the items of the next page, and the key after which the one after it begins."""
+    """Return the next page's items, and its last key."""
     # The final import reads what the old shop wrote last.
     options: dict[str, Any] = {"ConsistentRead": True, "Limit": PAGE_ITEMS}
     if start is not None:
@@ -215,7 +217,7 @@ def _sorted_out(
 def _put(
     session: Session, model: type[Book] | type[Customer], taken: Sequence[Taken]
 ) -> Counter[str]:
-    """Insert what is new; bring up to date what is known, unless this shop has an order."""
+    """Insert new rows, and update known ones before the first order."""
     ids = [each.row["id"] for each in taken]
     found: Iterable[Book | Customer] = session.scalars(
         select(model).where(col(model.id).in_(ids)).order_by(col(model.id)).with_for_update()
@@ -242,51 +244,48 @@ def _put(
     return outcomes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; return 1 if an item was rejected or the import stops."""
-    parser = argparse.ArgumentParser(prog="python -m seed.dynamodb", description=__doc__)
-    parser.add_argument("--book-table", required=True, metavar="NAME")
-    parser.add_argument("--user-table", required=True, metavar="NAME")
-    parser.add_argument(
-        "--payment-method",
-        default=GOOD_CARD,
-        metavar="ID",
-        help="what new customers pay with; the original knows none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=FOLDER,
-        help="where the import keeps how far it is, and what it could not take (default: "
-        "%(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        _PAYMENT_METHOD.validate_python(options.payment_method)
-    except ValidationError:
-        parser.error("--payment-method is the gateway's id of one, which begins with a letter")
-    return without_traceback(lambda: _import(options))
+@command("python -m seed.dynamodb", __doc__)
+def main(
+    *,
+    book_table: str,
+    user_table: str,
+    payment_method: str = GOOD_CARD,
+    folder: Path = FOLDER,
+) -> int:
+    """Import both tables.
 
+    The status is 1 if an item was rejected or the import stops.
 
-def _import(options: argparse.Namespace) -> int:
+    Args:
+        book_table: The name of the original's table of books.
+        user_table: The name of the original's table of users.
+        payment_method: What new customers pay with; the original knows none.
+        folder: Where the import keeps how far it is, and what it could not take.
+    """
     output = terminal()
-    problem = wrong_method(options.payment_method)
+    try:
+        _PAYMENT_METHOD.validate_python(payment_method)
+    except ValidationError:
+        return complain(
+            "--payment-method is the gateway's id of one, which begins with a letter", WRONG_USAGE
+        )
+    problem = wrong_method(payment_method)
     if problem is not None:
         return complain(f"--payment-method: {problem}. Nothing was changed.")
     url = settings().database_url
     migrate(url)
     sources = [
-        Source(options.book_table, "bookId", Book, book),
+        Source(book_table, "bookId", Book, book),
         Source(
-            options.user_table,
+            user_table,
             "userId",
             Customer,
-            partial(customer, payment_method=options.payment_method),
+            partial(customer, payment_method=payment_method),
         ),
     ]
     try:
-        folder = ImportFolder(
-            options.folder,
+        kept = ImportFolder(
+            folder,
             [source.table for source in sources],
             {
                 "endpoint": settings().aws_endpoint_url,
@@ -294,13 +293,13 @@ def _import(options: argparse.Namespace) -> int:
                 "database": hashlib.sha256(url.encode()).hexdigest(),
             },
         )
-        if folder.goes_on:
+        if kept.goes_on:
             output.print("the import that was interrupted goes on")
-        import_tables(sources, folder, output.print)
+        import_tables(sources, kept, output.print)
     except SourceUnavailable as error:
         return complain(f"{error}\nWhat was read is kept; the same command goes on from there.")
-    _print_totals(sources, folder)
-    return 1 if any(p.outcomes["rejected"] for p in folder.progress.values()) else 0
+    _print_totals(sources, kept)
+    return 1 if any(p.outcomes["rejected"] for p in kept.progress.values()) else 0
 
 
 def _print_totals(sources: Sequence[Source], folder: ImportFolder) -> None:

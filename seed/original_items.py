@@ -1,4 +1,4 @@
-"""What an item of the original's DynamoDB tables is here: a book or a customer, or refused.
+"""Conversion of the original's DynamoDB items to books and customers.
 
 The original writes what it is given: `price` and `points` in whole units of the currency, any of
 them may be missing, and `quantity` falls below zero where it has sold a copy twice.
@@ -23,7 +23,7 @@ _ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 class ItemRefused(ValueError):
-    """An item that cannot be taken: which field, and why."""
+    """An item is refused because of a field."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -33,7 +33,7 @@ class ItemRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """An item as a row of ours; with the fields that it lacks, and those that have no place here.
+    """An item as a row, with its missing and its unknown fields.
 
     ``row`` is what a second import brings up to date; ``only_new`` is put with a new row alone.
     """
@@ -92,7 +92,7 @@ def customer(item: Mapping[str, Any], payment_method: str) -> Taken:
 
 
 class _Fields:
-    """The fields of an item, each asked for once; what is asked for in vain is noted."""
+    """The fields of an item, with a note of the missing ones."""
 
     def __init__(self, item: Mapping[str, Any]) -> None:
         self._item = item
@@ -126,7 +126,7 @@ class _Fields:
         if value < 0:
             reason = f"is below zero ({value})"
             if name == "quantity":
-                reason += ": more copies were sold than there were; settle these orders first"
+                reason += ": more copies were sold than there were; correct these orders first"
             raise ItemRefused(name, reason)
         if value * per_unit > at_most:
             raise ItemRefused(name, f"is more than {Decimal(at_most) / per_unit:f}")

@@ -73,7 +73,7 @@ GOING_FORWARD = (
     OrderStatus.DISPATCHED,
 )
 """A step may be done, or is done, in these."""
-GIVING_BACK = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
+UNDOING = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
 """An undo may be done in these."""
 ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 """Nothing happens to an order in these, until a person begins a new attempt."""
@@ -151,6 +151,8 @@ class Order(SQLModel, table=True):
 
     ``wait`` is how its run waits for a courier, ``pause`` or ``suspend``; a run that takes the
     order over waits in the same way.
+
+    ``submitted_by`` is the name of the front end that submitted it, if one did.
     """
 
     __tablename__ = "orders"
@@ -195,6 +197,7 @@ class Order(SQLModel, table=True):
     reminded_attempt: int = 0
     created_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    submitted_by: str | None = Field(default=None, max_length=ID_LENGTH)
 
 
 class Attempt(SQLModel, table=True):
@@ -218,6 +221,7 @@ class Batch(SQLModel, table=True):
     """A flow run that carries many orders.
 
     ``moved_at`` is its last heartbeat: one order may stand still while the others move.
+    ``listens_until`` is when it stops claiming what comes in; none for one that does not listen.
     """
 
     __tablename__ = "batches"
@@ -227,6 +231,7 @@ class Batch(SQLModel, table=True):
     wait: str | None = Field(default=None, max_length=16)
     started_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
     moved_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    listens_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class OrderLine(SQLModel, table=True):

@@ -3,17 +3,13 @@
 A step runs for a group of orders inside :func:`forward`, an undo inside :func:`backward`: one
 transaction each, the orders locked, the effect and its record committed together. Steps may run
 again at any time; an order that has its step already is passed over.
-
-Which steps there are is registered: the table of steps stands above, beside the tasks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, select
 
 from store.bulk import among, insert_rows, read_rows, update_rows
@@ -21,139 +17,25 @@ from store.database import transaction
 from store.errors import OrderError, recorded_error, shortened
 from store.models import (
     BEFORE_PIVOT,
-    GIVING_BACK,
     GOING_FORWARD,
     HOLDING,
+    UNDOING,
     Order,
     OrderStatus,
     SagaRecord,
     StepState,
     utc_now,
 )
-
-
-class SagaOrder(NamedTuple):
-    """What a step sees of an order."""
-
-    id: str
-    attempt: int
-    status: str
-    user_id: str
-    redeem: bool
-    payment_method: str
-    currency: str
-    copies: int
-    total_cents: int | None
-    points_redeemed: int
-    due_cents: int | None
-    courier_id: str | None
-    wait_until: datetime | None
-    error: str | None
-    message: str | None
-
-
-class StepRule(NamedTuple):
-    """What the saga must know of a step.
-
-    ``is_awaited`` returns whether an order's later steps wait for the step's record; ``has_undo``
-    says whether it takes something that is to be given back.
-    """
-
-    name: str
-    is_awaited: Callable[[SagaOrder], bool]
-    has_undo: bool
-
-
-_registered: list[StepRule] = []
-
-
-def register_steps(rules: Sequence[StepRule]) -> None:
-    """Register the steps in their order.
-
-    `tasks/steps.py` does so when it is imported. A step waits for the one before it, so that a
-    process left over from an earlier attempt cannot run ahead of the present one.
-    """
-    _registered[:] = rules
-
-
-def _steps() -> Sequence[StepRule]:
-    # Without its steps an order would seem to have taken nothing.
-    if not _registered:
-        raise RuntimeError("no steps are registered: import tasks.steps first")
-    return _registered
-
-
-def _compensable() -> list[str]:
-    return [step.name for step in _steps() if step.has_undo]
-
-
-def _require_known(name: str) -> None:
-    if name not in (step.name for step in _steps()):
-        raise LookupError(f"{name} is not in the table of steps (tasks/steps.py)")
-
-
-_SAGA_ORDER = [getattr(Order, name) for name in SagaOrder._fields]
-
-
-def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrder]:
-    """Lock the orders and return them by id.
-
-    They are locked in the order of their ids, so that two groups cannot deadlock.
-    """
-    rows = read_rows(
-        session,
-        select(*_SAGA_ORDER)
-        .where(among(col(Order.id), order_ids))
-        .order_by(col(Order.id))
-        .with_for_update(),
-    )
-    return {row[0]: SagaOrder._make(row) for row in rows}
-
-
-def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> list[str]:
-    """Lock the orders that meet all conditions and return their ids.
-
-    They are locked by id, as in :func:`lock_orders`.
-    """
-    return [
-        id_
-        for (id_,) in read_rows(
-            session,
-            select(Order.id).where(*conditions).order_by(col(Order.id)).with_for_update(),
-        )
-    ]
-
-
-class StepRecord(NamedTuple):
-    """The saga log's record of a step in the present attempt."""
-
-    order_id: str
-    attempt: int
-    step: str
-    state: str
-    result: dict[str, Any]
-    at: datetime
-    undo_result: dict[str, Any] | None
-    undo_tries: int
-    undo_error: str | None
-
-
-_STEP_RECORD = [getattr(SagaRecord, name) for name in StepRecord._fields]
-
-
-def _records(
-    session: Session, orders: Sequence[SagaOrder], steps: Sequence[str]
-) -> list[StepRecord]:
-    """Return the records of the orders' present attempts for ``steps``."""
-    attempt = {order.id: order.attempt for order in orders}
-    found = read_rows(
-        session,
-        select(*_STEP_RECORD).where(
-            among(col(SagaRecord.order_id), attempt), col(SagaRecord.step).in_(steps)
-        ),
-    )
-    records = map(StepRecord._make, found)
-    return [record for record in records if record.attempt == attempt[record.order_id]]
+from store.saga_log import (
+    SagaOrder,
+    StepRecord,
+    compensable,
+    lock_orders,
+    records,
+    require_known,
+    steps,
+)
+from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 
 
 @dataclass
@@ -229,6 +111,8 @@ class Forward:
         insert_rows(self.session, SagaRecord, self._new, at=now, undo_tries=0)
         update_rows(self.session, SagaRecord, self._finished, at=now)
         update_rows(self.session, Order, self._changed, updated_at=now)
+        if any("status" in changed for changed in self._changed):
+            notify(self.session, ORDERS_CHANGED)
         give_up(self.session, self._failed)
 
     def going_on(self) -> list[str]:
@@ -253,7 +137,7 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
     Orders that have failed or been cancelled since, or that lack the step before, are left
     alone: the step is not done for them and they do not go on.
     """
-    _require_known(step)
+    require_known(step)
     with transaction() as session:
         orders = lock_orders(session, order_ids)
         live = [
@@ -261,12 +145,12 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             for id_ in order_ids
             if id_ in orders and orders[id_].status in GOING_FORWARD
         ]
-        records = {r.order_id: r for r in _records(session, live, [step])}
-        done = {id_ for id_, r in records.items() if r.state == StepState.DONE}
-        intents = {id_: r for id_, r in records.items() if r.state == StepState.INTENDED}
+        known = {r.order_id: r for r in records(session, live, [step])}
+        done = {id_ for id_, r in known.items() if r.state == StepState.DONE}
+        intents = {id_: r for id_, r in known.items() if r.state == StepState.INTENDED}
         # Whatever is intended had the step before it when it was.
         ready = intents.keys() | _with_the_step_before(
-            session, step, [order for order in live if order.id not in records]
+            session, step, [order for order in live if order.id not in known]
         )
         group = Forward(
             step=step,
@@ -317,7 +201,7 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
 def _step_before(order: SagaOrder, name: str) -> str | None:
     """Return the last step before ``name`` that the order waits for."""
     before = None
-    for step in _steps():
+    for step in steps():
         if step.name == name:
             break
         if step.is_awaited(order):
@@ -338,7 +222,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         return
     taken = {
         r.order_id
-        for r in _records(session, [order for order, _ in failed], _compensable())
+        for r in records(session, [order for order, _ in failed], compensable())
         if r.state in HOLDING
     }
     update_rows(
@@ -355,6 +239,7 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
         ],
         updated_at=utc_now(),
     )
+    notify(session, ORDERS_CHANGED, ORDERS_TO_CARRY)
 
 
 def abandon(
@@ -382,7 +267,7 @@ def abandon(
                 and (attempts is None or o.attempt == attempts.get(o.id))
             ],
         )
-        return [o.id for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
+        return [o.id for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
 
 
 @dataclass
@@ -427,14 +312,14 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
 
     Safe when the step never happened, may have happened (an intent), or is undone already.
     """
-    _require_known(step)
+    require_known(step)
     with transaction() as session:
         orders = lock_orders(session, order_ids)
-        failing = [orders[i] for i in order_ids if i in orders and orders[i].status in GIVING_BACK]
-        records = {r.order_id: r for r in _records(session, failing, [step]) if r.state in HOLDING}
+        failing = [orders[i] for i in order_ids if i in orders and orders[i].status in UNDOING]
+        held = {r.order_id: r for r in records(session, failing, [step]) if r.state in HOLDING}
         group = Backward(
             session=session,
-            todo=[(order, records[order.id]) for order in failing if order.id in records],
+            todo=[(order, held[order.id]) for order in failing if order.id in held],
         )
         yield group
         group._write()
@@ -458,8 +343,8 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
         The status that each of them has now.
     """
     with transaction() as session:
-        orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        held = {r.order_id for r in _records(session, orders, _compensable()) if r.state in HOLDING}
+        orders = [o for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
+        held = {r.order_id for r in records(session, orders, compensable()) if r.state in HOLDING}
         concluded = {
             order.id: (
                 OrderStatus.COMPENSATION_FAILED if order.id in held else OrderStatus.COMPENSATED
@@ -472,16 +357,18 @@ def conclude_compensation(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
             [{"id": id_, "status": status} for id_, status in concluded.items()],
             updated_at=utc_now(),
         )
+        if concluded:
+            notify(session, ORDERS_CHANGED)
         return concluded
 
 
 def held_steps(order_ids: Sequence[str]) -> set[str]:
     """Return the steps that any of these compensating orders still holds."""
     with transaction() as session:
-        orders = [o for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK]
-        return {r.step for r in _records(session, orders, _compensable()) if r.state in HOLDING}
+        orders = [o for o in lock_orders(session, order_ids).values() if o.status in UNDOING]
+        return {r.step for r in records(session, orders, compensable()) if r.state in HOLDING}
 
 
 def taken_by(session: Session, order: SagaOrder) -> list[StepRecord]:
     """Return the records of the present attempt's effects, undone or not."""
-    return [r for r in _records(session, [order], _compensable()) if r.state != StepState.VOID]
+    return [r for r in records(session, [order], compensable()) if r.state != StepState.VOID]

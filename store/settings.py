@@ -1,16 +1,20 @@
 """Every setting of the store, read from the environment (prefix ``STORE_``)."""
 
 import os
+import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from store.database_url import checked_database_url
 
+TOKEN_LENGTH_AT_LEAST = 32
+"""What is not to be guessed; `openssl rand -hex 24` has 48."""
 URL_OR_EMPTY = r"^(https?://\S+)?$"
 """An empty variable counts as not set."""
 WITHOUT_HUNDREDTHS = (
@@ -21,6 +25,27 @@ WITHOUT_HUNDREDTHS = (
 """Currencies that have another minor unit in ISO 4217: points and texts would be off by it."""
 COUNTED_OTHERWISE_BY_STRIPE = ("MGA",)
 """Currencies with hundredths that Stripe counts in whole units: a charge would be off by 100."""
+
+
+def parse_tokens(given: SecretStr | None) -> dict[str, str]:
+    """Return the front ends' tokens by name, or an empty mapping.
+
+    Raises:
+        ValueError: the text is not of that form; it quotes no token.
+    """
+    tokens: dict[str, str] = {}
+    text = given.get_secret_value() if given else ""
+    for pair in filter(None, map(str.strip, text.split(","))):
+        name, _, token = pair.partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or len(token) < TOKEN_LENGTH_AT_LEAST:
+            raise ValueError(
+                "give name:token pairs, separated by commas; a name has 1 to 64 letters, digits, "
+                f"dots, dashes and underscores, a token at least {TOKEN_LENGTH_AT_LEAST} characters"
+            )
+        if name in tokens or token in tokens.values():
+            raise ValueError(f"the name {name}, or its token, is given twice")
+        tokens[name] = token
+    return tokens
 
 
 class Settings(BaseSettings):
@@ -47,6 +72,11 @@ class Settings(BaseSettings):
         description="ISO 4217 code of the currency in which every price is given; one that has "
         "hundredths.",
     )
+    timezone: str = Field(
+        default="UTC",
+        description="IANA name of the time zone of the times that the shop reads in forms, "
+        "timelines and notices, such as `Europe/Berlin`. Commands and logs stay in UTC.",
+    )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,
         ge=1,
@@ -62,6 +92,12 @@ class Settings(BaseSettings):
         default=1800,
         ge=0,
         description="How long before the end of an order's wait the shop is reminded of it.",
+    )
+    escalate_seconds: int = Field(
+        default=900,
+        ge=1,
+        description="After how long without an answer an order of a batch that listens gets a run "
+        "of its own, with a form; at most 20 orders at a time.",
     )
     ask_again_seconds: int = Field(
         default=600,
@@ -93,6 +129,10 @@ class Settings(BaseSettings):
     batch_deployment: str = Field(
         default="batch-checkout/nightly",
         description="The deployment in which a batch's orders go on when their own run cannot.",
+    )
+    online_deployment: str = Field(
+        default="batch-checkout/online",
+        description="The deployment of the batch that listens, which `checkout online` switches.",
     )
     batch_task_runner: Literal["threads", "dask"] = Field(
         default="threads",
@@ -158,6 +198,12 @@ class Settings(BaseSettings):
         "holds the value of the setting in its name, `store_database_url`; a variable that is set "
         "goes before it.",
     )
+    front_end_tokens: SecretStr | None = Field(
+        default=None,
+        description="The bearer tokens of the front ends that may submit orders to "
+        "`checkout serve`: `name:token`, separated by commas; a token has at least 32 characters. "
+        "An order keeps the name.",
+    )
     payments: Literal["embedded", "stripe"] = Field(
         default="embedded",
         description="Payment gateway: `embedded`, in the store's own database, or `stripe` (extra "
@@ -179,12 +225,30 @@ class Settings(BaseSettings):
     def _is_of_a_database(cls, database_url: str) -> str:
         return checked_database_url(database_url)
 
+    @field_validator("front_end_tokens")
+    @classmethod
+    def _has_names(cls, given: SecretStr | None) -> SecretStr | None:
+        parse_tokens(given)
+        return given
+
     @field_validator("payments", mode="before")
     @classmethod
     def _is_not_called_ledger(cls, payments: object) -> object:
         if payments == "ledger":
             raise ValueError("the embedded gateway is called embedded; set STORE_PAYMENTS=embedded")
         return payments
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(
+                "there is no such time zone; set STORE_TIMEZONE to an IANA name such as "
+                "Europe/Berlin"
+            ) from error
+        return timezone
 
     @field_validator("currency")
     @classmethod
@@ -195,6 +259,11 @@ class Settings(BaseSettings):
                 "STORE_CURRENCY to a currency that has, such as USD or EUR"
             )
         return currency
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Return the time zone of the times that the shop reads."""
+        return ZoneInfo(self.timezone)
 
     @model_validator(mode="after")
     def _name_what_aws_needs(self) -> Self:

@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from store.errors import KeyReused, PaymentGatewayUnavailable, PaymentRefused
 from store.models import utc_now
 from store.payments import Answer, Charge
+from store.stripe_refusals import charge_refused, key_refused, refund_failed, refund_refused
 
 if TYPE_CHECKING:
     from stripe.params import PaymentIntentCreateParams
@@ -50,51 +51,6 @@ HOLDS_NOTHING = ("canceled", "requires_payment_method")
 """Statuses of a PaymentIntent that has captured nothing, and cannot without a new card."""
 GAVE_NOTHING_BACK = ("failed", "canceled")
 """Statuses of a Refund that has ended, and the money is still with the shop."""
-
-CORRECT_ORDER = "correct the order's payment method, amount or currency"
-BY_ANOTHER_WAY = (
-    "settle it (`checkout compensations settle`), so that it is not tried again, and give the "
-    "money back by another way"
-)
-TOP_UP = "top up the balance of the Stripe account; the refund is tried again by itself"
-LOOK_AT_REFUND = f"see it in Stripe's dashboard; {BY_ANOTHER_WAY}"
-ANSWER_DISPUTE = (
-    "the customer's bank takes the money back: look at the dispute in Stripe's dashboard; where "
-    "the customer has the money, settle it (`checkout compensations settle`)"
-)
-OTHER_ACCOUNT = (
-    "set STORE_STRIPE_SECRET_KEY to a key of the account, and of the mode, test or live, that has "
-    "made the charge"
-)
-REFUND_REMEDIES = {
-    "balance_insufficient": TOP_UP,
-    "insufficient_funds": TOP_UP,
-    "charge_disputed": ANSWER_DISPUTE,
-    "refund_disputed_payment": ANSWER_DISPUTE,
-    "charge_for_pending_refund_disputed": ANSWER_DISPUTE,
-    "charge_not_refundable": BY_ANOTHER_WAY,
-    "lost_or_stolen_card": BY_ANOTHER_WAY,
-    "expired_or_canceled_card": BY_ANOTHER_WAY,
-    "declined": BY_ANOTHER_WAY,
-    "merchant_request": "somebody canceled the refund in Stripe; it is tried again by itself",
-    "resource_missing": OTHER_ACCOUNT,
-    "livemode_mismatch": OTHER_ACCOUNT,
-    "testmode_charges_only": "activate the Stripe account for live charges",
-}
-"""What a person does about a refund that Stripe refuses, by the error's code or, for a refund that
-failed later, its failure_reason (https://docs.stripe.com/error-codes, and the Refund object)."""
-CHARGE_REMEDIES = {
-    "amount_too_small": CORRECT_ORDER,
-    "amount_too_large": CORRECT_ORDER,
-    "resource_missing": "the Stripe account has no such payment method: " + CORRECT_ORDER,
-    "payment_method_unexpected_state": "take a payment method that can be charged",
-    "livemode_mismatch": (
-        "the payment method is of the other mode, test or live: take one of the mode that "
-        "STORE_STRIPE_SECRET_KEY is of"
-    ),
-    "testmode_charges_only": "activate the Stripe account for live charges",
-}
-"""What a person does about a charge that Stripe refuses, by the error's code."""
 
 
 class _Unanswered(Exception):
@@ -129,7 +85,7 @@ class StripeGateway:
         try:
             self._stripe.payment_intents.list({"limit": 1})
         except (stripe.AuthenticationError, stripe.PermissionError) as error:
-            raise PaymentRefused(_key_refused(error)) from None
+            raise PaymentRefused(key_refused(error)) from None
         except stripe.StripeError as error:
             raise PaymentGatewayUnavailable(
                 f"{type(error).__name__}: {error.user_message or error}"
@@ -168,7 +124,7 @@ class StripeGateway:
         if intent.status == "succeeded":
             return _answer(charge, intent)
         # It may be an old answer, repeated. What waits for the card's holder cannot be had now.
-        present = self._first_settled([intent.id])
+        present = self._first_with_money([intent.id])
         if present is None:
             return Answer("declined", charge.key, f"the card's holder has to act: {intent.status}")
         return _answer(charge, present)
@@ -201,14 +157,15 @@ class StripeGateway:
             )
         except (stripe.InvalidRequestError, stripe.CardError) as error:
             if error.code != "charge_already_refunded":
-                return _refund_refused(charge, error)
+                # Stripe repeats it to the key for a day.
+                return replace(_refused(charge, refund_refused(error)), key_is_spent=True)
             # The key of the first refund is forgotten; the whole amount is given back only once.
             given = self._refunds_of(intent_id)
             if not given:
                 raise _Unanswered(f"Stripe shows no refund of {intent_id} yet") from error
             return Answer("refunded", given[0].id)
         if refund.status in GAVE_NOTHING_BACK:
-            return _refund_failed(charge, refund)
+            return replace(_refused(charge, refund_failed(refund)), key_is_spent=True)
         return Answer("refunded", refund.id)
 
     def _refunds_of(self, intent_id: str) -> list[stripe.Refund]:
@@ -261,7 +218,7 @@ class StripeGateway:
         """
         # The search lags behind by minutes, the keys last for a day: together they miss nothing.
         if _is_late(charge) and (found := self._search(charge)):
-            return self._first_settled(found)
+            return self._first_with_money(found)
         if self._forestall(charge):
             return None
         try:
@@ -276,7 +233,7 @@ class StripeGateway:
         except (stripe.IdempotencyError, stripe.APIError) as error:
             return self._search_or_wait(charge, error)
         # What Stripe repeats is how it was then.
-        return self._first_settled([made.id])
+        return self._first_with_money([made.id])
 
     def _search_or_wait(
         self, charge: Charge, problem: stripe.StripeError
@@ -285,19 +242,19 @@ class StripeGateway:
         found = self._search(charge)
         if not found:
             raise _Unanswered(f"Stripe does not repeat its answer: {problem.user_message}")
-        return self._first_settled(found)
+        return self._first_with_money(found)
 
     def _search(self, charge: Charge) -> list[str]:
         query = f"metadata['{CHARGE}']:'{charge.key}'"
         found = self._stripe.payment_intents.search({"query": query, "limit": 100})
         return [intent.id for intent in found.data]
 
-    def _first_settled(self, intent_ids: Sequence[str]) -> stripe.PaymentIntent | None:
+    def _first_with_money(self, intent_ids: Sequence[str]) -> stripe.PaymentIntent | None:
         # What the search knows of them may be old.
-        settled = (self._settled(self._stripe.payment_intents.retrieve(id_)) for id_ in intent_ids)
-        return next((intent for intent in settled if intent is not None), None)
+        found = (self._with_money(self._stripe.payment_intents.retrieve(id_)) for id_ in intent_ids)
+        return next((intent for intent in found if intent is not None), None)
 
-    def _settled(self, intent: stripe.PaymentIntent) -> stripe.PaymentIntent | None:
+    def _with_money(self, intent: stripe.PaymentIntent) -> stripe.PaymentIntent | None:
         """Return a PaymentIntent with money, or cancel a pending one.
 
         None is returned for one that holds nothing.
@@ -325,7 +282,10 @@ def _ask_for_each(charges: Sequence[Charge], call: Callable[[Charge], Answer]) -
         except _Unanswered as problem:
             return _unknown(charge, str(problem))
         except stripe.StripeError as error:
-            return _failure(charge, error)
+            reason = charge_refused(error)
+            if reason is None:
+                return _unknown(charge, f"{type(error).__name__}: {error.user_message}")
+            return _refused(charge, reason)
 
     with ThreadPoolExecutor(PARALLEL_CALLS) as pool:
         return dict(zip(by_key, pool.map(ask, by_key.values()), strict=True))
@@ -362,49 +322,3 @@ def _unknown(charge: Charge, reason: str) -> Answer:
 def _refused(charge: Charge, reason: str) -> Answer:
     logger.error("charge %s: %s", charge.key, reason)
     return Answer("refused", charge.key, reason)
-
-
-def _failure(charge: Charge, error: stripe.StripeError) -> Answer:
-    """Return a failed call's answer, unknown unless Stripe refused the call."""
-    match error:
-        case stripe.AuthenticationError() | stripe.PermissionError():
-            reason = (
-                f"{_key_refused(error)}: set STORE_STRIPE_SECRET_KEY to a key of the account that "
-                "may write PaymentIntents and Refunds and read PaymentMethods"
-            )
-        case stripe.InvalidRequestError() | stripe.CardError():
-            remedy = CHARGE_REMEDIES.get(error.code or "", CORRECT_ORDER)
-            reason = f"{_not_taken(error)}; {remedy}"
-        case _:
-            return _unknown(charge, f"{type(error).__name__}: {error.user_message}")
-    return _refused(charge, reason)
-
-
-def _refund_refused(charge: Charge, error: stripe.StripeError) -> Answer:
-    """Return the answer for a refund that Stripe refused.
-
-    Stripe repeats it to the key for a day.
-    """
-    remedy = REFUND_REMEDIES.get(error.code or "", LOOK_AT_REFUND)
-    return replace(_refused(charge, f"{_not_taken(error)}; {remedy}"), key_is_spent=True)
-
-
-def _refund_failed(charge: Charge, refund: stripe.Refund) -> Answer:
-    """Return the answer for an accepted refund that failed later."""
-    why = refund.failure_reason or "no reason is given"
-    remedy = REFUND_REMEDIES.get(why, BY_ANOTHER_WAY)
-    reason = f"the refund {refund.id} has {refund.status} ({why}); {remedy}"
-    return replace(_refused(charge, reason), key_is_spent=True)
-
-
-def _not_taken(error: stripe.StripeError) -> str:
-    code = error.code or error.http_status
-    return f"Stripe does not take the call ({code}): {error.user_message}"
-
-
-def _key_refused(error: stripe.StripeError) -> str:
-    """Return the reason of a refused key, without Stripe's text.
-
-    That text quotes the key's end.
-    """
-    return f"Stripe does not accept the key (HTTP {error.http_status})"

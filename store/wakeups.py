@@ -19,16 +19,20 @@ from store.settings import settings
 
 logger = logging.getLogger("store.wakeups")
 
+ORDERS_TO_CARRY = "store_orders_to_carry"
+"""Notified when orders are submitted or decided, for batches that listen."""
+ORDERS_CHANGED = "store_orders_changed"
+"""Notified when orders change their status, for what tells people so."""
 SLOW_POLL_SECONDS = 2.0
 """What a lost notification costs; one cheap query in this time while nothing happens."""
 
 
-def notify(session: Session, channel: str) -> None:
-    """Wake the listeners of a channel once the session's transaction is committed.
+def notify(session: Session, *channels: str) -> None:
+    """Wake the listeners of channels once the session's transaction is committed.
 
     Transactions that notify commit one after the other, so each is to be short.
     """
-    session.execute(select(func.pg_notify(channel, "")))
+    session.execute(select(*(func.pg_notify(channel, "") for channel in channels)))
 
 
 class Listener:

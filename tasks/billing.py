@@ -22,7 +22,8 @@ from store.messages import money
 from store.models import Customer
 from store.partners import payment_gateway
 from store.payments import Charge
-from store.saga import SagaOrder, StepRecord, backward, forward
+from store.saga import backward, forward
+from store.saga_log import SagaOrder, StepRecord
 from tasks.retries import is_last_try, retried_task
 from tasks.undo import Taken
 
@@ -35,7 +36,7 @@ def bill_customer(order_ids: list[str]) -> list[str]:
 
     Undone by :func:`refund_customer`. A gateway that does not answer is asked again with the same
     key; what stays unknown after the last try, or is refused, fails the order, and its refund
-    settles it. A customer who is gone is not charged.
+    finds it out. A customer who is gone is not charged.
 
     Returns:
         The ids of the orders that go on.
@@ -99,7 +100,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
     its key.
 
     Returns:
-        The ids of the orders whose charge was settled now.
+        The ids of the orders whose charge was answered now.
 
     Raises:
         PaymentGatewayUnavailable: some refunds have no answer yet; the task is tried again.
@@ -109,7 +110,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         charges = [_charge(order, record) for order, record in owed.todo]
     answers = payment_gateway().refund(charges) if charges else {}
     asked = {charge.key: charge.refund_number for charge in charges}
-    settled, unanswered = [], []
+    answered, unanswered = [], []
     refused: dict[str, list[str]] = defaultdict(list)
     with backward("bill_customer", order_ids) as undo:
         for order, record in undo.todo:
@@ -126,7 +127,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
                 continue
             refunded = charge.amount_cents if answer.status == "refunded" else 0
             undo.undone(record, {"amount_cents": refunded, "reference": answer.reference})
-            settled.append(order.id)
+            answered.append(order.id)
     if unanswered:
         raise PaymentGatewayUnavailable(f"no answer for the refund of {first_of(unanswered)}")
     if refused:
@@ -134,7 +135,7 @@ def refund_customer(order_ids: list[str]) -> list[str]:
         refusal = PaymentRefused(first_of(reasons, "; "))
         refusal.reasons = {id_: why for why, ids in refused.items() for id_ in ids}
         raise refusal
-    return settled
+    return answered
 
 
 def charge_in_words(taken: Taken) -> str:

@@ -6,29 +6,27 @@ only goes forward.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from store.bulk import among, increase, insert_rows, read_rows, update_rows
-from store.database import reading, transaction
+from store.bulk import increase, insert_rows, update_rows
+from store.database import transaction
 from store.errors import (
     InvalidDecision,
     NoCourierAvailable,
 )
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
 from store.models import (
-    ENDED,
-    Batch,
     Courier,
     Decision,
     Order,
     OrderStatus,
     utc_now,
 )
-from store.saga import SagaOrder, give_up, lock_orders
+from store.saga import give_up
+from store.saga_log import SagaOrder, lock_orders
+from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 from tasks.inventory import too_large
 from tasks.retries import retried_task
 
@@ -37,10 +35,6 @@ logger = logging.getLogger("store.dispatch")
 
 DISPATCHER = "dispatch_orders"
 """How the queue's worker signs its decisions."""
-
-
-DONE_WITH = (*ENDED, OrderStatus.COMPENSATION_FAILED)
-"""Nothing that the dispatcher does helps an order in these."""
 
 
 @retried_task
@@ -85,115 +79,6 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
         return list(decided)
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """The state of a message's order, as its dispatcher needs it."""
-
-    exists: bool
-    is_open: bool = False
-    is_settled: bool = False
-    run_id: str | None = None
-    answer: CourierAnswer | None = None
-    in_batch: bool = False
-    """Its run carries other orders as well."""
-    others_wait: bool = False
-    """An order of its batch still waits for its decision."""
-    others_hold: bool = False
-    """An order of its batch is decided and holds its courier's capacity."""
-
-
-class DecidedOrder(NamedTuple):
-    """What the dispatcher sees of an order."""
-
-    id: str
-    attempt: int
-    status: str
-    run_id: str | None
-
-
-def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
-    """Return where the order of each message stands.
-
-    A message is settled when its order has ended, failed compensations included, or has begun
-    another attempt.
-    """
-    ids = {message.order_id for message in messages}
-    with reading() as session:
-        orders = {
-            row[0]: DecidedOrder._make(row)
-            for row in read_rows(
-                session,
-                select(Order.id, Order.attempt, Order.status, Order.run_id).where(
-                    among(col(Order.id), ids)
-                ),
-            )
-        }
-        answers = {
-            (order_id, attempt): CourierAnswer(
-                outcome=ASSIGNED if courier_id else NO_COURIER,
-                courier=courier_id or "",
-                reason=reason,
-                answered_by=decided_by,
-            )
-            for order_id, attempt, courier_id, reason, decided_by in read_rows(
-                session,
-                select_columns(
-                    col(Decision.order_id),
-                    col(Decision.attempt),
-                    col(Decision.courier_id),
-                    col(Decision.reason),
-                    col(Decision.decided_by),
-                ).where(among(col(Decision.order_id), ids), col(Decision.accepted)),
-            )
-        }
-        run_ids = {order.run_id for order in orders.values() if order.run_id}
-        # After the decisions: of two dispatchers, the one that decides last sees that none waits.
-        batches = {
-            run_id: {
-                status
-                for status in (OrderStatus.WAITING, OrderStatus.DISPATCHING)
-                if session.scalars(
-                    select(Order.id)
-                    .where(col(Order.run_id) == run_id, col(Order.status) == status)
-                    .limit(1)
-                ).first()
-            }
-            for run_id in session.scalars(
-                select(Batch.run_id).where(col(Batch.run_id).in_(run_ids))
-            ).all()
-        }
-        return {
-            message: _decided(
-                message,
-                orders.get(message.order_id),
-                answers.get((message.order_id, message.attempt)),
-                batches,
-            )
-            for message in messages
-        }
-
-
-def _decided(
-    message: OrderMessage,
-    order: DecidedOrder | None,
-    answer: CourierAnswer | None,
-    batches: Mapping[str, set[OrderStatus]],
-) -> Decided:
-    if order is None:
-        return Decided(exists=False)
-    this_attempt = order.attempt == message.attempt
-    return Decided(
-        in_batch=order.run_id in batches,
-        others_wait=OrderStatus.WAITING in batches.get(order.run_id or "", ()),
-        others_hold=OrderStatus.DISPATCHING in batches.get(order.run_id or "", ()),
-        exists=True,
-        is_open=this_attempt and order.status == OrderStatus.WAITING,
-        is_settled=not this_attempt or order.status in DONE_WITH,
-        run_id=order.run_id,
-        answer=answer,
-    )
-
-
 def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
     """Record a person's answer unless the order has a decision.
 
@@ -213,7 +98,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
     with transaction() as session:
         order = lock_orders(session, [order_id])[order_id]
         if _waits(order, order.attempt):
-            _require_sense(order, answer, lock_couriers(session))
+            _require_sense(order.copies, answer, lock_couriers(session))
             _decide(session, [(order, answer)])
             return _decisions(session, order)[0]
         counting = _decisions(session, order)
@@ -232,6 +117,38 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         )
         session.expunge(late)
         return counting[0] if counting else late
+
+
+def answer_all(order_ids: Sequence[str], answer: CourierAnswer) -> list[OrderMessage]:
+    """Record one answer for orders that must all still wait.
+
+    Args:
+        order_ids: The orders; there must be one of each id.
+        answer: What the person has answered.
+
+    Returns:
+        The orders as their messages name them.
+
+    Raises:
+        InvalidDecision: an order does not wait any more, the answer makes no sense, or the courier
+            has no room for all of them; nothing was recorded.
+    """
+    with transaction() as session:
+        orders = list(lock_orders(session, order_ids).values())
+        couriers = lock_couriers(session)
+        for order in orders:
+            if not _waits(order, order.attempt):
+                by = f" by courier {order.courier_id}" if order.courier_id else ""
+                raise InvalidDecision(
+                    f"order: {order.id} is {order.status}{by} and does not wait for a courier; "
+                    "leave it out. Nothing was changed."
+                )
+        _require_sense(sum(order.copies for order in orders), answer, couriers)
+        _decide(session, [(order, answer) for order in orders])
+        return [
+            OrderMessage(order_id=order.id, attempt=order.attempt, copies=order.copies)
+            for order in orders
+        ]
 
 
 def answer_waiting(order_ids: Sequence[str], answer: CourierAnswer) -> list[str]:
@@ -260,7 +177,7 @@ def answer_waiting(order_ids: Sequence[str], answer: CourierAnswer) -> list[str]
                     continue
                 free -= order.copies
             else:
-                _require_sense(order, answer, couriers)
+                _require_sense(order.copies, answer, couriers)
             decided.append((order, answer))
         _decide(session, decided)
         return [order.id for order, _ in decided]
@@ -276,10 +193,11 @@ def lock_couriers(session: Session) -> dict[str, Courier]:
     return {courier.id: courier for courier in couriers}
 
 
-def _require_sense(
-    order: SagaOrder, answer: CourierAnswer, couriers: Mapping[str, Courier]
-) -> None:
-    """Raise InvalidDecision, with the remedy, for an impossible answer."""
+def _require_sense(copies: int, answer: CourierAnswer, couriers: Mapping[str, Courier]) -> None:
+    """Raise InvalidDecision, with the remedy, for an impossible answer.
+
+    ``copies`` are those of all orders that are answered together.
+    """
     if answer.outcome == NO_COURIER:
         if answer.courier:
             raise InvalidDecision(
@@ -294,9 +212,9 @@ def _require_sense(
             f"courier: nobody has the id “{answer.courier}”; there are {', '.join(couriers)}"
         )
     free = courier.capacity_copies - courier.assigned_copies
-    if free < order.copies:
+    if free < copies:
         raise InvalidDecision(
-            f"courier: {courier.id} has room for {free} copies, the order has {order.copies}; "
+            f"courier: {courier.id} has room for {free} copies, the order has {copies}; "
             "choose another one"
         )
 
@@ -326,6 +244,7 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
             if answer.outcome == NO_COURIER
         ],
     )
+    notify(session, ORDERS_TO_CARRY, ORDERS_CHANGED)
 
 
 def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str, Any]:
@@ -355,8 +274,11 @@ def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
 
 
 def _says(decision: Decision, answer: CourierAnswer) -> bool:
-    return (decision.outcome, decision.courier_id or "", decision.decided_by) == (
+    """Return whether the answer is the decision.
+
+    The dispatcher's wake-up call names no courier.
+    """
+    return (decision.outcome, decision.decided_by) == (
         answer.outcome,
-        answer.courier,
         answer.answered_by,
-    )
+    ) and answer.courier in ("", decision.courier_id)

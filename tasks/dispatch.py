@@ -31,7 +31,8 @@ from store.models import (
 )
 from store.notifications import Notice
 from store.partners import order_queue, topic
-from store.saga import SagaOrder, forward, lock_orders
+from store.saga import forward
+from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from tasks.couriers import lock_couriers
 from tasks.retries import is_last_try, retried_task

@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -24,6 +25,9 @@ RETRY_DELAYS_SECONDS = [1.0, 4.0, 10.0]
 """Long enough for a restart of a database, short enough for a customer who waits."""
 RETRY_JITTER = 0.5
 """Spreads the retries of many runs that were hit by the same outage."""
+
+_tries_left: ContextVar[int | None] = ContextVar("_tries_left", default=None)
+"""The retries that :func:`retried` has left for the present call."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +62,9 @@ def if_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 
 def is_last_try() -> bool:
-    """Return whether the running task has no retry left."""
+    """Return whether the running task, or retried call, has no retry left."""
+    if (left := _tries_left.get()) is not None:
+        return left == 0
     run = TaskRunContext.get()
     return run is None or run.task_run.run_count > run.task.retries
 
@@ -71,14 +77,18 @@ def retried(call: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(call)
     def retry(*args: P.args, **kwargs: P.kwargs) -> T:
-        for delay_seconds in RETRY_DELAYS_SECONDS:
+        for left in range(RETRIES, -1, -1):
+            tries_left = _tries_left.set(left)
             try:
                 return call(*args, **kwargs)
             except Exception as error:
-                if not is_transient(error):
+                if not is_transient(error) or left == 0:
                     raise
                 logger.warning("%s is retried: %s", call.__name__, error)
-                time.sleep(delay_seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER))  # noqa: S311
-        return call(*args, **kwargs)
+            finally:
+                _tries_left.reset(tries_left)
+            delay_seconds = RETRY_DELAYS_SECONDS[RETRIES - left]
+            time.sleep(delay_seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER))  # noqa: S311
+        raise AssertionError("the last try returns or raises")
 
     return retry

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from prefect import Task
 
-from store.saga import SagaOrder, StepRule, register_steps
+from store.saga_log import SagaOrder, StepRule, register_steps
 from tasks.billing import bill_customer, charge_in_words, refund_customer, settle_charge
 from tasks.dispatch import dispatch_order, prepare_order
 from tasks.inventory import check_inventory, copies_in_words, restore_quantity, settle_copies

@@ -19,7 +19,7 @@ from store.database import transaction
 from store.errors import QueueRefused, QueueUnavailable, TopicRefused, TopicUnavailable, shortened
 from store.models import Courier, Order, OrderStatus, SagaRecord, utc_now
 from store.partners import topic
-from store.saga import SagaOrder, lock_orders
+from store.saga_log import SagaOrder, lock_orders
 from texts.notices import queue_refuses
 
 logger = logging.getLogger("store.dispatch")

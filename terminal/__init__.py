@@ -1,1 +1,1 @@
-"""How every command line speaks: its answers, its errors and its numbers."""
+"""Input and output of every command line."""

@@ -1,8 +1,7 @@
-"""What people are told of an error that may happen: one or two lines with the remedy."""
+"""Expected errors as text for people, with their remedy."""
 
 import os
 import sys
-from collections.abc import Callable
 
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
@@ -15,23 +14,8 @@ from store.wrong_input import described
 from terminal.output import REFUSED, complain
 
 
-def without_traceback(command: Callable[[], int]) -> int:
-    """Carry out a command; return its exit status, or that of an error that may happen.
-
-    Raises:
-        Exception: the error is a defect.
-    """
-    try:
-        status = command()
-        # Here, where it is noticed if nobody reads it any more.
-        sys.stdout.flush()
-    except Exception as error:
-        return status_of(error)
-    return status
-
-
 def status_of(error: Exception) -> int:
-    """Print the remedy of an error that may happen; return the exit status.
+    """Print an expected error's remedy and return the exit status.
 
     Raises:
         Exception: the error is a defect.
@@ -47,7 +31,7 @@ def status_of(error: Exception) -> int:
 
 
 def _unknown_version() -> str:
-    """Return what is said of a database at a version unknown to the code, nothing of any other."""
+    """Return the text about an unknown database version, else an empty one."""
     try:
         require_known_version(settings().database_url)
     except DatabaseVersionUnknown as error:

@@ -4,7 +4,6 @@ cyclopts 5.4 rounds what it is given for an int (2.7 is 3) before any validator 
 text is read here.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ def whole_number(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Return the share from 0 to 1 that a text has as a decimal number.
+    """Return a text's share from 0 to 1, in decimal digits.
 
     Raises:
         ValueError: it has another; the remedy is named.
@@ -32,18 +31,6 @@ def share(text: str) -> float:
     if not re.fullmatch(r"0(\.[0-9]{1,9})?|1(\.0{1,9})?", text):
         raise ValueError(f"{text!r} is no share; give a number from 0 to 1, such as 0.25")
     return float(text)
-
-
-def whole_argument(text: str) -> int:
-    """Return the whole number of an option of argparse, which shows the remedy.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    try:
-        return whole_number(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int:

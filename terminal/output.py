@@ -1,4 +1,7 @@
-"""How the commands speak: answers on standard output, as a table or as JSON, the rest on error."""
+"""Output of the commands, as tables, JSON or errors.
+
+Answers go to standard output, the rest to standard error.
+"""
 
 import json
 import logging
@@ -62,7 +65,7 @@ def terminal(*, stderr: bool = False) -> Console:
 
 
 def complain(message: str, status: int = REFUSED) -> int:
-    """Print an error; return the exit status."""
+    """Print an error and return the exit status."""
     terminal(stderr=True).print(message, style="red")
     return status
 
@@ -146,7 +149,7 @@ def print_table(
 
 
 def _asked_for(columns: Sequence[str], only: str | None) -> list[str]:
-    """Return the columns to print, in the order in which they were asked for."""
+    """Return the columns to print, in the requested order."""
     if only is None:
         return list(columns)
     asked = [name.strip() for name in only.split(",") if name.strip()]
@@ -176,7 +179,10 @@ def _width(widths: Mapping[str, int]) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people read it, in its two largest units: ``2 h 5 min``."""
+    """Return a duration in its two largest units.
+
+    For example `2 h 5 min`.
+    """
     rest = max(0, int(seconds))
     parts: list[tuple[int, str]] = []
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
@@ -187,7 +193,7 @@ def duration(seconds: float) -> str:
 
 
 def confirmed(question: str) -> bool:
-    """Ask a person on standard error, so that standard output has the answer alone.
+    """Ask a person on standard error, apart from the answer.
 
     Where nobody answers, at the end of the input, the answer is no.
     """
@@ -200,7 +206,7 @@ def confirmed(question: str) -> bool:
 
 @contextmanager
 def quiet_runs() -> Iterator[None]:
-    """Keep off the terminal what a flow run in this process logs: the answer says what it came to.
+    """Keep this process's flow run logs off the terminal.
 
     Prefect keeps the logs at the run all the same.
     """

@@ -5,24 +5,37 @@ finds the order moved on, and says so.
 """
 
 import logging
+from collections.abc import Sequence
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound
 
 from flows.compensation import abandon_and_compensate, compensate_tagged
+from flows.dispatch import resume
 from flows.order.events import tell
 from flows.recovery import close_runs
 from flows.runs.answers_left import record_answers_left
+from flows.runs.escalation import escalate
 from flows.runs.order_runs import end_run, prefect_client
+from orders.batches import batches_among
+from orders.decisions import decisions_of
 from orders.lookup import read_order
 from orders.settlement import settle, why_not_open
 from reports.compensations import OpenUndo, open_undos
 from store.errors import (
     CompensationFailed,
     CourierHasOrder,
+    DeploymentNotFound,
+    InvalidDecision,
     NothingToCancel,
     NothingToUndo,
     OrderCancelled,
 )
-from store.models import BEFORE_PIVOT, GIVING_BACK, GOING_FORWARD, Order, OrderStatus
+from store.messages import CourierAnswer
+from store.models import BEFORE_PIVOT, GOING_FORWARD, UNDOING, Order, OrderStatus
 from store.saga import conclude_compensation, held_steps
+from store.settings import settings
+from tasks.couriers import answer_all
 
 logger = logging.getLogger("store.by_hand")
 
@@ -91,6 +104,74 @@ def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
         return order
 
 
+def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order]:
+    """Answer waiting orders as one and wake their runs.
+
+    The decision is in the database before a run is woken. A run that cannot be woken now is
+    found by the dispatcher or by recovery.
+
+    Args:
+        order_ids: The orders.
+        answer: What the person has answered.
+
+    Returns:
+        The orders as they stand now.
+
+    Raises:
+        OrderNotFound: no order has one of the ids; nothing changed.
+        InvalidDecision: an order does not wait, or the answer makes no sense; nothing changed.
+        NoPrefectServer: an answer that Prefect has accepted would count; nothing changed.
+    """
+    with prefect_client() as client:
+        for order_id in order_ids:
+            record_answers_left(client, read_order(order_id).run_id, [order_id])
+        messages = answer_all(order_ids, answer)
+        to_wake = {
+            decided.run_id: decided
+            for decided in decisions_of(messages).values()
+            if not (decided.run_listens or decided.others_wait)
+        }
+        for decided in to_wake.values():
+            resume(client, decided)
+        return [read_order(order_id) for order_id in order_ids]
+
+
+def ask_for_form(order_id: str) -> FlowRun:
+    """Start a run with a form for a batch's waiting order.
+
+    Args:
+        order_id: The order.
+
+    Returns:
+        The run, which shows the form within seconds.
+
+    Raises:
+        OrderNotFound: no order has the id.
+        InvalidDecision: the order does not wait, or has a form already; nothing changed.
+        DeploymentNotFound: Prefect has no deployment of the checkout; nothing changed.
+        NoPrefectServer: the run cannot be started; nothing changed.
+    """
+    with prefect_client() as client:
+        order = read_order(order_id)
+        record_answers_left(client, order.run_id, [order_id])
+        order = read_order(order_id)
+        if order.status != OrderStatus.WAITING or not batches_among([order.run_id or ""]):
+            raise InvalidDecision(
+                f"order: {order_id} is {order.status}, and no batch waits with it; "
+                f"`checkout show {order_id}` has its run. Nothing was changed."
+            )
+        try:
+            run = escalate(order_id)
+        except ObjectNotFound:
+            raise DeploymentNotFound(
+                f"Prefect has no deployment {settings().checkout_deployment}; apply prefect.yaml: "
+                "`prefect deploy --all`"
+            ) from None
+        if run is None:
+            raise InvalidDecision(f"order: {order_id} has moved on; `checkout show` has more")
+        return run
+
+
 def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
     """Run an order's open undos now, as recovery would later.
 
@@ -111,7 +192,7 @@ def try_undos(order_id: str, step: str | None) -> list[OpenUndo]:
         order = read_order(order_id)
         if step is not None and step not in held_steps([order_id]):
             raise NothingToUndo(why_not_open(order_id, step))
-        if order.status not in GIVING_BACK:
+        if order.status not in UNDOING:
             raise NothingToUndo(f"order {order_id} is {order.status}; nothing is left to be tried")
         try:
             compensate_tagged([order_id], step)

@@ -6,12 +6,18 @@ which, which is not needed here.
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.utilities.annotations import quote
+
+from tasks.retries import retried
+
+Call = Callable[[Task[[list[str]], list[str]], list[str]], list[str]]
+"""How a task is called for a group of orders."""
 
 USUALLY = gc.get_threshold()
 COLLECT_AFTER = 50_000
@@ -22,6 +28,19 @@ more memory, and save nothing that could be measured."""
 def as_one(values: Sequence[Any]) -> Any:
     """Return these values as one task argument, opaque to Prefect."""
     return quote(values)
+
+
+def as_task_run(task: Task[[list[str]], list[str]], order_ids: list[str]) -> list[str]:
+    """Call a task for a group with a task run."""
+    return task(as_one(order_ids))
+
+
+def without_task_run(task: Task[[list[str]], list[str]], order_ids: list[str]) -> list[str]:
+    """Call a task for a group, with retries but no task run.
+
+    A task run costs more than the work on a few orders, and thousands of them show people nothing.
+    """
+    return retried(task.fn)(order_ids)
 
 
 def forget_results() -> None:

@@ -8,3 +8,5 @@ CONCURRENCY = 2
 CONCURRENCY_AT_MOST = 32
 TOLERATED_FAILURES = 0.25
 """The share of orders that may fail before the run itself counts as failed."""
+LISTEN_SECONDS_AT_MOST = 3_600
+"""Longer, the run's report would come too late to be of use."""

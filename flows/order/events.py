@@ -9,6 +9,8 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from threading import Timer
 from typing import Any
 from uuid import UUID
 
@@ -23,11 +25,14 @@ from orders.lookup import read_order
 from orders.ownership import finished_orders_of_run
 from reports.notices import announce_failed_compensation, announce_wait
 from reports.timeline import timeline
+from store.database import release_connections
 from store.models import Order, OrderStatus
 from texts.events import of_status
 
 logger = logging.getLogger("store.order_events")
 
+SHOWN_AFTER_SECONDS = 5.0
+"""An order that a dispatcher answers costs no call of Prefect's API for its wait."""
 TIMELINES_AT_MOST = 20
 """A group larger than this is a batch, which has a report of its own."""
 
@@ -91,6 +96,33 @@ def tell_of_wait(order: Order) -> None:
     with _unaffected(order.id):
         _emit(order)
         announce_wait(order, form_url(order))
+
+
+@contextmanager
+def show_wait(order: Order, *, at_once: bool) -> Iterator[None]:
+    """Publish the order's timeline once its wait outlasts a dispatcher's answer.
+
+    Args:
+        order: The order, which waits.
+        at_once: Whether to publish before the wait, as for a run that keeps no process.
+    """
+    if at_once:
+        publish_timelines([order.id])
+        yield
+        return
+    # Prefect's settings are in the context, which a thread does not inherit.
+    timer = Timer(SHOWN_AFTER_SECONDS, copy_context().run, [_show_waiting, order.id])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _show_waiting(order_id: str) -> None:
+    publish_timelines([order_id])
+    release_connections()
 
 
 def form_url(order: Order) -> str:

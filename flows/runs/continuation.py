@@ -21,9 +21,9 @@ from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Crashed
 
 from flows.runs.run_states import deployments, mark_replaced, worker_can_take
-from orders.batches import batches_among, hand_over_batch, read_batch
+from orders.batches import batches_among, change_batch_owner, read_batch
 from orders.lookup import read_order
-from orders.ownership import continuations_of_run, count_continuation, hand_over, orders_of_run
+from orders.ownership import change_owner, continuations_of_run, count_continuation, orders_of_run
 from store.models import Order
 from store.settings import settings
 
@@ -155,7 +155,7 @@ def _start_anew(client: SyncPrefectClient, order: Order, continuation: int) -> N
         f"{order.id}:{order.attempt}:{continuation}",
         tags=[CONTINUATION],
     )
-    hand_over(order.id, from_run=order.run_id, to_run=str(run.id))
+    change_owner(order.id, from_run=order.run_id, to_run=str(run.id))
     if order.run_id is not None:
         mark_replaced(client, order.run_id, str(run.id))
     logger.warning(
@@ -177,7 +177,7 @@ def _start_batch_anew(client: SyncPrefectClient, run_id: str, continuation: int)
         f"{run_id}:{continuation}",
         tags=[CONTINUATION],
     )
-    hand_over_batch(from_run=run_id, to_run=str(run.id))
+    change_batch_owner(from_run=run_id, to_run=str(run.id))
     mark_replaced(client, run_id, str(run.id))
     logger.warning("the batch of run %s goes on in a new run, %s", run_id, run.id)
 

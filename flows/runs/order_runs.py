@@ -113,10 +113,16 @@ def runs_of_order(
         owner: The run that owns it, which may be a batch's and named otherwise; left out for an
             order that no run has recorded.
     """
+    # An order without an id of its own has that of its first run, at the end of the run's name.
+    owners = {id_ for id_ in (owner, order_id) if id_ and _is_run_id(id_)}
     owned_or_named = [
         FlowRunFilter(name=FlowRunFilterName(any_=[order_id])),
         FlowRunFilter(tags=FlowRunFilterTags(all_=[f"order:{order_id}"])),
-        *([FlowRunFilter(id=FlowRunFilterId(any_=[UUID(owner)]))] if owner else []),
+        *(
+            [FlowRunFilter(id=FlowRunFilterId(any_=[UUID(id_) for id_ in owners]))]
+            if owners
+            else []
+        ),
     ]
     ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     found = {
@@ -154,6 +160,13 @@ def runs_of_order(
         )
         for run in sorted(found.values(), key=lambda run: str(run.created))
     ]
+
+
+def _is_run_id(id_: str) -> bool:
+    try:
+        return str(UUID(id_)) == id_
+    except ValueError:
+        return False
 
 
 def _unbegun(client: SyncPrefectClient) -> list[FlowRun]:

@@ -23,7 +23,7 @@ logger = logging.getLogger("store.work_pool")
 
 SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect's client raises, its own retries spent, while the server is away or starting."""
-GIVEN_BACK = "given back to its closed work pool"
+RESCHEDULED = "rescheduled for when its work pool is resumed"
 """Message of the state in which a run waits for its pool to be open again."""
 
 
@@ -59,7 +59,7 @@ def _pool_of(client: SyncPrefectClient, run_id: str) -> str | None:
     return client.read_flow_run(UUID(run_id)).work_pool_name
 
 
-def give_run_back() -> NoReturn:
+def reschedule_run() -> NoReturn:
     """Reschedule this run for when its pool is resumed.
 
     This process ends, and a worker executes the run from its top.
@@ -72,8 +72,8 @@ def give_run_back() -> NoReturn:
         # The name of a run that goes on after a suspension: nobody has asked for a new attempt,
         # and one without a process is cancelled at once.
         answer: OrchestrationResult[Any] = client.set_flow_run_state(
-            runtime.flow_run.id, Scheduled(name="Resuming", message=GIVEN_BACK)
+            runtime.flow_run.id, Scheduled(name="Resuming", message=RESCHEDULED)
         )
     if answer.state is None or not answer.state.is_scheduled():
-        raise RunTakenAway(f"the run cannot be given back: {answer.status.value}")
+        raise RunTakenAway(f"the run cannot be rescheduled: {answer.status.value}")
     raise Pause(state=answer.state)

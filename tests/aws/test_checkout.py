@@ -93,7 +93,7 @@ def test_an_order_goes_by_sqs_to_a_courier_and_by_sns_to_the_shop(
     assert status("order-1") == "dispatched"
     assert assigned_copies() == {}
     dispatcher.look_after()
-    assert (dispatcher.report.settled, dispatcher.bodies()) == (1, [])
+    assert (dispatcher.report.deleted, dispatcher.bodies()) == (1, [])
     assert cloud.count(chosen.queue_url) == cloud.count(chosen.dead_letter_url) == 0
 
     (notice,) = cloud.published(chosen.subscribed_url)
@@ -354,5 +354,5 @@ def test_a_message_whose_deletion_fails_is_settled_by_the_next_dispatcher(
     second = Dispatcher()
     second.take_in(1)
     second.look_after()
-    assert (second.report.settled, second.resumed) == (1, [])
+    assert (second.report.deleted, second.resumed) == (1, [])
     assert cloud.count(chosen.queue_url) == 0

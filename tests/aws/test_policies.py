@@ -8,8 +8,9 @@ import pytest
 
 from console.doctor import CHECKS
 from console.main import main as checkout
-from deployments import provision
-from deployments.provision import Resources, policies
+from deployments import aws_resources, provision
+from deployments.aws_policies import policies
+from deployments.aws_resources import Resources
 from store import aws
 from store.partners import order_queue
 from store.settings import settings
@@ -99,6 +100,8 @@ def test_the_operators_policy_is_what_redrive_doctor_and_metrics_use(
     for message in order_queue().receive(limit=10, wait_seconds=20):
         order_queue().dead_letter(message, "why")
     calls.made.clear()
+    assert checkout(["dead-letters", "list"]) == 0
+    assert "why" in capsys.readouterr().out
     assert checkout(["redrive"]) == 0
     assert capsys.readouterr().out == "Dead letters put into the queue again: 1\n"
     assert checkout(["metrics"]) == 0
@@ -121,7 +124,7 @@ def test_the_provisioners_policy_is_what_it_uses(
     assert provision.main(["--name", NAME, "--dry-run"]) == 0
     assert provision.main(["--name", NAME, "--email", "shop@example.com"]) == 0
     monkeypatch.setenv("STORE_VISIBILITY_TIMEOUT_SECONDS", "77")
-    monkeypatch.setattr(provision, "LONGEST_RETENTION_SECONDS", 13 * 24 * 3600)
+    monkeypatch.setattr(aws_resources, "LONGEST_RETENTION_SECONDS", 13 * 24 * 3600)
     cloud.sns.set_topic_attributes(
         TopicArn=RESOURCES.topic_arn, AttributeName="DisplayName", AttributeValue="Someone else"
     )

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from deployments import provision
+from deployments import aws_resources, provision
 from store.partners import order_queue, topic
 from store.queue import MAX_RECEIVES
 from store.settings import settings
@@ -176,10 +176,10 @@ def test_what_was_changed_by_hand_is_put_right(
 def test_a_policy_in_the_spelling_of_sqs_is_the_same_policy() -> None:
     ours = '{"deadLetterTargetArn": "arn:dead", "maxReceiveCount": 5}'
     theirs = '{"maxReceiveCount":"5","deadLetterTargetArn":"arn:dead"}'
-    assert provision.means_the_same(theirs, ours)
-    assert not provision.means_the_same(theirs.replace("5", "6"), ours)
-    assert not provision.means_the_same(None, ours)
-    assert not provision.means_the_same("", ours)
+    assert aws_resources.means_the_same(theirs, ours)
+    assert not aws_resources.means_the_same(theirs.replace("5", "6"), ours)
+    assert not aws_resources.means_the_same(None, ours)
+    assert not aws_resources.means_the_same("", ours)
 
 
 def test_a_key_that_somebody_chose_is_left(
@@ -293,9 +293,9 @@ def test_a_failure_is_one_line_and_no_traceback(
 
 
 def test_a_name_that_aws_would_refuse_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(capsys, "--name", "no spaces")
-    assert "letters, digits" in capsys.readouterr().err
+    status, _, said = run(capsys, "--name", "no spaces")
+    assert status == 2
+    assert "letters, digits" in said
 
 
 def test_policies_are_printed_for_each_role(

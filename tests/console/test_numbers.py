@@ -7,6 +7,7 @@ import pytest
 from console.main import commands
 from deployments.automations import main as automations
 from seed.__main__ import main as seed
+from terminal.command_line import Command
 from terminal.numbers import share, whole_number
 
 
@@ -72,9 +73,6 @@ def test_every_number_of_every_command_is_read_strictly(name: str) -> None:
     ],
 )
 def test_the_commands_of_python_read_numbers_as_strictly(
-    command: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    command: Command, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as left:
-        command()
-    assert left.value.code == 2
+    assert command(arguments) == 2

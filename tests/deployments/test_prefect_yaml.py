@@ -11,7 +11,12 @@ from prefect import Flow, Task
 
 import flows
 import tasks
-from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR
+from deployments.local import (
+    CHECKOUT_DEPLOYMENT,
+    DISPATCH_DEPLOYMENT,
+    ONLINE_DEPLOYMENT,
+    PROJECT_DIR,
+)
 from deployments.prefect_yaml import problems
 from flows.checkout import ON_THIS_MACHINE
 
@@ -64,15 +69,18 @@ def test_the_projects_file_has_no_problem() -> None:
 
 def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
     queues = {
-        deployment["entrypoint"].rpartition(".")[2]: deployment["work_pool"].get("work_queue_name")
+        (deployment["entrypoint"].rpartition(".")[2], deployment["name"]): deployment[
+            "work_pool"
+        ].get("work_queue_name")
         for deployment in read_project_file()["deployments"]
     }
     assert queues == {
-        "store_checkout": None,
-        "batch_checkout": None,
-        "dispatch_orders": "upkeep",
-        "recover_orders": "upkeep",
-        "audit_books": None,
+        ("store_checkout", "local"): None,
+        ("batch_checkout", "nightly"): None,
+        ("batch_checkout", "online"): "upkeep",
+        ("dispatch_orders", "local"): "upkeep",
+        ("recover_orders", "local"): "upkeep",
+        ("audit_books", "daily"): None,
     }
 
 
@@ -81,7 +89,7 @@ def test_the_projects_file_has_the_deployments_that_the_local_system_starts() ->
         f"{deployment['entrypoint'].rpartition('.')[2].replace('_', '-')}/{deployment['name']}"
         for deployment in read_project_file()["deployments"]
     }
-    assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT} <= names
+    assert {CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, ONLINE_DEPLOYMENT} <= names
 
 
 def test_a_limit_on_the_projects_own_checkout_is_refused() -> None:
@@ -98,6 +106,13 @@ def test_a_good_document_has_no_problem(project_dir: Path) -> None:
     assert problems(document(), project_dir) == []
 
 
+@pytest.mark.parametrize(
+    "used", [{"version_type": "prefect:simple"}, {"sla": []}, {"flow_name": "plain"}]
+)
+def test_every_key_that_prefect_uses_is_taken(project_dir: Path, used: dict[str, Any]) -> None:
+    assert problems(document(**used), project_dir) == []
+
+
 def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path) -> None:
     changed = document(entrypoint="flows.hooked.hooked", parameters={}, concurrency_limit=1)
     assert problems(changed, project_dir) == []
@@ -107,7 +122,7 @@ def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path
     ("changes", "expected"),
     [
         ({"triger": []}, "Prefect would ignore the key 'triger'"),
-        ({"schedule": {"cron": "0 2 * * *"}}, "Prefect would ignore the key 'schedule'"),
+        ({"schedule": {"cron": "0 2 * * *"}, "schedules": None}, "without a slug"),
         ({"parameter_openapi_schema": {}}, "ignore the key 'parameter_openapi_schema'"),
         ({"work_pool": POOL | {"queue": "q"}}, "ignore the key 'queue'"),
         ({"work_pool": POOL | {"name": "local"}}, "its name must come from the environment"),

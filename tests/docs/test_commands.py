@@ -5,10 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 import boto3
 import pytest
@@ -55,27 +53,14 @@ def program(words: list[str]) -> tuple[str, list[str]]:
 COMMANDS = [(document, *program(words)) for document, words in commands()]
 
 
-class Parsed(Exception):
-    """The arguments were taken; nothing is done with them."""
-
-
-def parse_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def parse_module(module: str, arguments: list[str]) -> None:
     if module in OF_PYTHON:
         return
     if module in INSTALLERS:
         parse_installation(module, arguments)
         return
     found = importlib.import_module(f"{module}.__main__" if is_package(module) else module)
-    real = ArgumentParser.parse_args
-
-    def parse_only(self: ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
-        real(self, args, namespace)
-        raise Parsed
-
-    monkeypatch.setattr(ArgumentParser, "parse_args", parse_only)
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    with pytest.raises(Parsed):
-        found.main()
+    parse(found.main.app, arguments)
 
 
 def is_package(module: str) -> bool:
@@ -114,14 +99,14 @@ def parse_aws(arguments: list[str]) -> None:
     ids=[f"{document}: {name} {' '.join(rest)}"[:90] for document, name, rest in COMMANDS],
 )
 def test_a_command_that_a_document_shows_is_taken_by_its_program(
-    document: str, name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    document: str, name: str, arguments: list[str]
 ) -> None:
     match name:
         case "make":
             assert {each for each in arguments if "=" not in each} <= make_targets()
         case "python" | "python3":
             assert arguments[0] == "-m"
-            parse_module(arguments[1], arguments[2:], monkeypatch)
+            parse_module(arguments[1], arguments[2:])
         case "prefect":
             parse(prefect_commands, arguments)
         case "checkout":
@@ -138,11 +123,11 @@ def test_a_command_that_a_document_shows_is_taken_by_its_program(
             assert (PROJECT_DIR / path).exists(), path
 
 
-def test_a_command_that_its_program_does_not_take_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_its_program_does_not_take_is_found() -> None:
     with pytest.raises(CycloptsError):
         parse(prefect_commands, ["worker", "start", "--pol", "store"])
-    with pytest.raises(SystemExit):
-        parse_module("seed.dynamodb", ["--book-table", "books"], monkeypatch)
+    with pytest.raises(CycloptsError):
+        parse_module("seed.dynamodb", ["--book-table", "books"])
     with pytest.raises(AssertionError):
         parse_aws(["ecs", "register-task-definition", "--famly", "x"])
     with pytest.raises(AssertionError):

@@ -125,11 +125,16 @@ class PrefectUi:
 
     def fill_answer_form(self, form: Locator, outcome: str, **fields: str) -> None:
         """Choose the outcome and type the other fields, by the beginning of their labels."""
-        form.get_by_role("button", name="Select Outcome").click()
-        self.page.get_by_role("option", name=outcome).click()
+        self._choose_option(form, "Outcome", outcome)
+        if courier := fields.pop("courier", ""):
+            self._choose_option(form, "Courier", courier)
         for name, text in fields.items():
             label = name.replace("_", " ")
             form.get_by_label(re.compile(rf"^{label}\b", re.IGNORECASE)).fill(text)
+
+    def _choose_option(self, form: Locator, field: str, option: str) -> None:
+        form.get_by_role("button", name=f"Select {field}").click()
+        self.page.get_by_role("option", name=option).click()
 
     def submit_answer_form(self, form: Locator) -> None:
         """Send the answer and see that the form was taken."""

@@ -5,17 +5,18 @@ python -m tests.faults --seed 4711             this one again, told in full
 python -m tests.faults --seed 4711 --shrink    with as few faults as still make it fail
 """
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from terminal.command_line import Flag, command
+from terminal.numbers import WholeNumber
 
 if TYPE_CHECKING:
     from tests.faults.simulation import Outcome
@@ -23,9 +24,22 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; the exit status says whether all was well."""
-    asked = _parser().parse_args(arguments)
+@command("python -m tests.faults", __doc__)
+def main(
+    *,
+    number: WholeNumber = 200,
+    first: WholeNumber = 0,
+    seed: WholeNumber | None = None,
+    shrink: Flag = False,
+) -> int:
+    """Simulate the seeds; return 1 if one fails.
+
+    Args:
+        number: How many seeds.
+        first: The first seed.
+        seed: Run this seed alone and tell its story.
+        shrink: With --seed: leave faults out.
+    """
     # Prefect reads its settings when it is imported, and no server may be looked for.
     os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
     os.environ.pop("PREFECT_API_URL", None)
@@ -34,19 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tests.faults.databases import new_database, new_server
 
         with new_server() as server, new_database(server) as url:
-            if asked.seed is not None:
-                return _one(asked.seed, url, shrinks=asked.shrink)
-            return _many(range(asked.first, asked.first + asked.number), url)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--number", type=int, default=200, help="how many seeds (200)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
-    parser.add_argument("--seed", type=int, help="run this seed alone and tell its story")
-    parser.add_argument("--shrink", action="store_true", help="with --seed: leave faults out")
-    return parser
+            if seed is not None:
+                return _one(seed, url, shrinks=shrink)
+            return _many(range(first, first + number), url)
 
 
 def _many(seeds: range, url: str) -> int:

@@ -25,6 +25,7 @@ import orders.acceptance
 import store.embedded_gateway
 import store.outages
 import store.saga
+import store.saga_log
 import tasks.billing
 import tasks.couriers
 import tasks.dispatch
@@ -39,7 +40,7 @@ from store.messages import CourierAnswer
 from store.models import (
     BEFORE_PIVOT,
     ENDED,
-    GIVING_BACK,
+    UNDOING,
     Courier,
     Customer,
     Decision,
@@ -50,15 +51,8 @@ from store.models import (
     utc_now,
 )
 from store.payments import Answer, Charge
-from store.saga import (
-    Backward,
-    Forward,
-    SagaOrder,
-    backward,
-    forward,
-    held_steps,
-    lock_orders,
-)
+from store.saga import Backward, Forward, backward, forward, held_steps
+from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from store.table_topic import TableTopic
 from tests.faults.partners import BadLineGateway
@@ -108,8 +102,8 @@ def an_undo_does_not_look_whether_it_is_done() -> Patches:
     def wrong(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
         with transaction() as session:
             orders = lock_orders(session, order_ids)
-            failing = [o for o in orders.values() if o.status in GIVING_BACK]
-            records = store.saga._records(session, failing, [step])
+            failing = [o for o in orders.values() if o.status in UNDOING]
+            records = store.saga_log.records(session, failing, [step])
             of = {record.order_id: record for record in records}
             yield Backward(session, [(o, of[o.id]) for o in failing if o.id in of])
 
@@ -135,7 +129,7 @@ def points_are_given_back_that_were_never_taken() -> Patches:
     def wrong(order_ids: list[str]) -> list[str]:
         with transaction() as session:
             for order in lock_orders(session, order_ids).values():
-                if order.status in GIVING_BACK and not order.redeem:
+                if order.status in UNDOING and not order.redeem:
                     points = {order.user_id: (order.total_cents or 0) // 100}
                     tasks.points._lock_customers(session, points)
                     increase(session, Customer, "points", points)
@@ -379,7 +373,7 @@ def a_compensation_ends_although_an_undo_failed() -> Patches:
     def wrong(order_ids: Sequence[str]) -> dict[str, OrderStatus]:
         with transaction() as session:
             giving_back = [
-                o.id for o in lock_orders(session, order_ids).values() if o.status in GIVING_BACK
+                o.id for o in lock_orders(session, order_ids).values() if o.status in UNDOING
             ]
             session.execute(
                 update(Order)
@@ -396,7 +390,7 @@ def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
     right = flows.recovery.next_move
 
     def wrong(order: Any, run: Any, now: Any, **more: bool) -> flows.recovery.Move:
-        if order.status in GIVING_BACK:
+        if order.status in UNDOING:
             return flows.recovery.Move.LEAVE
         return right(order, run, now, **more)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.flows.batches import Batches
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
 
@@ -17,3 +18,9 @@ def runs(
     setting("courier_timeout_seconds", int(PATIENCE_SECONDS))
     with Runs() as started:
         yield started
+
+
+@pytest.fixture
+def batches(runs: Runs) -> Batches:
+    """What a test starts and looks at batches with."""
+    return Batches(runs)

@@ -2,31 +2,27 @@
 
 import gc
 import json
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import pytest
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
-from prefect.flow_engine import run_flow
-from prefect.states import AwaitingRetry, Cancelling, Crashed
+from prefect.states import Cancelling
 from prefect.utilities.annotations import quote
 from sqlalchemy.exc import OperationalError
 
 from flows import batch
 from flows.actions.by_hand import cancel_order
 from flows.batch import batch_checkout
+from flows.batches import chunk
 from flows.batches import report as batch_report
 from flows.batches.report import Progress
 from flows.compensation import compensate_run
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
-from orders.batches import begin_batch, count_by_status, failed_orders
+from orders.batches import count_by_status, failed_orders
 from orders.intake import submit_orders
 from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
@@ -42,8 +38,8 @@ from store.models import OrderStatus
 from store.notifications import Notice
 from store.table_topic import TableTopic
 from tasks.dispatch import dispatch_order
-from tests.flows.runs import Runs
-from tests.polling import PATIENCE_SECONDS, wait_until
+from tests.flows.batches import Batches, run_id_of, submit
+from tests.polling import wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -60,103 +56,6 @@ from tests.shop import (
     status,
     stock,
 )
-
-
-class Batches:
-    """Batch runs in threads of their own, and dispatchers that follow each other."""
-
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
-
-    def start(self, **parameters: Any) -> "Future[State[Any]]":
-        def execute() -> State[Any]:
-            state = batch_checkout(**parameters, return_state=True)
-            assert isinstance(state, State)
-            return state
-
-        return self.runs.in_thread(execute)
-
-    def again(self, run: FlowRun, **parameters: Any) -> "Future[State[Any]]":
-        """Execute a run again from its top under the same id."""
-        self.runs.client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
-        again = self.runs.client.read_flow_run(run.id)
-        defaults = {"source": None, "failed_of": None, "chunk_size": 3, "concurrency": 2}
-
-        def execute() -> State[Any]:
-            state = run_flow(
-                batch_checkout,
-                flow_run=again,
-                parameters={**defaults, "tolerated_failures": 1.0, "wait": "pause", **parameters},
-                return_type="state",
-            )
-            assert isinstance(state, State)
-            return state
-
-        return self.runs.in_thread(execute)
-
-    def died(self, source: str | None = None) -> FlowRun:
-        """Give the run of a batch that has begun, and whose process has died."""
-        run = self.runs.client.create_flow_run(batch_checkout, state=Crashed())
-        begin_batch(str(run.id), source)
-        return run
-
-    def found(self) -> list[FlowRun]:
-        """This test's runs of batches, oldest first."""
-        return self.runs._found("batch-checkout", FlowRunFilter())
-
-    def paused(self, after: int = 0) -> FlowRun:
-        """Wait until a batch waits for its couriers, with more forms than ``after``."""
-
-        def look() -> FlowRun | None:
-            for run in self.found():
-                if run.state_type == StateType.PAUSED and len(self.forms(run)) > after:
-                    return run
-            return None
-
-        return wait_until(look, "a paused batch")
-
-    def dispatched(self, running: "Future[State[Any]]") -> State[Any]:
-        """Let dispatchers follow each other until the batch has ended, and the queue is empty."""
-        state = self.ended(running)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while left := {id_: status(id_) for id_ in queued()}:
-            assert time.monotonic() < deadline, f"{state!r} has left messages about {left}"
-            dispatch_orders(listen_seconds=1)
-        return state
-
-    def ended(self, running: "Future[State[Any]]") -> State[Any]:
-        """Let dispatchers follow each other until the batch has ended."""
-        while not running.done():
-            dispatch_orders(listen_seconds=1)
-        return running.result()
-
-    def forms(self, run: FlowRun) -> list[str]:
-        """The descriptions of the forms that the run has put up."""
-        inputs = self.runs.client.filter_flow_run_input(
-            run.id, key_prefix="paused-batch-", limit=100, exclude_keys=set()
-        )
-        return [str(form.value) for form in inputs if form.key.endswith("-description")]
-
-    def artifacts(self, run_id: str) -> dict[str, Any]:
-        found = self.runs.client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run_id)]))
-        )
-        return {artifact.key or "": artifact.data for artifact in found}
-
-
-@pytest.fixture
-def batches(runs: Runs) -> Batches:
-    return Batches(runs)
-
-
-def submit(count: int, prefix: str = "o", **options: Any) -> list[str]:
-    ids = [f"{prefix}-{number:03d}" for number in range(count)]
-    submit_orders([an_order(id_, **options) for id_ in ids])
-    return ids
-
-
-def run_id_of(state: State[Any]) -> str:
-    return str(state.state_details.flow_run_id)
 
 
 def test_a_file_of_orders_ends_with_each_order_on_its_own(batches: Batches, tmp_path: Path) -> None:
@@ -373,7 +272,7 @@ def test_a_defect_that_one_order_hits_costs_that_order_only(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(7)
-    real = batch.STEPS[1]
+    real = chunk.STEPS[1]
 
     class Defective:
         name = "calculate_total"
@@ -384,8 +283,8 @@ def test_a_defect_that_one_order_hits_costs_that_order_only(
                 raise ZeroDivisionError("a defect")
             return real(order_ids)
 
-    steps = (batch.STEPS[0], Defective(), *batch.STEPS[2:])
-    monkeypatch.setattr(batch, "STEPS", steps)
+    steps = (chunk.STEPS[0], Defective(), *chunk.STEPS[2:])
+    monkeypatch.setattr(chunk, "STEPS", steps)
     state = batches.dispatched(batches.start())
     assert state.message == "7 orders: 6 dispatched, 1 compensated"
     assert order_row("o-004").message == "ZeroDivisionError: a defect"
@@ -395,7 +294,7 @@ def test_a_batch_that_died_goes_on_where_it_was(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(9)
-    real = batch.STEPS[-1]
+    real = chunk.STEPS[-1]
     deaths = iter([False, True])
 
     class Deadly:
@@ -407,7 +306,7 @@ def test_a_batch_that_died_goes_on_where_it_was(
             return real(order_ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "STEPS", (*batch.STEPS[:-1], Deadly()))
+        patch.setattr(chunk, "STEPS", (*chunk.STEPS[:-1], Deadly()))
         with pytest.raises(BaseException):  # noqa: B017, PT011
             batches.start(chunk_size=3, concurrency=1).result()
     (run,) = batches.runs._found("batch-checkout", FlowRunFilter())
@@ -456,7 +355,7 @@ def test_a_topic_that_refuses_neither_ends_the_batch_nor_refunds_who_waits(
         publish(topic, notices)
 
     impatient = dispatch_order.with_options(retry_delay_seconds=0)
-    monkeypatch.setattr(batch, "dispatch_order", impatient)
+    monkeypatch.setattr(chunk, "dispatch_order", impatient)
     with monkeypatch.context() as patch:
         patch.setattr(TableTopic, "publish", refuses)
         running = batches.start(chunk_size=1)

@@ -15,8 +15,8 @@ from flows import compensation
 from flows.batch import task_runner
 from flows.batches import cluster
 from store.errors import ClusterUnavailable
+from tests.flows.batches import Batches, submit
 from tests.flows.runs import Runs
-from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
 from tests.shop import (
     NOWHERE,

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from flows import batch, compensation
+from flows import compensation
+from flows.batches import chunk
 from flows.batches.defects import narrow_down
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
@@ -53,10 +54,10 @@ def carry(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
     def call(step: Step) -> None:
         for order_id in GROUP:
             place(order_id)
-        steps = [Bare(task) for task in batch.STEPS]
-        monkeypatch.setattr(batch, "STEPS", (steps[0], step, *steps[2:]))
-        monkeypatch.setattr(batch, "give_back", lambda ids: give_back(*ids))
-        batch.check_out_chunk.fn(GROUP)
+        steps = [Bare(task) for task in chunk.STEPS]
+        monkeypatch.setattr(chunk, "STEPS", (steps[0], step, *steps[2:]))
+        monkeypatch.setattr(chunk, "run_undos", lambda ids, **_: give_back(*ids))
+        chunk.check_out_chunk.fn(GROUP)
 
     return call
 
@@ -131,7 +132,7 @@ def test_a_refusal_that_names_no_order_is_asked_about_once_for_the_group(
         patch.setattr(
             compensation, "UNDO", {step: Bare(undo) for step, undo in compensation.UNDO.items()}
         )
-        compensation.give_back(GROUP)
+        compensation.run_undos(GROUP)
     assert asked == [len(GROUP)]
     assert {saga_records(id_)["bill_customer"].undo_error for id_ in GROUP} == {
         "PaymentRefused: the gateway refuses our key"

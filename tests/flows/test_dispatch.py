@@ -4,8 +4,10 @@ import pytest
 
 from flows import dispatch
 from flows.dispatch import DispatchReport, dispatch_orders
+from store.database import transaction
 from store.errors import CheckoutFailed
-from store.messages import OrderMessage
+from store.messages import ASSIGNED, OrderMessage
+from store.models import Courier
 from store.table_queue import TableQueue
 from tests.flows.runs import Runs
 from tests.polling import wait_until
@@ -13,6 +15,7 @@ from tests.shop import (
     an_order,
     assign,
     assigned_copies,
+    carry_on,
     dead_letters,
     decisions,
     end_run,
@@ -65,9 +68,26 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     state = running.result()
     assert state.is_completed()
     assert state.result().courier == "city-vans"
-    assert (report.decided, report.settled) == (1, 1)
+    assert (report.decided, report.deleted) == (1, 1)
     assert (queued(), dead_letters(), assigned_copies()) == ([], [], {})
     assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
+
+
+def test_a_courier_who_came_after_the_form_was_put_up_is_no_reason_to_refuse_the_resume(
+    runs: Runs,
+) -> None:
+    set_capacities(swift_bikes=100)
+    placed("o-0", "prepare_order", 90)
+    assign("o-0", "swift-bikes")
+    running = runs.check_out(an_order("o-1", 50))
+    run = runs.paused("o-1")
+    assert runs.answer(run, outcome=ASSIGNED, courier="cargo-trams") == "REJECT"
+    with transaction() as session:
+        session.add(Courier(id="cargo-trams", name="Cargo Trams", capacity_copies=60))
+    wait_until(lambda: listen(1).resumed, "a resumed run")
+    assert running.result().result().courier == "cargo-trams"
+    assert [accepted for _, _, accepted in decisions("o-1")] == [True]
+    carry_on(["o-0"], after="find_couriers")
 
 
 def test_a_dispatcher_ends_the_connection_on_which_it_has_listened(runs: Runs) -> None:
@@ -106,7 +126,7 @@ def test_each_message_of_a_mixed_queue_ends_right(runs: Runs) -> None:
         '{"order_id": "x"}': "cannot be read: 2 errors",
         body("unknown"): "the order does not exist",
     }
-    assert (report.decided, report.settled, report.dead_letters) == (2, 6, 3)
+    assert (report.decided, report.deleted, report.dead_letters) == (2, 6, 3)
     assert report.resumed >= 3
     assert stock() == 493
 
@@ -117,7 +137,7 @@ def test_a_message_of_an_order_without_a_free_courier_is_handed_back_fresh(runs:
     placed("waits", "prepare_order", 3)
     for _ in range(2):
         report = listen(1)
-        assert (report.decided, report.handed_back) == (0, 2)
+        assert (report.decided, report.released) == (0, 2)
     assert status("waits") == "waiting"
     held = TableQueue().receive(10, wait_seconds=0)
     assert [message.receive_count for message in held] == [1, 1]

@@ -141,7 +141,7 @@ def test_a_dispatcher_ends_early_when_its_pool_is_closed_and_hands_back(pool: Po
     assert pool.drain(timeout_seconds=30).drained
 
     (dispatcher,) = pool.ended()
-    assert dispatcher.result() == DispatchReport(received=1, decided=1, handed_back=1)
+    assert dispatcher.result() == DispatchReport(received=1, decided=1, released=1)
     assert queued() == ["o-1"]
 
 

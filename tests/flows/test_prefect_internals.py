@@ -8,17 +8,19 @@ import ast
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import Flow, flow, get_client, task
+import yaml
+from prefect import Flow, flow, get_client, pause_flow_run, suspend_flow_run, task
+from prefect.cli.deploy import _models
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause
+from prefect.exceptions import Abort, Pause
 from prefect.input import keyset_from_base_key, keyset_from_paused_state
 from prefect.states import Cancelled, Crashed, Paused, Scheduled, Suspended
 
@@ -26,6 +28,7 @@ from deployments.local import PROJECT_DIR
 from flows.actions.drain import CRASHED, PAUSED, RESUMING, SUSPENDED
 from flows.batches.bulk import as_one, forget_results
 from flows.compensation import _reason
+from flows.runs.pause import state_message
 from flows.runs.run_states import is_cancelled_by_prefect
 from store.errors import BillingError
 from tests.flows.pool import Pool
@@ -91,6 +94,28 @@ def test_the_answer_to_a_pause_has_the_key_by_which_the_store_looks_for_it(
     keys = keyset_from_paused_state(waiting)
     assert keys == keyset_from_base_key(f"{begins}-courier-1")
     assert keys["response"] == f"{begins}-courier-1-response"
+
+
+@pytest.mark.parametrize("pause", [pause_flow_run, suspend_flow_run])
+def test_a_pause_proposes_the_state_that_the_store_has_put_a_message_into(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch, pause: Callable[..., Any]
+) -> None:
+    proposed: list[State[Any]] = []
+
+    def refuse(state: State[Any], **_: Any) -> None:
+        proposed.append(state)
+        raise Abort("seen")
+
+    monkeypatch.setattr("prefect.flow_runs.propose_state_sync", refuse)
+
+    @flow
+    def run() -> None:
+        with state_message("waits for a courier"):
+            pause(timeout=1)
+
+    with pytest.raises(RuntimeError, match="seen"):
+        run()
+    assert [state.message for state in proposed] == ["waits for a courier"]
 
 
 def test_a_hook_finds_what_its_flow_raised_in_the_data_of_the_state(prefect_server: None) -> None:
@@ -202,8 +227,31 @@ def _private_names() -> Iterator[str]:
                         yield f"{path.relative_to(PROJECT_DIR)}: {name}"
 
 
-def test_the_product_imports_no_private_module_of_prefect() -> None:
-    assert list(_private_names()) == []
+def test_the_product_imports_no_other_private_module_of_prefect() -> None:
+    assert {use.rpartition(".")[0] for use in _private_names()} == {
+        "deployments/prefect_yaml.py: prefect.cli.deploy._models"
+    }
+
+
+def test_the_models_of_prefect_yaml_know_every_key_of_the_projects_file() -> None:
+    document = yaml.safe_load(_source("prefect.yaml"))
+    deployments = document["deployments"]
+    for mappings, model in (
+        ([document], _models.PrefectYamlModel),
+        (deployments, _models.DeploymentConfig),
+        ([deployment["work_pool"] for deployment in deployments], _models.WorkPoolConfig),
+        (
+            [schedule for each in deployments for schedule in each.get("schedules", ())],
+            _models.RawScheduleConfig,
+        ),
+        (
+            [each["concurrency_limit"] for each in deployments if "concurrency_limit" in each],
+            _models.ConcurrencyLimitSpec,
+        ),
+    ):
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        assert mappings
+        assert {key for mapping in mappings for key in mapping} <= known, model.__name__
 
 
 def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
@@ -217,7 +265,7 @@ def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
         if name.startswith("test_") and callable(value) and name not in OF_THE_TABLE
     }
     assert named == here
-    for module in re.findall(r"`((?:flows|deployments)/\w+\.py)`", table):
+    for module in re.findall(r"`((?:flows|deployments)/[\w/]+\.py)`", table):
         assert Path(PROJECT_DIR, module).is_file(), module
     (newest,) = re.findall(r"^prefect==(\S+)$", _source("constraints.txt"), re.MULTILINE)
     (oldest,) = re.findall(r"^prefect==(\S+)$", _source("constraints-oldest.txt"), re.MULTILINE)
@@ -225,6 +273,6 @@ def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
 
 
 OF_THE_TABLE = {
-    "test_the_product_imports_no_private_module_of_prefect",
+    "test_the_product_imports_no_other_private_module_of_prefect",
     "test_the_table_of_the_document_names_each_use_and_its_test",
 }

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import ExceptionContext, NullPool, create_engine, event, text
 
 from flows import compensation
-from flows.batch import STEPS, batch_checkout
+from flows.batch import batch_checkout
+from flows.batches.chunk import STEPS
 from orders.intake import claim_orders
 from store.database import engine
 from store.embedded_gateway import EmbeddedGateway
@@ -16,8 +17,8 @@ from store.outages import READ_ONLY, sqlstate_of
 from store.payments import Answer, Charge
 from store.settings import settings
 from tasks.dispatch import send_again
+from tests.flows.batches import Batches, submit
 from tests.flows.runs import Runs
-from tests.flows.test_batch import Batches, submit
 from tests.polling import wait_until
 from tests.shop import kept_cents, ledger, order_row, status, stock
 

@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-FOLDERS = ("flows", "tasks", "store", "orders", "texts", "reports")
+FOLDERS = (
+    "flows",
+    "tasks",
+    "store",
+    "orders",
+    "texts",
+    "reports",
+    "deployments",
+    "console",
+    "seed",
+    "terminal",
+    "fork_server",
+    "docs",
+)
 WORDS_AT_MOST = 12
 BANNED = re.compile(
     r"\b(none of|of which|whoever|nobody|anew|meanwhile|gives?|says?|tells?)\b|[;:](?=\s|$)",

@@ -11,11 +11,11 @@ import pytest
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 BELOW_FIRST = ("fork_server", "store", "texts", "tasks", "orders", "reports", "flows", "terminal")
 """Each folder may import those before it, and nothing behind it."""
-ON_TOP = ("seed", "deployments", "console")
+ON_TOP = ("seed", "deployments", "web", "console")
 """They may import all of these, and those before them."""
 LINES_AT_MOST = 400
 LINES_OF_A_FUNCTION_AT_MOST = 70
-SHORT = ("texts", "tasks", "orders", "reports")
+SHORT = ("store", "texts", "tasks", "orders", "reports", "seed")
 
 
 @cache
@@ -75,6 +75,13 @@ def test_no_folder_imports_upwards() -> None:
     found = folders_imported()
     assert found
     assert {(importer, name) for importer, name in found if ranks[name] > ranks[importer]} == set()
+
+
+def test_one_library_reads_all_command_lines() -> None:
+    for module in modules():
+        imports = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Import)]
+        names = {alias.name for node in imports for alias in node.names}
+        assert not {"argparse", "click", "getopt", "optparse", "typer"} & names, module
 
 
 def test_the_fork_server_stands_alone() -> None:

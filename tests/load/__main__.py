@@ -6,12 +6,11 @@ python -m tests.load --orders 500 --wait suspend --threads 6
                                                      the same without a process for each run
 """
 
-import argparse
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,22 +22,33 @@ from deployments.leash import Leashed
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
 from deployments.prefect_api import PrefectApi
 from deployments.progress import Progress
+from flows.runs.pause import Wait
+from terminal.command_line import Flag, command
+from terminal.numbers import WholeNumber
 from tests.load.at_once import at_once, dispatch
 
 DEADLINE_SECONDS = 4 * 3600
 TELL_SECONDS = 15.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; the exit status says whether all ended right."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--orders", type=int, default=50, help="how many (50)")
-    parser.add_argument("--wait", choices=["pause", "suspend"], default="pause")
-    parser.add_argument("--workers", type=int, default=1, help="how many (1)")
-    parser.add_argument("--all-wait", action="store_true", help="before couriers are sought")
-    parser.add_argument("--threads", type=int, help="execute runs in threads, so many for a core")
-    asked = parser.parse_args(arguments)
+@command("python -m tests.load", __doc__)
+def main(
+    *,
+    orders: WholeNumber = 50,
+    wait: Wait = "pause",
+    workers: WholeNumber = 1,
+    all_wait: Flag = False,
+    threads: WholeNumber | None = None,
+) -> int:
+    """Start the checkouts; return 1 if one did not end right.
+
+    Args:
+        orders: How many.
+        wait: How an order waits.
+        workers: How many.
+        all_wait: Seek couriers when all orders wait.
+        threads: Execute runs in threads, so many for a core.
+    """
     tell = Progress(Console(soft_wrap=True))
     last_told = 0.0
 
@@ -49,31 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             free_gb = psutil.virtual_memory().available / 2**30
             tell(f"{line}, {free_gb:.1f} GB free, load {os.getloadavg()[0]:.0f}")
 
+    waits = wait == "suspend" or all_wait
     with (
         tempfile.TemporaryDirectory(prefix="store-load-", ignore_cleanup_errors=True) as folder,
         LocalSystem(Path(folder), report=tell, preferred_port=0) as local,
         PrefectApi(local.api_url) as api,
         ExitStack() as stack,
     ):
-        for _ in range(asked.workers - 1):
+        for _ in range(workers - 1):
             local.start_worker()
-        orders = at_once(local, api, asked.orders, asked.wait)
-        if asked.threads:
-            orders.deployment = stack.enter_context(thread_workers(local, api, asked.threads))
-        if asked.wait == "suspend" or asked.all_wait:
+        started = at_once(local, api, orders, wait)
+        if threads:
+            started.deployment = stack.enter_context(thread_workers(local, api, threads))
+        if waits:
             api.pause_deployment(DISPATCH_DEPLOYMENT)
         else:
             dispatch(api)
         began = time.monotonic()
-        orders.start(orders.expected)
-        tell(f"{asked.orders} runs were started in {time.monotonic() - began:.1f} s")
-        if asked.wait == "suspend" or asked.all_wait:
-            seconds = orders.until(orders.all_wait, DEADLINE_SECONDS, now_and_then)
-            tell(f"All wait, after {seconds:.0f} s: {dict(orders.states())}")
+        started.start(started.expected)
+        tell(f"{orders} runs were started in {time.monotonic() - began:.1f} s")
+        if waits:
+            seconds = started.until(started.all_wait, DEADLINE_SECONDS, now_and_then)
+            tell(f"All wait, after {seconds:.0f} s: {dict(started.states())}")
             dispatch(api)
-        seconds = orders.until(orders.all_ended, DEADLINE_SECONDS, now_and_then)
-        tell(f"All have ended, after {seconds:.0f} s: {dict(orders.statuses())}")
-        wrong = orders.wrong()
+        seconds = started.until(started.all_ended, DEADLINE_SECONDS, now_and_then)
+        tell(f"All have ended, after {seconds:.0f} s: {dict(started.statuses())}")
+        wrong = started.wrong()
         for line in wrong:
             tell(line)
         _tell_of_errors(local, tell)

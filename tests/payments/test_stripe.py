@@ -23,14 +23,8 @@ from store.errors import TEXT_AT_MOST, KeyReused, PaymentGatewayUnavailable
 from store.models import utc_now
 from store.partners import payment_gateway
 from store.payments import Answer, Charge
-from store.stripe_gateway import (
-    CHARGE,
-    CHARGE_REMEDIES,
-    MADE_WITHIN,
-    PARALLEL_CALLS,
-    REFUND_REMEDIES,
-    StripeGateway,
-)
+from store.stripe_gateway import CHARGE, MADE_WITHIN, PARALLEL_CALLS, StripeGateway
+from store.stripe_refusals import CHARGE_REMEDIES, REFUND_REMEDIES
 from tests.payments.conftest import SECRET
 from tests.payments.parties import a_charge
 from tests.payments.stand_in import CANCEL, CARD, CREATE, REFUND, SEARCH, Fault, StripeStandIn

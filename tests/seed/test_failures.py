@@ -42,9 +42,7 @@ def test_what_stands_in_the_way_is_told_without_a_traceback(
 def test_what_is_no_id_of_a_payment_method_is_refused(
     wrong: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        dynamodb.main([*TABLES, "--payment-method", wrong])
-    assert left.value.code == 2
+    assert dynamodb.main([*TABLES, "--payment-method", wrong]) == 2
     assert "--payment-method" in capsys.readouterr().err
 
 

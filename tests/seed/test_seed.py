@@ -160,9 +160,7 @@ def test_a_number_that_is_none_is_refused(
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, str],
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        seed(monkeypatch, *arguments)
-    assert left.value.code == 2
+    assert seed(monkeypatch, *arguments) == 2
     assert arguments[0] in capsys.readouterr().err
 
 
@@ -204,5 +202,4 @@ def test_a_courier_keeps_room_for_what_it_has_in_hand(
 def test_a_courier_without_a_number_of_copies_is_refused(
     monkeypatch: pytest.MonkeyPatch, copies: str
 ) -> None:
-    with pytest.raises(SystemExit):
-        seed(monkeypatch, "--courier", "anna", copies)
+    assert seed(monkeypatch, "--courier", "anna", copies) == 2

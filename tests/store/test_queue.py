@@ -93,7 +93,7 @@ def test_a_message_never_settled_is_a_dead_letter_after_five_receives(database: 
         let_the_visibility_time_out()
     assert MAX_RECEIVES == 5
     assert received() == []
-    assert dead_letters() == [("poison", "received 5 times, never settled")]
+    assert dead_letters() == [("poison", "received 5 times, never done")]
     let_the_visibility_time_out()
     assert received() == []
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from orders.decisions import decisions_of
 from orders.waits import expire_waits
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading
@@ -16,7 +17,7 @@ from store.models import Decision, Notification, utc_now
 from store.notifications import Notice
 from store.table_queue import TableQueue
 from store.table_topic import TableTopic
-from tasks.couriers import decisions_of, find_couriers, record_answer
+from tasks.couriers import find_couriers, record_answer
 from tasks.dispatch import dispatch_order, prepare_order, send_again
 from tests.shop import (
     assign,
@@ -206,7 +207,7 @@ def test_a_dispatcher_knows_where_the_order_of_each_message_stands(database: str
     messages = messages_about(["waits", "decided", "gone", "refused"])
     known = decisions_of([*messages, old, unknown])
 
-    assert {m.order_id: (s.exists, s.is_open, s.is_settled) for m, s in known.items()} == {
+    assert {m.order_id: (s.exists, s.is_open, s.is_done) for m, s in known.items()} == {
         "waits": (True, True, False),
         "decided": (True, False, False),
         "gone": (True, False, True),
@@ -226,7 +227,7 @@ def test_a_dispatcher_knows_where_the_order_of_each_message_stands(database: str
 def test_a_message_about_an_order_that_could_not_be_given_back_is_settled(database: str) -> None:
     failed("o-1", "bill_customer")
     (known,) = decisions_of(messages_about(["o-1"])).values()
-    assert (status("o-1"), known.is_settled) == ("compensation_failed", True)
+    assert (status("o-1"), known.is_done) == ("compensation_failed", True)
     give_back("o-1")
 
 

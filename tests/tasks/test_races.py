@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from flows.compensation import UNDO
-from orders.batches import begin_batch, hand_over_batch
+from orders.batches import begin_batch, change_batch_owner
 from orders.ownership import count_continuation
 from orders.waits import prolong_waits
 from reports.notices import remind
@@ -18,7 +18,8 @@ from seed.catalogue import COURIERS, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookOutOfStock, CheckoutFailed
 from store.models import utc_now
-from store.saga import abandon, lock_orders
+from store.saga import abandon
+from store.saga_log import lock_orders
 from tasks.dispatch import send_again
 from tests.shop import (
     STEPS,
@@ -171,7 +172,7 @@ def count(_: list[str]) -> None:
 
 def hand_over(_: list[str]) -> None:
     begin_batch("run", None)
-    hand_over_batch("run", "another run")
+    change_batch_owner("run", "another run")
 
 
 def prolong(_: list[str]) -> None:

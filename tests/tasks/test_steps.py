@@ -7,12 +7,13 @@ import pytest
 from prefect import Task
 from sqlalchemy import text
 
-import flows.batch
+import flows.batches.chunk
 import flows.checkout
-from store import saga
+from store import saga_log
 from store.database import reading, transaction
 from store.models import Order
-from store.saga import backward, forward, lock_orders
+from store.saga import backward, forward
+from store.saga_log import lock_orders
 from tasks.steps import BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS, Step
 from tests.shop import carry_on, end_run, place
 
@@ -32,7 +33,7 @@ def test_one_checkout_and_a_batch_take_the_steps_in_the_order_of_the_table() -> 
         and isinstance(getattr(flows.checkout, node.func.id, None), Task)
     }
     assert [calls[line] for line in sorted(calls)] == list(SEQUENCE)
-    assert tuple(step.task for step in BEFORE_THE_WAIT) == flows.batch.STEPS
+    assert tuple(step.task for step in BEFORE_THE_WAIT) == flows.batches.chunk.STEPS
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -68,7 +69,7 @@ def test_without_the_table_no_order_is_taken_for_one_that_has_taken_nothing(
     place("o-1")
     carry_on(["o-1"], "check_inventory")
     with monkeypatch.context() as patch:
-        patch.setattr(saga, "_registered", [])
+        patch.setattr(saga_log, "_registered", [])
         with pytest.raises(RuntimeError, match="no steps are registered"):
             end_run("o-1")
     with reading() as session:

@@ -1,0 +1,140 @@
+"""The listening of a batch, which carries orders as they come.
+
+Notifications of the database wake it, and it looks every two seconds without one. What it does for
+a few orders is the same as for a chunk of thousands, without Prefect's task runs.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from contextlib import closing
+from datetime import datetime, timedelta
+from itertools import islice
+from uuid import UUID
+
+from prefect import get_client
+from prefect.exceptions import ObjectNotFound
+
+from flows.batches.bulk import without_task_run
+from flows.batches.chunk import DECIDED, check_out, finish
+from flows.batches.report import Progress
+from flows.dispatch import wake_batch
+from flows.runs.escalation import escalate_all
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from orders.batches import pages_of_run, touch_batch, waits_until
+from orders.intake import claim_orders
+from orders.listening import expired_waits, stop_listening, take_over_waiting, unanswered
+from orders.waits import expire_waits
+from store.models import utc_now
+from store.wakeups import ORDERS_TO_CARRY, SLOW_POLL_SECONDS, Listener
+
+logger = logging.getLogger("store.batch")
+
+GROUP_SECONDS = 0.4
+"""What comes in within this time is carried together: half of what an order's step costs is the
+same for one as for fifty."""
+LOOK_AROUND_SECONDS = 5.0
+"""How often the heartbeat is recorded and the work pool, earlier batches and ended waits are looked
+at: a call of Prefect's API each."""
+HAND_OVER = timedelta(seconds=60)
+"""How long a batch that has stopped goes on while its orders wait: the next one takes them over."""
+
+
+def listen(
+    run_id: str,
+    until: datetime,
+    chunk_size: int,
+    progress: Progress,
+    seconds: defaultdict[str, float],
+) -> None:
+    """Carry and finish orders as they come until the listening ends.
+
+    After that it claims no more. It finishes what is decided while the next batch that listens
+    takes over what still waits; what none has taken over in a minute is left to the caller. It
+    ends early when the work pool is closed.
+
+    Args:
+        run_id: The batch's run.
+        until: When it stops claiming.
+        chunk_size: How many orders are carried together at most.
+        progress: Where it shows how far it is.
+        seconds: Where the seconds of each step are added.
+    """
+    around = _Around(run_id, chunk_size)
+    tried: set[str] = set()
+    with closing(Listener(ORDERS_TO_CARRY)) as listener:
+        while utc_now() < until + HAND_OVER:
+            began = time.monotonic()
+            is_over = utc_now() >= until
+            if around.pool_is_closed():
+                # Before the caller's last look: from now on decisions wake a run that is paused.
+                stop_listening(run_id)
+                return
+            if is_over and waits_until(run_id) is None:
+                return
+            carried = [] if is_over else claim_orders(run_id, chunk_size)
+            if carried:
+                _add(seconds, check_out(carried, without_task_run))
+            decided = _decided(run_id, chunk_size, tried)
+            if decided:
+                _add(seconds, finish(decided, without_task_run))
+                tried.update(decided)
+            progress.show()
+            if len(carried) < chunk_size and len(decided) < chunk_size:
+                listener.wait(SLOW_POLL_SECONDS)
+                time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
+
+
+def _decided(run_id: str, limit: int, tried: set[str]) -> list[str]:
+    """Return decided orders that were not tried yet.
+
+    Recovery finishes those that were.
+    """
+    pages = pages_of_run(run_id, DECIDED, limit)
+    return list(islice((id_ for page in pages for id_ in page if id_ not in tried), limit))
+
+
+class _Around:
+    """What a batch that listens looks at every few seconds."""
+
+    def __init__(self, run_id: str, chunk_size: int) -> None:
+        self._run_id = run_id
+        self._chunk_size = chunk_size
+        self._next_look = 0.0
+        self._taken_from: set[str] = set()
+
+    def pool_is_closed(self) -> bool:
+        """Look around when due and return whether the pool is closed."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_AROUND_SECONDS
+        touch_batch(self._run_id)
+        if expired := expired_waits(self._run_id, self._chunk_size):
+            expire_waits(expired)
+        escalate_all(unanswered(self._run_id))
+        self._taken_from.update(take_over_waiting(self._run_id))
+        self._taken_from = {id_ for id_ in self._taken_from if not _has_ended(id_)}
+        return pool_is_closed()
+
+
+def _has_ended(run_id: str) -> bool:
+    """Wake a batch whose orders were taken and return whether it ends.
+
+    One that was about to pause is looked at again.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(run_id)).state
+            if state is not None and state.is_paused():
+                return wake_batch(client, run_id)
+            return state is None or not (state.is_running() or state.is_pending())
+    except ObjectNotFound:
+        return True
+    except SERVER_AWAY as error:
+        logger.warning("batch %s cannot be woken yet: %r", run_id, error)
+        return False
+
+
+def _add(seconds: defaultdict[str, float], taken: dict[str, float]) -> None:
+    for step, spent in taken.items():
+        seconds[step] += spent

@@ -1,0 +1,151 @@
+"""Reads and changes of batches that listen."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import exists, func, update
+from sqlmodel import col, select
+
+from store.bulk import update_rows
+from store.database import reading, transaction
+from store.models import Batch, Order, OrderStatus, utc_now
+from store.saga_log import lock_orders_where
+from store.sessions import WHOLE_RUN
+from store.settings import settings
+from tasks.retries import retried
+
+LOOKED_AT = 100
+"""Earlier batches that are taken over from at once; there are one or two."""
+ESCALATED_AT_MOST = 20
+"""Waiting orders with a run of their own: people answer one at a time, and when all couriers are
+full, thousands wait that need no person."""
+
+
+@retried
+def take_over_waiting(run_id: str) -> list[str]:
+    """Take over the waiting orders of batches that have stopped listening.
+
+    Only those of batches are taken that listened and have stopped. An order that has moved on, or
+    has another owner by now, is left alone.
+
+    Args:
+        run_id: The run that listens.
+
+    Returns:
+        The runs from which orders were taken.
+    """
+    taken_from = []
+    for from_run in _stopped(run_id):
+        with transaction(WHOLE_RUN) as session:
+            order_ids = lock_orders_where(
+                session,
+                col(Order.run_id) == from_run,
+                col(Order.status) == OrderStatus.WAITING,
+            )
+            rows = [{"id": id_} for id_ in order_ids]
+            update_rows(session, Order, rows, run_id=run_id, updated_at=utc_now())
+        if order_ids:
+            taken_from.append(from_run)
+    return taken_from
+
+
+def _stopped(run_id: str) -> Sequence[str]:
+    """Return the other batches that have stopped listening and still wait."""
+    with reading() as session:
+        waits = exists().where(
+            col(Order.run_id) == col(Batch.run_id), col(Order.status) == OrderStatus.WAITING
+        )
+        return session.scalars(
+            select(Batch.run_id)
+            .where(col(Batch.listens_until) <= utc_now(), col(Batch.run_id) != run_id, waits)
+            .order_by(col(Batch.listens_until))
+            .limit(LOOKED_AT)
+        ).all()
+
+
+@retried
+def expired_waits(run_id: str, limit: int) -> list[str]:
+    """Return orders of the run whose wait has expired."""
+    with reading() as session:
+        return list(
+            session.scalars(
+                select(Order.id)
+                .where(
+                    col(Order.run_id) == run_id,
+                    col(Order.status) == OrderStatus.WAITING,
+                    col(Order.wait_until) <= utc_now(),
+                )
+                .order_by(col(Order.id))
+                .limit(limit)
+            )
+        )
+
+
+@retried
+def stop_listening(run_id: str) -> None:
+    """End the run's listening, so that its waiting orders are taken over."""
+    now = utc_now()
+    with transaction() as session:
+        session.execute(
+            update(Batch)
+            .where(col(Batch.run_id) == run_id, col(Batch.listens_until) > now)
+            .values(listens_until=now)
+        )
+
+
+def listens(run_id: str) -> bool:
+    """Return whether the run is a batch that listens."""
+    with reading() as session:
+        found = session.scalars(
+            select(Batch.run_id).where(
+                col(Batch.run_id) == run_id, col(Batch.listens_until) > utc_now()
+            )
+        )
+        return found.first() is not None
+
+
+@retried
+def unanswered(run_id: str) -> list[str]:
+    """Return waiting orders of the run that need a person.
+
+    Those are the ones that have waited for STORE_ESCALATE_SECONDS, the longest first. No more are
+    returned than may have a run of their own at the same time.
+    """
+    waited = timedelta(seconds=settings().courier_timeout_seconds - settings().escalate_seconds)
+    with reading() as session:
+        of_batch = exists().where(col(Batch.run_id) == col(Order.run_id))
+        asked = session.scalar(
+            select(func.count()).where(col(Order.status) == OrderStatus.WAITING, ~of_batch)
+        )
+        return list(
+            session.scalars(
+                select(Order.id)
+                .where(
+                    col(Order.run_id) == run_id,
+                    col(Order.status) == OrderStatus.WAITING,
+                    col(Order.wait_until) <= utc_now() + waited,
+                )
+                .order_by(col(Order.wait_until))
+                .limit(max(0, ESCALATED_AT_MOST - (asked or 0)))
+            )
+        )
+
+
+def hand_over_waiting(order_id: str, from_run: str | None, to_run: str, wait: str) -> bool:
+    """Hand a waiting order of ``from_run`` over to its own run.
+
+    Returns:
+        Whether it was handed over; it was decided, or has another owner, otherwise.
+    """
+    with transaction() as session:
+        handed_over = session.scalars(
+            update(Order)
+            .where(
+                col(Order.id) == order_id,
+                col(Order.run_id) == from_run,
+                col(Order.status) == OrderStatus.WAITING,
+            )
+            .values(run_id=to_run, wait=wait, updated_at=utc_now())
+            .returning(col(Order.id))
+        )
+        return handed_over.first() is not None

@@ -1,0 +1,69 @@
+"""Command lines, all read by cyclopts."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from terminal.output import complain
+
+WRONG_USAGE = 2
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+class Command:
+    """A command line, which is called with its words.
+
+    Args:
+        app: What reads the words and carries them out.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def __call__(self, words: Sequence[str] | None = None) -> int:
+        """Carry out the command and return its exit status.
+
+        The status is 0, 1 for what was refused or found wrong, or 2 for wrong usage. An error that
+        may happen is printed with its remedy, without a traceback.
+
+        Args:
+            words: Those of the process's command line, if left out.
+
+        Raises:
+            Exception: A defect.
+        """
+        try:
+            status = self.app(
+                sys.argv[1:] if words is None else list(words),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+            # Here, where it is noticed if nobody reads it any more.
+            sys.stdout.flush()
+        except CycloptsError as error:
+            return complain(f"{error}\nSee {self.app.name[0]} --help.", WRONG_USAGE)
+        except Exception as error:
+            # SQLAlchemy takes a second to import, which only an error is worth.
+            from terminal.errors import status_of
+
+            return status_of(error)
+        return status if isinstance(status, int) else 0
+
+
+def command(name: str, description: str | None) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a function the whole of a command line.
+
+    Args:
+        name: What the command is called by, such as `python -m seed`.
+        description: The text above its options.
+    """
+
+    def made(function: Callable[..., int | None]) -> Command:
+        app = App(name=name, help=description, version_flags=[])
+        app.default(function)
+        return Command(app)
+
+    return made

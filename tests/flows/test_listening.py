@@ -1,0 +1,247 @@
+"""Batches that listen carry orders as they come, and leave none behind."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import State, StateType
+
+from flows.batch import batch_checkout
+from flows.batches import chunk, listening
+from flows.dispatch import dispatch_orders
+from orders.batches import count_by_status, read_batch
+from orders.intake import submit_orders
+from store.models import utc_now
+from store.notifications import Notice
+from store.table_topic import TableTopic
+from tests.flows.batches import Batches, run_id_of, submit
+from tests.flows.pool import Pool
+from tests.polling import wait_until
+from tests.shop import (
+    an_order,
+    carry_on,
+    kept_cents,
+    order_row,
+    placed,
+    queued,
+    set_capacities,
+    set_order,
+    status,
+    stock,
+)
+
+
+class Listening:
+    """Batches that listen until they are told that their pool is closed."""
+
+    def __init__(self, batches: Batches, closed: threading.Event) -> None:
+        self.batches = batches
+        self._closed = closed
+
+    def start(self, seconds: int = 300) -> "Future[State[Any]]":
+        return self.batches.start(listen_seconds=seconds, tolerated_failures=1.0)
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+@pytest.fixture
+def listens(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    closed = threading.Event()
+    monkeypatch.setattr(listening, "LOOK_AROUND_SECONDS", 0.2)
+    monkeypatch.setattr(listening, "pool_is_closed", closed.is_set)
+    yield Listening(batches, closed)
+    closed.set()
+
+
+def let_couriers_be_found_for(*order_ids: str) -> None:
+    """Let dispatchers follow each other until all of these are dispatched."""
+
+    def look() -> bool:
+        dispatch_orders(listen_seconds=1)
+        return all(status(id_) == "dispatched" for id_ in order_ids)
+
+    wait_until(look, f"the dispatch of {order_ids}")
+
+
+def owner(order_id: str) -> str:
+    return order_row(order_id).run_id or ""
+
+
+def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(listens: Listening) -> None:
+    running = listens.start()
+    submit(2, "early")
+    wait_until(lambda: status("early-001") == "waiting", "the wait of the first ones")
+    report = dispatch_orders(listen_seconds=2)
+    assert (report.decided, report.resumed, queued()) == (2, 0, [])
+    wait_until(lambda: status("early-001") == "dispatched", "the dispatch of the first ones")
+    submit(3, "late")
+    submit_orders([an_order("declined", payment_method="pm_card_chargeDeclined")])
+    let_couriers_be_found_for("late-000", "late-001", "late-002")
+    wait_until(lambda: status("declined") == "compensated", "the compensation")
+    listens.close()
+    state = running.result()
+
+    assert state.message == "6 orders: 5 dispatched, 1 compensated"
+    run = listens.batches.runs.client.read_flow_run(UUID(run_id_of(state)))
+    assert listens.batches.runs.tasks_of(run) == []
+    assert StateType.PAUSED not in listens.batches.runs.state_types(run.id)
+    assert listens.batches.artifacts(str(run.id))["batch-progress"] == 100
+    assert (stock(), kept_cents(), queued()) == (495, 5 * 20_00, [])
+
+
+def test_a_lost_notification_costs_one_slow_poll(
+    listens: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orders.intake.notify", lambda *_: None)
+    monkeypatch.setattr("tasks.couriers.notify", lambda *_: None)
+    running = listens.start()
+    submit(1)
+    let_couriers_be_found_for("o-000")
+    listens.close()
+    assert running.result().message == "1 orders: 1 dispatched"
+
+
+def test_the_next_one_takes_over_what_waits_and_the_one_before_ends(listens: Listening) -> None:
+    set_capacities(only=5)
+    placed("holds-the-courier", "find_couriers", 5)
+    first = listens.start(seconds=3)
+    submit(2)
+    wait_until(lambda: status("o-001") == "waiting", "the wait")
+    second = listens.start()
+    state = first.result()
+    assert (state.is_completed(), state.message) == (True, "0 orders")
+    assert owner("o-000") == owner("o-001") != run_id_of(state)
+    carry_on(["holds-the-courier"], after="find_couriers")
+    let_couriers_be_found_for("o-000", "o-001")
+    listens.close()
+    assert second.result().message == "2 orders: 2 dispatched"
+    assert (kept_cents(), order_row("o-000").continuations) == (7 * 20_00, 0)
+
+
+def test_one_that_no_other_follows_waits_as_a_batch_does_until_one_comes_after_all(
+    listens: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "HAND_OVER", timedelta(0))
+    set_capacities(only=5)
+    placed("holds-the-courier", "find_couriers", 5)
+    first = listens.start(seconds=2)
+    submit(1)
+    run = listens.batches.paused()
+    assert (owner("o-000"), status("o-000")) == (str(run.id), "waiting")
+    second = listens.start()
+    assert first.result().message == "0 orders"
+    carry_on(["holds-the-courier"], after="find_couriers")
+    let_couriers_be_found_for("o-000")
+    listens.close()
+    assert second.result().message == "1 orders: 1 dispatched"
+
+
+def test_one_that_died_goes_on_listening_and_charges_nobody_twice(
+    listens: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deadly:
+        name = "prepare_order"
+
+        def fn(self, _: list[str]) -> list[str]:
+            raise SystemExit("the process is told to stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunk, "STEPS", (*chunk.STEPS[:-1], Deadly()))
+        running = listens.start()
+        submit(2)
+        with pytest.raises(BaseException):  # noqa: B017, PT011
+            running.result()
+    (run,) = listens.batches.found()
+    assert (count_by_status(str(run.id)), kept_cents()) == ({"started": 2}, 2 * 20_00)
+    again = listens.batches.again(run, listen_seconds=300)
+    submit(1, "later")
+    let_couriers_be_found_for("o-000", "o-001", "later-000")
+    listens.close()
+    assert again.result().message == "3 orders: 3 dispatched"
+    assert kept_cents() == 3 * 20_00
+
+
+def test_a_listening_and_a_nightly_batch_share_the_orders(listens: Listening) -> None:
+    submit(6)
+    first, second = listens.start(), listens.start()
+    nightly = listens.batches.start(chunk_size=2)
+    ids = [f"o-{number:03d}" for number in range(6)]
+    let_couriers_be_found_for(*ids)
+    submit(4, "late")
+    let_couriers_be_found_for(*(f"late-{number:03d}" for number in range(4)))
+    listens.close()
+    done = [
+        count_by_status(run_id_of(batch.result())).get("dispatched", 0)
+        for batch in (first, second, nightly)
+    ]
+    assert sum(done) == 10
+    assert (stock(), kept_cents()) == (490, 10 * 20_00)
+
+
+def test_a_wait_that_ends_while_it_listens_is_given_back(listens: Listening) -> None:
+    set_capacities(only=5)
+    placed("holds-the-courier", "find_couriers", 5)
+    running = listens.start()
+    submit(1)
+    wait_until(lambda: status("o-000") == "waiting", "the wait")
+    set_order("o-000", wait_until=utc_now())
+    wait_until(lambda: status("o-000") == "compensated", "the end of the wait")
+    assert order_row("o-000").error == "CourierWaitExpired"
+    listens.close()
+    assert running.result().message == "1 orders: 1 compensated"
+
+
+def test_an_order_that_cannot_be_handed_over_keeps_no_other_from_it(
+    listens: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = TableTopic.publish
+
+    def refuses(topic: TableTopic, notices: Sequence[Notice]) -> None:
+        if any(notice.order_id == "bad-000" for notice in notices):
+            raise PermissionError("not allowed")
+        publish(topic, notices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableTopic, "publish", refuses)
+        running = listens.start()
+        submit(1, "bad")
+        wait_until(lambda: status("bad-000") == "waiting", "the wait")
+        dispatch_orders(listen_seconds=1)
+        submit(1)
+        let_couriers_be_found_for("o-000")
+        assert status("bad-000") == "dispatching"
+    listens.close()
+    assert running.result().message == "2 orders: 2 dispatched"
+
+
+def test_one_in_a_closed_pool_suspends_and_its_orders_go_on(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.actions.drain.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("flows.actions.drain.QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(listening, "LOOK_AROUND_SECONDS", 0.2)
+    with Pool(batches.runs) as pool:
+        run = pool.start(
+            batch_checkout,
+            source=None,
+            failed_of=None,
+            chunk_size=10,
+            concurrency=1,
+            tolerated_failures=1.0,
+            wait="pause",
+            listen_seconds=300,
+        )
+        pool.work()
+        submit(2)
+        wait_until(lambda: status("o-001") == "waiting", "the wait")
+        assert pool.drain().suspended == 1
+        assert read_batch(str(run.id)).listens_until is not None
+        assert pool.state_of(run) == "Suspended"
+        pool.finish()
+        assert pool.state_of(run) == "Completed"
+    assert count_by_status(str(run.id)) == {"dispatched": 2}

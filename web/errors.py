@@ -1,0 +1,63 @@
+"""Errors as a front end gets them, with field and reason, and without any value that was sent."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from store.errors import OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
+from store.outages import is_outage
+from store.wrong_input import Problem, problems
+
+logger = logging.getLogger("store.web")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Answer every error of the application."""
+
+    def answer(
+        status: int, found: list[Problem], headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        errors = [{"field": each.field, "reason": each.reason} for each in found]
+        return JSONResponse({"errors": errors}, status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, error.detail, error.headers)  # type: ignore[arg-type]
+
+    @app.exception_handler(ValidationError)
+    async def wrong(_: Request, error: ValidationError) -> JSONResponse:
+        return answer(422, problems(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(422, [Problem(str(each["loc"][-1]), each["msg"]) for each in error.errors()])
+
+    @app.exception_handler(StoreError)
+    async def refused_by_store(_: Request, error: StoreError) -> JSONResponse:
+        field, colon, reason = str(error).partition(": ")
+        named = Problem(field, reason) if colon and " " not in field else Problem("", str(error))
+        return answer(_status_of(error), [named])
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        if is_outage(error):
+            again = "the database is away; send the same request again"
+            return answer(503, [Problem("", again)], {"Retry-After": "1"})
+        logger.error("a request failed", exc_info=error)
+        return answer(500, [Problem("", "a defect; the shop's log has more")])
+
+
+def _status_of(error: StoreError) -> int:
+    match error:
+        case OrderNotFound():
+            return 404
+        case OrderIdConflict():
+            return 409
+        case RefusedOrder():
+            return 422
+        case _:
+            return 409
