@@ -49,6 +49,8 @@ READY, GO, FORKED, STATUS = "ready", "go", "forked", "status"
 """The words of the talk with a client."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
+M_ARENA_MAX = -8
+"""The numbers of Linux's and glibc's headers."""
 IMPORTED_LATE = (
     # What a run of Prefect imports after its start, found by comparing sys.modules (3.8.8).
     "anyio._backends._asyncio",
@@ -138,7 +140,7 @@ def import_all(modules: list[str]) -> None:
 
 
 def complete_models(model: Any) -> None:
-    """Build the validators of models that were defined before what they refer to.
+    """Build the validators that pydantic has put off.
 
     Each child would do it when it first meets such a model.
     """
@@ -151,7 +153,7 @@ def complete_models(model: Any) -> None:
 
 
 def settings_sources(environment: Mapping[str, str], folder: str) -> tuple[object, ...]:
-    """Return all that Prefect reads its settings from, with the files' times of change."""
+    """Return what Prefect reads its settings from."""
     home = environment.get("PREFECT_HOME") or Path("~/.prefect").expanduser()
     files = [Path(folder, name) for name in (".env", "prefect.toml", "pyproject.toml")]
     return (
@@ -454,6 +456,9 @@ def die_with(parent: int) -> None:
 def become(request: Request) -> None:
     """Take over what the client has handed over."""
     gc.enable()
+    # A run's threads wait for each other anyway, and each would have an arena of its own to fill.
+    with contextlib.suppress(AttributeError):  # a C library that has no arenas
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     os.setsid()
     _be_killed_first()
     for number, stream in enumerate(request.streams):
