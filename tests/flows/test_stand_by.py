@@ -1,5 +1,6 @@
 """The flows that listen: another run follows one that has died, and none is started in vain."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -11,8 +12,10 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpd
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed, Running
 
+from deployments import automations
 from flows import recovery
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
@@ -190,3 +193,38 @@ def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(
     assert status("o-1") == "waiting"
     assert upkeep.client.read_flow_run(listening.id).name.startswith("recovery ")
     upkeep.end()
+
+
+def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
+    client = upkeep.client
+    outdated = next(iter(automations.automations(120))).model_copy(
+        update={"name": automations.OUTDATED, "enabled": False}
+    )
+    client.create_automation(AutomationCore(**outdated.model_dump(exclude={"id"})))
+    made = []
+    for flow, name in (
+        (recover_orders, automations.RECOVERY_DEPLOYMENT),
+        (dispatch_orders, automations.DISPATCH_DEPLOYMENT),
+    ):
+        schedules = [
+            DeploymentScheduleCreate(
+                schedule=IntervalSchedule(interval=timedelta(hours=2)), slug=slug
+            )
+            for slug in (automations.OUTDATED_SCHEDULES[name], "every-two-hours")
+        ]
+        made.append(
+            client.create_deployment(client.create_flow(flow), "local", schedules=schedules)
+        )
+    try:
+        applied = asyncio.run(automations.apply(120))
+        automations.start_recovery()
+        assert client.read_automations_by_name(automations.OUTDATED) == []
+        for deployment_id in made:
+            schedules_left = client.read_deployment(deployment_id).schedules
+            assert [schedule.slug for schedule in schedules_left] == ["every-two-hours"]
+    finally:
+        for deployment_id in made:
+            client.delete_deployment(deployment_id)
+        for name in applied:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)
