@@ -56,6 +56,8 @@ ANSWER_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
 WORKER_LOOKS_SECONDS = 45.0
 """After so long at most a worker has seen that its pool's command has changed."""
+UPKEEP_LISTENS_SECONDS = 120.0
+"""After so long at most recovery and the dispatcher listen."""
 MODES = ("cold", "warm")
 DEPLOYMENTS = (
     DISPATCH_DEPLOYMENT,
@@ -171,7 +173,8 @@ class Runs:
         postgres: list[psutil.Process] = []
         workers: list[psutil.Process] = []
         for leash in psutil.Process().children():
-            words, tree = _words(leash), _tree(leash)
+            tree = _tree(leash)
+            words = _words(tree[1]) if len(tree) > 1 else ""
             if " server start" in words:
                 server += tree
             elif " worker start" in words:
@@ -293,7 +296,9 @@ def idle(runs: Runs, mode: str, seconds: float) -> None:
     time.sleep(WORKER_LOOKS_SECONDS)
     for deployment in DEPLOYMENTS:
         runs.api.unpause(deployment)
-    time.sleep(SETTLE_SECONDS)
+    # It starts recovery, which has the dispatcher started.
+    runs.local.run_module("deployments.automations")
+    time.sleep(UPKEEP_LISTENS_SECONDS)
     before, began = sum(runs.cpu().values()), time.monotonic()
     time.sleep(seconds)
     used = sum(runs.cpu().values()) - before

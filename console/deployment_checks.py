@@ -121,7 +121,7 @@ def _schedules() -> Iterator[Diagnosis]:
 def _schedules_of(
     name: str, deployment: Mapping[str, Any], found: DeploymentResponse
 ) -> Iterator[Diagnosis]:
-    if deployment.get("schedules") and found.paused:
+    if deployment.get("schedules") and found.paused and not deployment.get("paused"):
         yield mend(
             f"{name} is paused: none of its schedules makes a run",
             "`checkout dispatcher on`"

@@ -39,6 +39,9 @@ _OF_SERVER = {
     # The server reads every paused run each time: ten thousand of them, each five seconds, keep two
     # fifths of a core busy.
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+    # By default each of an order's eighteen task events is a transaction of its own.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 
 

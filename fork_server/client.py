@@ -16,8 +16,9 @@ none to be had it becomes the run itself, as without a fork server, and says so 
 Only the standard library is imported, and little of it: each run waits for this file.
 """
 
+from __future__ import annotations
+
 import array
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,11 @@ import socket
 import stat
 import sys
 import time
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # It would be a fifth of what a client costs.
+    from typing import NoReturn
 
 SERVER_SECONDS = 60.0
 """How long a fork server may take to import its modules, on a busy machine."""
@@ -221,12 +226,13 @@ def _request(connection: socket.socket) -> str:
     streams = array.array("i", [0, 1, 2])
     message = json.dumps(given).encode() + b"\n"
     connection.settimeout(ANSWER_SECONDS)
-    # A fork server that has refused already, and closed, has said why.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    try:
         sent = connection.sendmsg(
             [message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams.tobytes())]
         )
         connection.sendall(message[sent:])
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # a fork server that has refused already, and closed, has said why
     return _line(connection)
 
 

@@ -27,9 +27,10 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 logger = logging.getLogger("fork_server")
 
@@ -48,6 +49,8 @@ READY, GO, FORKED, STATUS = "ready", "go", "forked", "status"
 """The words of the talk with a client."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
+M_ARENA_MAX = -8
+"""The numbers of Linux's and glibc's headers."""
 IMPORTED_LATE = (
     # What a run of Prefect imports after its start, found by comparing sys.modules (3.8.8).
     "anyio._backends._asyncio",
@@ -104,10 +107,14 @@ def main(arguments: list[str]) -> int:
     logger.propagate = False
     # Without a collection there are no holes in the pages that the children share.
     gc.disable()
+    sources = settings_sources(os.environ, str(Path.cwd()))
     import_all([engine, *modules])
     request = Server(path, int(worker)).serve()
     if request is not None:
         become(request)
+        if "prefect" in sys.modules and settings_sources(os.environ, request.folder) != sources:
+            # It takes a quarter of what a run costs, and a fork has them from its server.
+            refresh_settings()
         _leave(_status_of(engine))
     return 0
 
@@ -125,9 +132,43 @@ def import_all(modules: list[str]) -> None:
     if orm := sys.modules.get("sqlalchemy.orm"):
         # Each child would do it at its first query.
         orm.configure_mappers()
+    if pydantic := sys.modules.get("pydantic"):
+        complete_models(pydantic.BaseModel)
     logger.info("ready after %.1f s", time.monotonic() - began)
     # Never looked at again by a collection, which would write to the pages that children share.
     gc.freeze()
+
+
+def complete_models(model: Any) -> None:
+    """Build the validators that pydantic has put off.
+
+    Each child would do it when it first meets such a model.
+    """
+    for each in model.__subclasses__():
+        if not each.__pydantic_complete__:
+            # What it refers to may still be missing, which is met where the model is used.
+            with contextlib.suppress(Exception):
+                each.model_rebuild(raise_errors=False)
+        complete_models(each)
+
+
+def settings_sources(environment: Mapping[str, str], folder: str) -> tuple[object, ...]:
+    """Return what Prefect reads its settings from."""
+    home = environment.get("PREFECT_HOME") or Path("~/.prefect").expanduser()
+    files = [Path(folder, name) for name in (".env", "prefect.toml", "pyproject.toml")]
+    return (
+        folder,
+        {
+            name: value
+            for name, value in environment.items()
+            if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
+        },
+        [
+            (found.stat().st_mtime_ns, found.stat().st_size)
+            for found in (*files, Path(home, "profiles.toml"))
+            if found.is_file()
+        ],
+    )
 
 
 class Server:
@@ -415,6 +456,9 @@ def die_with(parent: int) -> None:
 def become(request: Request) -> None:
     """Take over what the client has handed over."""
     gc.enable()
+    # A run's threads wait for each other anyway, and each would have an arena of its own to fill.
+    with contextlib.suppress(AttributeError):  # a C library that has no arenas
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     os.setsid()
     _be_killed_first()
     for number, stream in enumerate(request.streams):
@@ -470,12 +514,15 @@ def _leave(status: int) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def run(engine: str) -> None:
-    """Run a module as `python -m` does, with this environment's settings."""
-    if "prefect" in sys.modules:
-        from prefect.context import refresh_global_settings_context
+def refresh_settings() -> None:
+    """Have Prefect read its settings from this process's environment and folder."""
+    from prefect.context import refresh_global_settings_context
 
-        refresh_global_settings_context()
+    refresh_global_settings_context()
+
+
+def run(engine: str) -> None:
+    """Run a module as `python -m` does."""
     sys.argv = [engine]
     with warnings.catch_warnings():
         # It is imported already, which is the point.

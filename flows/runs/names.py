@@ -27,6 +27,8 @@ def name_by_day(what: str) -> str:
 def name_of_batch() -> str:
     """Return the executing batch's name, such as `batch 27 Nov orders.csv`."""
     given = runtime.flow_run.parameters
+    if given.get("listen_seconds"):
+        return name_by_time("online")
     if source := given.get("source"):
         return f"{name_by_day('batch')} {str(source).rpartition('/')[2]}"
     return f"{name_by_day('batch')}{' again' if given.get('failed_of') else ''}"

@@ -1,5 +1,6 @@
 """The flows that listen: another run follows one that has died, and none is started in vain."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -11,8 +12,10 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpd
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed, Running
 
+from deployments import automations
 from flows import recovery
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
@@ -72,6 +75,11 @@ class Upkeep(Pool):
         assert wait_until(self.work, "run that is due") == 1
         return self.runs_of(flow)[-1]
 
+    def looks_again(self, flow: Flow[..., Any]) -> None:
+        """Wait until the run that listens has looked again, after its first work."""
+        first = due(lambda: self.stand_by_of(flow))
+        wait_until(lambda: due(lambda: self.stand_by_of(flow)) > first, "another look")
+
     def end(self) -> list[Any]:
         """End the runs that listen."""
         self.client.update_work_pool(self.name, WorkPoolUpdate(is_paused=True))
@@ -94,12 +102,12 @@ def test_a_run_that_listens_puts_its_stand_by_off_and_makes_the_other_flows(
     upkeep: Upkeep,
 ) -> None:
     upkeep.listen(recover_orders)
-    mine, others = (
-        lambda: upkeep.stand_by_of(recover_orders),
-        lambda: upkeep.stand_by_of(dispatch_orders),
-    )
-    first, of_the_other = due(mine), due(others)
-    wait_until(lambda: due(mine) > first, "stand-by that is put off")
+
+    def others() -> FlowRun | None:
+        return upkeep.stand_by_of(dispatch_orders)
+
+    of_the_other = due(others)
+    upkeep.looks_again(recover_orders)
     # Nobody listens there, so it is not put off, and starts.
     assert due(others) == of_the_other
     assert len(upkeep.runs_of(dispatch_orders)) == 1
@@ -150,8 +158,10 @@ def test_a_person_may_start_a_run_whose_schedule_is_off(upkeep: Upkeep) -> None:
     upkeep.client.pause_deployment(upkeep.ids[recover_orders])
     upkeep.client.create_flow_run_from_deployment(upkeep.ids[recover_orders])
     assert upkeep.work() == 1
-    # The other flow's stand-by shows that it has looked.
-    due(lambda: upkeep.stand_by_of(dispatch_orders))
+    # It looks after the other flow's stand-by, and again.
+    for _ in range(2):
+        other = wait_until(lambda: upkeep.stand_by_of(dispatch_orders), "stand-by of the other")
+        upkeep.client.delete_flow_run(other.id)
     assert [run.state_type for run in upkeep.runs_of(recover_orders)] == [StateType.RUNNING]
     upkeep.end()
 
@@ -175,7 +185,7 @@ def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(
     placed("o-1", "prepare_order", run_id=str(run.id))
     upkeep.client.set_flow_run_state(run.id, Running(), force=True)
     listening = upkeep.listen(recover_orders)
-    due(lambda: upkeep.stand_by_of(recover_orders))
+    upkeep.looks_again(recover_orders)
     upkeep.client.set_flow_run_state(run.id, Crashed(), force=True)
     wait_until(
         lambda: upkeep.state_of(run) not in ("Running", "Crashed"), "run that is started again"
@@ -183,3 +193,38 @@ def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(
     assert status("o-1") == "waiting"
     assert upkeep.client.read_flow_run(listening.id).name.startswith("recovery ")
     upkeep.end()
+
+
+def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
+    client = upkeep.client
+    outdated = next(iter(automations.automations(120))).model_copy(
+        update={"name": automations.OUTDATED, "enabled": False}
+    )
+    client.create_automation(AutomationCore(**outdated.model_dump(exclude={"id"})))
+    made = []
+    for flow, name in (
+        (recover_orders, automations.RECOVERY_DEPLOYMENT),
+        (dispatch_orders, automations.DISPATCH_DEPLOYMENT),
+    ):
+        schedules = [
+            DeploymentScheduleCreate(
+                schedule=IntervalSchedule(interval=timedelta(hours=2)), slug=slug
+            )
+            for slug in (automations.OUTDATED_SCHEDULES[name], "every-two-hours")
+        ]
+        made.append(
+            client.create_deployment(client.create_flow(flow), "local", schedules=schedules)
+        )
+    try:
+        applied = asyncio.run(automations.apply(120))
+        automations.start_recovery()
+        assert client.read_automations_by_name(automations.OUTDATED) == []
+        for deployment_id in made:
+            schedules_left = client.read_deployment(deployment_id).schedules
+            assert [schedule.slug for schedule in schedules_left] == ["every-two-hours"]
+    finally:
+        for deployment_id in made:
+            client.delete_deployment(deployment_id)
+        for name in applied:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)

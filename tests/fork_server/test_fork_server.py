@@ -444,12 +444,34 @@ def test_importing_the_flows_starts_no_thread_and_connects_to_nothing() -> None:
             f"import_all(['prefect.engine', *{FLOW_MODULES!r}])",
             "files = {os.path.realpath(f'/proc/self/fd/{fd}') for fd in range(3, 100)}",
             "print(len(os.listdir('/proc/self/task')), [f for f in files if 'socket:' in f])",
+            # What a run meets first, and would build by itself.
+            "from prefect.client.schemas.objects import FlowRun",
+            "print(FlowRun.__pydantic_complete__)",
         ]
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert ended.stdout == "1 []\n"
+    assert ended.stdout == "1 []\nTrue\n"
+
+
+READS_SETTINGS = """
+from prefect.settings import get_current_settings
+
+def __getattr__(name):
+    if name == "VERSION":
+        return get_current_settings().logging.level
+    raise AttributeError(name)
+"""
+
+
+def test_a_run_has_the_settings_of_prefects_files_as_they_are_when_it_starts(runs: Runs) -> None:
+    runs.write(READS_SETTINGS)
+    home = {"PREFECT_HOME": str(runs.root / "home")}
+    assert runs.report(**home)["version"] == "INFO"
+    (runs.root / "prefect.toml").write_text('[logging]\nlevel = "DEBUG"\n')
+    assert runs.report(**home)["version"] == "DEBUG"
+    assert len(runs.servers()) == 1
 
 
 def test_the_template_of_a_process_pool_is_prefects_own() -> None:
