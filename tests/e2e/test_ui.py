@@ -17,8 +17,9 @@ import pytest
 from playwright.sync_api import expect
 from sqlmodel import select
 
+from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER
+from deployments.local import CHECKOUT_DEPLOYMENT
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.database import engine
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
