@@ -10,7 +10,7 @@ those of the orders' own records, from acceptance on.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from secrets import token_hex
 
@@ -46,7 +46,7 @@ def run(ground: Ground, console: Console) -> None:
         table.add_column(title, justify="right")
     for rate in RATES:
         put_orders(ground.store_url, 0)
-        with ground.dispatcher(), _started(ground, "benchmarks.listening"), _door(ground) as door:
+        with ground.dispatcher(), _batch(ground), _door(ground) as door:
             before = ground.cpu_seconds()
             measured = ground.measure("arrivals", *door, rate, SECONDS)
             left = _open()
@@ -88,6 +88,18 @@ def _started(ground: Ground, *module: str) -> Iterator[Leashed]:
 
 
 @contextmanager
+def _batch(ground: Ground) -> Iterator[None]:
+    """Have a batch that listens.
+
+    Raises:
+        RuntimeError: it does not listen in time.
+    """
+    with _started(ground, "benchmarks.listening") as process:
+        _await(lambda: "Beginning flow run" in process.printed(), process)
+        yield
+
+
+@contextmanager
 def _door(ground: Ground) -> Iterator[tuple[int, str]]:
     """Have the door served; yield its port and a token.
 
@@ -97,13 +109,17 @@ def _door(ground: Ground) -> Iterator[tuple[int, str]]:
     port, token = free_port(0), token_hex(20)
     os.environ["STORE_FRONT_END_TOKENS"] = f"bench:{token}"
     with _started(ground, "console.main", "serve", "--port", str(port)) as process:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(port):
-            if process.exit_status() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the door does not answer:\n{process.log_tail()}")
-            time.sleep(0.1)
+        _await(lambda: _answers(port), process)
         yield port, token
     del os.environ["STORE_FRONT_END_TOKENS"]
+
+
+def _await(is_ready: Callable[[], bool], process: Leashed) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_ready():
+        if process.exit_status() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"a part does not start:\n{process.log_tail()}")
+        time.sleep(0.1)
 
 
 def _answers(port: int) -> bool:

@@ -20,10 +20,9 @@ def serve(
 ) -> int:
     """Serve the shop's front end by HTTP, until Ctrl-C.
 
-    It submits orders, follows them and cancels them.
-
-    It needs the store's database alone. Orders that it accepts are carried by a batch that
-    listens. Its interface is described at /docs.
+    A front end submits orders, follows them and cancels them. The server needs the store's database
+    alone; orders that it accepts are carried by a batch that listens. Its interface is described at
+    /docs.
 
     Args:
         host: The address to listen at; 0.0.0.0 for all of this machine, behind a proxy with TLS.

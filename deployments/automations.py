@@ -1,4 +1,4 @@
-"""The store's automation in Prefect, and recovery's start after a deployment.
+"""The store's Prefect automation, and its recovery's first start.
 
 A run without a heartbeat is marked as crashed; nothing depends on it, but its order goes on sooner.
 The automation is created, or updated where it differs, by name.
@@ -125,7 +125,7 @@ async def apply(silence_seconds: int) -> list[str]:
 
 
 def start_recovery() -> None:
-    """Start `recover_orders` unless it is off or scheduled soon.
+    """Start `recover_orders`, unless it is off or due soon.
 
     Raises:
         prefect.exceptions.ObjectNotFound: it or the dispatcher is not deployed yet.

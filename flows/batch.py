@@ -31,7 +31,13 @@ from flows.batches.limits import (
     TOLERATED_FAILURES,
 )
 from flows.batches.listening import listen
-from flows.batches.report import Progress, publish, report_on
+from flows.batches.report import (
+    SHOWN_EVERY_SECONDS,
+    SHOWN_EVERY_SECONDS_WHILE_LISTENING,
+    Progress,
+    publish,
+    report_on,
+)
 from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
@@ -109,7 +115,8 @@ def batch_checkout(
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait, listen_seconds)
-    progress = Progress(run_id, takes_submitted=failed_of is None)
+    every_seconds = SHOWN_EVERY_SECONDS_WHILE_LISTENING if listen_seconds else SHOWN_EVERY_SECONDS
+    progress = Progress(run_id, failed_of is None, every_seconds)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None

@@ -50,6 +50,10 @@ LAST_LOOK_SECONDS = 10.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
 
 
+LOOK_AT_POOL_SECONDS = 2.0
+"""Messages may come many times a second, and a look at the work pool is a call of the server."""
+
+
 class DispatchReport(BaseModel):
     """What one run of the dispatcher did."""
 
@@ -92,6 +96,7 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """
     report = DispatchReport()
     in_hand: dict[str, InHand] = {}
+    next_pool_look = 0.0
     deadline = time.monotonic() + listen_seconds
     with (
         few_collections(),
@@ -115,8 +120,10 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                     raise
                 logger.warning("the queue or the database is away: %s", error)
                 time.sleep(FIRST_LOOK_SECONDS)
-            if pool_is_closed(client):
-                break
+            if now >= next_pool_look:
+                if pool_is_closed(client):
+                    break
+                next_pool_look = now + LOOK_AT_POOL_SECONDS
             forget_results()
         # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])

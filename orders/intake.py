@@ -94,7 +94,8 @@ def submit_orders(
         insert_rows(session, OrderLine, lines)
         if inserted:
             notify(session, ORDERS_TO_CARRY)
-        known = _contents(session, [id_ for id_ in (*sound, *lacking) if id_ not in inserted])
+        others = [id_ for id_ in (*sound, *lacking) if id_ not in inserted]
+        known = _contents(session, others) if others else {}
         known |= {id_: sound[id_].content() for id_ in inserted}
         return [_answer(order, methods, known, inserted, missing) for order in orders]
 

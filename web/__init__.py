@@ -1,1 +1,1 @@
-"""The door for a shop's front end, which talks to the store's database alone."""
+"""The door for a shop's front end."""

@@ -1,4 +1,4 @@
-"""The HTTP interface by which a shop's front end submits orders and follows them.
+"""The HTTP application for a shop's front end.
 
 It needs the store's database and nothing else. Orders that it accepts are submitted orders, which
 a batch claims. An accepted order is committed before it is answered.

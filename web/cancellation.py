@@ -16,7 +16,7 @@ from tasks.steps import UNDOS
 
 
 def preview(order_id: str) -> dict[str, Any]:
-    """Return what a cancellation would give back.
+    """Return the undos that a cancellation would run.
 
     Raises:
         OrderNotFound: no order has the id.
@@ -30,7 +30,9 @@ def preview(order_id: str) -> dict[str, Any]:
 
 
 def cancel(order_id: str, reason: str) -> None:
-    """Cancel an order before a courier has accepted it; a cancelled one stays as it is.
+    """Cancel an order that no courier has accepted.
+
+    One that is cancelled already stays as it is.
 
     Args:
         order_id: The order.

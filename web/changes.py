@@ -1,4 +1,4 @@
-"""The wait for an order's change, for any number of callers by one query."""
+"""Waits of many callers for changes of orders."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Errors as a front end gets them, with field and reason, and without any value that was sent."""
+"""Errors as a front end gets them, without any value sent."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The recording of orders that come in at the same time, in one transaction.
+"""Group commit of the orders that come in together.
 
 A transaction takes nearly the same time for one order as for fifty, and those that notify are
 committed one after the other.
@@ -6,6 +6,7 @@ committed one after the other.
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from orders.intake import submit_orders
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 
+GATHER_SECONDS = 0.1
+"""Orders that come in within this time of the last transaction's beginning share the next one."""
 TOGETHER_AT_MOST = 200
 """Orders that are recorded in one transaction."""
 
@@ -73,7 +76,10 @@ class Intake:
         return await coming.answer
 
     def _record_all(self) -> None:
+        began = 0.0
         while (first := self._coming.get()) is not None:
+            time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
+            began = time.monotonic()
             group = [first]
             with suppress(Empty):
                 while len(group) < TOGETHER_AT_MOST:

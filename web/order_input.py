@@ -31,7 +31,9 @@ OPENAPI = {
 
 
 async def order_of(request: Request, key: str | None) -> CheckoutOrder:
-    """Return the order of a request, with the key as its id where it has none.
+    """Return the order of a request.
+
+    The key is its id where it has none.
 
     Raises:
         ValidationError: the order is wrong.
@@ -53,7 +55,7 @@ def known_id(order_id: str) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the request's body, or refuse one that is too large as soon as it is."""
+    """Return the request's body, unless it is too large."""
     body = b""
     async for part in request.stream():
         body += part
@@ -63,7 +65,9 @@ async def _body(request: Request) -> bytes:
 
 
 def _order_of(body: bytes, key: str | None) -> CheckoutOrder:
-    """Return the order of a request, with the key as its id where it has none.
+    """Return the order of a request.
+
+    The key is its id where it has none.
 
     Raises:
         ValidationError: the order is wrong.

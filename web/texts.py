@@ -7,7 +7,7 @@ from store.models import Order, OrderStatus
 
 
 def order_as_data(order: Order) -> dict[str, Any]:
-    """Return an order's status, what happens next, and its receipt or its error."""
+    """Return an order's status, next step, and receipt or error."""
     return {
         "orderId": order.id,
         "attempt": order.attempt,

@@ -30,7 +30,7 @@ from store.wakeups import ORDERS_TO_CARRY, SLOW_POLL_SECONDS, Listener
 
 logger = logging.getLogger("store.batch")
 
-GROUP_SECONDS = 0.4
+GROUP_SECONDS = 0.6
 """What comes in within this time is carried together: half of what an order's step costs is the
 same for one as for fifty."""
 LOOK_AROUND_SECONDS = 5.0

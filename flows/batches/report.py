@@ -34,6 +34,8 @@ MESSAGE_SHOWN = 200
 GONE = 100
 """Orders without a customer that the report names; its message counts all of them."""
 SHOWN_EVERY_SECONDS = 1.0
+SHOWN_EVERY_SECONDS_WHILE_LISTENING = 5.0
+"""A call of Prefect's API and a count each, for minutes on end."""
 LOOKING_SHARE = 20
 BAR_CELLS = 40
 BARS = 12
@@ -45,8 +47,11 @@ on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_prog
 class Progress:
     """The progress of a batch, as an artifact and a terminal bar."""
 
-    def __init__(self, run_id: str, takes_submitted: bool) -> None:
+    def __init__(
+        self, run_id: str, takes_submitted: bool, every_seconds: float = SHOWN_EVERY_SECONDS
+    ) -> None:
         self._run_id = run_id
+        self._every_seconds = every_seconds
         self._takes_submitted = takes_submitted
         self._artifact: UUID | None = None
         self._started = time.monotonic()
@@ -68,7 +73,7 @@ class Progress:
         except Exception:
             logger.exception("the batch's progress could not be shown; it is not affected")
         took = time.monotonic() - began
-        self._next_look = began + max(SHOWN_EVERY_SECONDS, LOOKING_SHARE * took)
+        self._next_look = began + max(self._every_seconds, LOOKING_SHARE * took)
 
     def _look(self) -> None:
         counts = count_by_status(self._run_id)

@@ -44,7 +44,11 @@ _MAKE = re.compile(r"\bmake ([a-z-]+)\b")
 
 def documents() -> list[Path]:
     return sorted(
-        [*PROJECT_DIR.glob("*.md"), *(PROJECT_DIR / "docs").rglob("*.md")],
+        [
+            *PROJECT_DIR.glob("*.md"),
+            *(PROJECT_DIR / "docs").rglob("*.md"),
+            *(PROJECT_DIR / folder / "README.md" for folder in ("benchmarks", "fork_server")),
+        ],
         key=lambda path: path.relative_to(PROJECT_DIR).parts,
     )
 
@@ -211,7 +215,7 @@ def test_the_input_table_has_every_field_of_an_order() -> None:
 
 
 def test_the_form_table_has_every_field_of_the_answer_and_every_outcome() -> None:
-    rows = table("docs/answering.md # Answer a waiting order", "Field")
+    rows = table("docs/operating.md ## Answer a waiting order", "Field")
     assert set(rows) == set(CourierAnswer.model_fields)
     outcomes = get_args(CourierAnswer.model_fields["outcome"].annotation)
     assert outcomes

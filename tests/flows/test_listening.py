@@ -1,7 +1,7 @@
 """Batches that listen carry orders as they come, and leave none behind."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -10,16 +10,22 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
+from flows.actions.by_hand import ask_for_form
 from flows.batch import batch_checkout
 from flows.batches import chunk, listening
+from flows.checkout import store_checkout
 from flows.dispatch import dispatch_orders
+from flows.runs.continuation import CONTINUATION
 from orders.batches import count_by_status, read_batch
 from orders.intake import submit_orders
+from store.errors import InvalidDecision
+from store.messages import ASSIGNED
 from store.models import utc_now
 from store.notifications import Notice
 from store.table_topic import TableTopic
 from tests.flows.batches import Batches, run_id_of, submit
 from tests.flows.pool import Pool
+from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (
     an_order,
@@ -245,3 +251,49 @@ def test_one_in_a_closed_pool_suspends_and_its_orders_go_on(
         pool.finish()
         assert pool.state_of(run) == "Completed"
     assert count_by_status(str(run.id)) == {"dispatched": 2}
+
+
+@pytest.fixture
+def checkouts(batches: Batches, setting: Callable[[str, object], None]) -> Runs:
+    """The deployment of the checkout, whose runs nobody executes by himself."""
+    client = batches.runs.client
+    flow_id = client.create_flow(store_checkout)
+    client.create_deployment(flow_id, "for-forms", enforce_parameter_schema=False)
+    setting("checkout_deployment", "store-checkout/for-forms")
+    return batches.runs
+
+
+def test_an_order_that_no_courier_takes_gets_a_form_of_its_own_and_is_charged_once(
+    listens: Listening, checkouts: Runs, setting: Callable[[str, object], None]
+) -> None:
+    setting("escalate_seconds", 1)
+    running = listens.start()
+    submit(1)
+    wait_until(lambda: order_row("o-000").wait == "suspend", "a run of the order's own")
+    run = checkouts.client.read_flow_run(UUID(owner("o-000")))
+    assert run.parameters["wait"] == "suspend"
+    executed = checkouts.execute(run)
+    wait_until(lambda: checkouts.client.read_flow_run(run.id).state_name == "Paused", "its form")
+    answered = checkouts.answer(run, outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    assert answered == "ACCEPT"
+    assert executed.result().is_completed()
+    listens.close()
+    assert running.result().message == "0 orders"
+    assert (status("o-000"), kept_cents()) == ("dispatched", 20_00)
+
+
+def test_a_person_asks_for_the_form_of_an_order_that_waits_in_a_batch(
+    listens: Listening, checkouts: Runs
+) -> None:
+    placed("single", "prepare_order")
+    with pytest.raises(InvalidDecision, match="no batch waits with it"):
+        ask_for_form("single")
+    running = listens.start()
+    submit(1)
+    wait_until(lambda: status("o-000") == "waiting", "the wait")
+    run = ask_for_form("o-000")
+    assert (owner("o-000"), run.tags) == (str(run.id), [CONTINUATION])
+    with pytest.raises(InvalidDecision, match="o-000 is waiting, and no batch waits with it"):
+        ask_for_form("o-000")
+    listens.close()
+    assert running.result().message == "0 orders"

@@ -1,6 +1,6 @@
 """What the store uses of Prefect that Prefect promises nobody: one test for each use.
 
-The table in docs/reference.md names each with the place where it is used. A test that fails here
+The table in docs/prefect.md names each with the place where it is used. A test that fails here
 says which use another version of Prefect has changed, before an order meets it.
 """
 
@@ -255,7 +255,7 @@ def test_the_models_of_prefect_yaml_know_every_key_of_the_projects_file() -> Non
 
 
 def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
-    text = _source("docs/reference.md")
+    text = _source("docs/prefect.md")
     _, _, rest = text.partition(HEADING)
     table = rest.partition("\n## ")[0]
     named = set(re.findall(r"`(test_\w+)`", table))

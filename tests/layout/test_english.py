@@ -17,6 +17,7 @@ FOLDERS = (
     "reports",
     "deployments",
     "console",
+    "web",
     "seed",
     "terminal",
     "fork_server",

@@ -149,7 +149,7 @@ NOT_COVERED = {
     "couriers": {"name", "capacity_copies"},
     "orders": {
         *("id", "payment_method", "request", "message", "continuations"),
-        *("announced_attempt", "reminded_attempt", "created_at", "wait"),
+        *("announced_attempt", "reminded_attempt", "created_at", "wait", "submitted_by"),
     },
     "attempts": {"order_id", "asked_by", "attempt", "began_at"},
     "saga_log": {"undo_tries", "undo_error"},
