@@ -20,7 +20,7 @@ COMMANDS = {
         "Start the checkout of one order and print its id and link.",
     ),
     "list": (
-        "console.orders:list_orders",
+        "console.listing:list_orders",
         "List orders, newest first, that match all options.",
     ),
     "show": (
@@ -87,6 +87,10 @@ COMMANDS = {
     "reopen": (
         "console.drain:reopen",
         "Resume a paused work pool and its orders.",
+    ),
+    "completion": (
+        "console.completion:completion",
+        "Print the completion of this command for a shell.",
     ),
 }
 """Where each command is, and the first line of its help."""

@@ -116,7 +116,7 @@ def batch_checkout(
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait, listen_seconds)
     every_seconds = SHOWN_EVERY_SECONDS_WHILE_LISTENING if listen_seconds else SHOWN_EVERY_SECONDS
-    progress = Progress(run_id, failed_of is None, every_seconds)
+    progress = Progress(run_id, failed_of is None, batch.started_at, every_seconds)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None

@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.flows import Flow
+from prefect.settings import PREFECT_UI_URL
 from prefect.utilities.urls import url_for
 
 from orders.lookup import read_order
@@ -133,6 +134,11 @@ def form_url(order: Order) -> str:
 def run_url(run_id: str) -> str:
     """Return the address of a run in the Prefect UI."""
     return url_for("flow-run", obj_id=UUID(run_id)) or ""
+
+
+def timeline_url(order_id: str) -> str:
+    """Return the address of an order's newest timeline in the Prefect UI."""
+    return f"{PREFECT_UI_URL.value() or ''}/artifacts/key/{artifact_key(order_id)}"
 
 
 def _emit(order: Order) -> None:

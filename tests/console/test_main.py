@@ -42,6 +42,38 @@ def test_the_summary_of_a_command_is_the_first_line_of_its_help(name: str) -> No
     assert command_line()[name].help.splitlines()[0] == summary
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["dead-l"], "dead-letters"),
+        (["dead-letters", "dr"], "drop"),
+        (["list", "--older"], "--older-than"),
+        (["list", "--status", "wait"], "waiting"),
+        (["completion", "z"], "zsh"),
+    ],
+)
+def test_bash_completes_commands_options_and_their_values(
+    words: list[str], completed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    press_tab = (
+        'eval "$0"; COMP_WORDS=(checkout "$@"); COMP_CWORD=$#; _checkout; echo "${COMPREPLY[@]}"'
+    )
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    said = subprocess.run(
+        ["/bin/bash", "-c", press_tab, script, *words], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == [completed]
+
+
+def test_the_completion_of_each_shell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "zsh"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("#compdef checkout\n")
+    assert all(f"'{name}:" in printed for name in COMMANDS)
+    assert main(["completion", "fish"]) == 2
+
+
 def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

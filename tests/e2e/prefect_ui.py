@@ -192,6 +192,41 @@ class PrefectUi:
         expect(dialog).to_be_hidden(timeout=WAIT_MS)
 
 
+SIZES: tuple[ViewportSize, ...] = (VIEWPORT, {"width": 1024, "height": 768})
+"""The windows in which the shop's pages are looked at."""
+OVERFLOWING = """place => {
+  const edge = Math.min(place.getBoundingClientRect().right, window.innerWidth) + 1;
+  const scrolls = each => /auto|scroll|hidden|clip/.test(getComputedStyle(each).overflowX);
+  const told = [];
+  const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    if (!text.data.trim()) continue;
+    let above = text.parentElement;
+    while (above !== place && !scrolls(above)) above = above.parentElement;
+    if (above !== place) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    if (range.getBoundingClientRect().right > edge) told.push(text.data);
+  }
+  return told;
+}"""
+"""The texts in a place that run over its right edge, or the window's; not those in a box that
+scrolls."""
+
+
+def assert_fits(place: Locator) -> None:
+    """See that no text runs over the edge of its place, in each size of the window."""
+    before = place.page.viewport_size
+    for size in SIZES:
+        place.page.set_viewport_size(size)
+        expect(place).to_be_visible(timeout=WAIT_MS)
+        overflowing = place.evaluate(OVERFLOWING)
+        assert overflowing == [], f"at {size['width']} pixels: {overflowing}"
+    if before is not None:
+        place.page.set_viewport_size(before)
+
+
 def see(place: Locator, words: str) -> None:
     """Wait until these words stand there."""
     expect(place).to_contain_text(words, timeout=WAIT_MS)

@@ -193,7 +193,7 @@ def test_what_prefect_cancels_by_itself_is_known_by_its_message(module: str) -> 
 
 def test_the_leases_of_limits_can_be_kept_in_files() -> None:
     used = re.search(
-        r'"(prefect\.server\.[\w.]+lease_storage\.\w+)"', _source("deployments/local.py")
+        r'"(prefect\.server\.[\w.]+lease_storage\.\w+)"', _source("deployments/local_settings.py")
     )
     assert used is not None
     module = importlib.import_module(used[1])

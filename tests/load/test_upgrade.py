@@ -23,7 +23,7 @@ from sqlmodel import col, func, select
 
 from deployments.holdings import open_store
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from store.models import Decision
 from tests.e2e.conftest import wait_until
 from tests.load.at_once import AtOnce, at_once, dispatch
@@ -63,9 +63,9 @@ def moved(
         pytest.fail(f"{OLDEST} is missing; run `make upgrade-test`, which makes it")
     local = LocalSystem(tmp_path_factory.mktemp("upgrade"), durable=False, preferred_port=0)
     local.python = str(OLDEST)
-    with local, PrefectApi(local.api_url) as api:
+    with local, PrefectServer(local.api_url) as api:
         versions, schemas = [version_of(api)], [schema_of(local)]
-        api.pause_deployment(DISPATCH_DEPLOYMENT)
+        api.pause(DISPATCH_DEPLOYMENT)
         paused = at_once(local, api, ORDERS_OF_A_KIND, "pause", "paused")
         suspended = at_once(local, api, ORDERS_OF_A_KIND, "suspend", "suspended")
         for orders in (paused, suspended):
@@ -132,7 +132,7 @@ def command(local: LocalSystem, *arguments: str) -> "subprocess.CompletedProcess
     )
 
 
-def version_of(api: PrefectApi) -> str:
+def version_of(api: PrefectServer) -> str:
     return str(httpx.get(f"{api.url}/admin/version").raise_for_status().json())
 
 
