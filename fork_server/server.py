@@ -9,28 +9,35 @@ children have ended and it is told to end, its worker is gone, or no client has 
 """
 
 import array
-import atexit
 import contextlib
-import ctypes
 import gc
-import importlib
 import json
 import logging
 import os
 import resource
-import runpy
 import selectors
 import signal
 import socket
 import struct
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # Wherever this folder lies, the modules beside this one are found in it.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from fork_server.child import (
+    Request,
+    become,
+    die_with,
+    leave,
+    refresh_settings,
+    settings_sources,
+    status_of,
+)
+from fork_server.imports import import_all
 
 logger = logging.getLogger("fork_server")
 
@@ -43,30 +50,9 @@ REQUEST_SECONDS = 10.0
 REFUSED_SECONDS = 0.5
 SPARE_FILES = 32
 """Files that the server may need beside one for each child."""
-FIRST_TO_BE_KILLED = 100
-"""What a child adds to its OOM score: one run ends for want of memory, not the server of all."""
 READY, GO, FORKED, STATUS = "ready", "go", "forked", "status"
 """The words of the talk with a client."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1
-M_ARENA_MAX = -8
-"""The numbers of Linux's and glibc's headers."""
-IMPORTED_LATE = (
-    # What a run of Prefect imports after its start, found by comparing sys.modules (3.8.8).
-    "anyio._backends._asyncio",
-    "graphviz",
-    "prefect.client.orchestration",
-    "prefect.concurrency.services",
-    "prefect.deployments.steps.pull",
-    "prefect.events.clients",
-    "prefect.flow_engine",
-    "prefect.logging.handlers",
-    "prefect.task_engine",
-    "prefect.utilities.visualization",
-    "rich._emoji_codes",
-    "stringprep",
-    "encodings.idna",
-)
 
 
 @dataclass
@@ -76,21 +62,6 @@ class Child:
     pid: int
     connection: socket.socket
     orders: bytes = b""
-
-
-@dataclass
-class Request:
-    """What a client hands over."""
-
-    environment: dict[str, str]
-    folder: str
-    umask: int
-    streams: list[int] = field(default_factory=list)
-
-    def close(self) -> None:
-        """Close the streams, which the child has, in the server."""
-        for stream in self.streams:
-            os.close(stream)
 
 
 def main(arguments: list[str]) -> int:
@@ -115,60 +86,8 @@ def main(arguments: list[str]) -> int:
         if "prefect" in sys.modules and settings_sources(os.environ, request.folder) != sources:
             # It takes a quarter of what a run costs, and a fork has them from its server.
             refresh_settings()
-        _leave(_status_of(engine))
+        leave(status_of(engine))
     return 0
-
-
-def import_all(modules: list[str]) -> None:
-    """Import the modules of a run, and those that it imports late."""
-    began = time.monotonic()
-    for name in modules:
-        importlib.import_module(name)
-    for name in IMPORTED_LATE if "prefect" in sys.modules else ():
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            logger.info("not imported: %s (%s)", name, error)
-    if orm := sys.modules.get("sqlalchemy.orm"):
-        # Each child would do it at its first query.
-        orm.configure_mappers()
-    if pydantic := sys.modules.get("pydantic"):
-        complete_models(pydantic.BaseModel)
-    logger.info("ready after %.1f s", time.monotonic() - began)
-    # Never looked at again by a collection, which would write to the pages that children share.
-    gc.freeze()
-
-
-def complete_models(model: Any) -> None:
-    """Build the validators that pydantic has put off.
-
-    Each child would do it when it first meets such a model.
-    """
-    for each in model.__subclasses__():
-        if not each.__pydantic_complete__:
-            # What it refers to may still be missing, which is met where the model is used.
-            with contextlib.suppress(Exception):
-                each.model_rebuild(raise_errors=False)
-        complete_models(each)
-
-
-def settings_sources(environment: Mapping[str, str], folder: str) -> tuple[object, ...]:
-    """Return what Prefect reads its settings from."""
-    home = environment.get("PREFECT_HOME") or Path("~/.prefect").expanduser()
-    files = [Path(folder, name) for name in (".env", "prefect.toml", "pyproject.toml")]
-    return (
-        folder,
-        {
-            name: value
-            for name, value in environment.items()
-            if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
-        },
-        [
-            (found.stat().st_mtime_ns, found.stat().st_size)
-            for found in (*files, Path(home, "profiles.toml"))
-            if found.is_file()
-        ],
-    )
 
 
 class Server:
@@ -444,90 +363,6 @@ def why_not_to_fork() -> str:
     """
     threads = len(list(Path("/proc/self/task").iterdir()))
     return "" if threads == 1 else f"the fork server has {threads} threads and forks no more"
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when the fork server ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(137)
-
-
-def become(request: Request) -> None:
-    """Take over what the client has handed over."""
-    gc.enable()
-    # A run's threads wait for each other anyway, and each would have an arena of its own to fill.
-    with contextlib.suppress(AttributeError):  # a C library that has no arenas
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-    os.setsid()
-    _be_killed_first()
-    for number, stream in enumerate(request.streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    os.umask(request.umask)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.chdir(request.folder)
-    sys.path[0] = ""  # as `python -m` has it
-    if processes := sys.modules.get("multiprocessing.process"):
-        # A process that is spawned imports from the folder in which that module was imported.
-        processes.ORIGINAL_DIR = request.folder  # type: ignore[attr-defined]
-    time.tzset()
-    if numpy := sys.modules.get("numpy"):
-        # Python's own generator is seeded by Python at each fork.
-        numpy.random.seed()
-
-
-def _be_killed_first() -> None:
-    score = Path("/proc/self/oom_score_adj")
-    try:
-        score.write_text(str(min(1000, int(score.read_text()) + FIRST_TO_BE_KILLED)))
-    except OSError as error:
-        logger.info("the OOM score stays as it is: %s", error)
-
-
-def _status_of(engine: str) -> int:
-    """Run the engine and return Python's exit status for it."""
-    try:
-        run(engine)
-    except SystemExit as ending:
-        if ending.code is None or isinstance(ending.code, int):
-            return ending.code or 0
-        sys.stderr.write(f"{ending.code}\n")
-        return 1
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        return 1
-    return 0
-
-
-def _leave(status: int) -> NoReturn:
-    """End as Python does, but leave its memory to the kernel.
-
-    To take apart what was imported would copy each page that the child shares with its server.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status & 0xFF)
-
-
-def refresh_settings() -> None:
-    """Have Prefect read its settings from this process's environment and folder."""
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
-
-
-def run(engine: str) -> None:
-    """Run a module as `python -m` does."""
-    sys.argv = [engine]
-    with warnings.catch_warnings():
-        # It is imported already, which is the point.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        runpy.run_module(engine, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from fork_server import client, server, status
+from fork_server import child, client, server, status
 from tests.polling import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -331,7 +331,7 @@ def test_a_run_is_killed_for_want_of_memory_before_its_server_is(runs: Runs) -> 
         pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text())
         for pid in (process.pid, process.ppid())
     }
-    assert score[process.pid] == min(1000, score[process.ppid()] + server.FIRST_TO_BE_KILLED)
+    assert score[process.pid] == min(1000, score[process.ppid()] + child.FIRST_TO_BE_KILLED)
 
 
 def of_this_process() -> status.Status:
@@ -440,7 +440,7 @@ def test_importing_the_flows_starts_no_thread_and_connects_to_nothing() -> None:
         [
             "import os, sys",
             f"sys.path.insert(0, {str(PROJECT)!r})",
-            "from fork_server.server import import_all",
+            "from fork_server.imports import import_all",
             f"import_all(['prefect.engine', *{FLOW_MODULES!r}])",
             "files = {os.path.realpath(f'/proc/self/fd/{fd}') for fd in range(3, 100)}",
             "print(len(os.listdir('/proc/self/task')), [f for f in files if 'socket:' in f])",
