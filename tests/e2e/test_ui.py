@@ -75,6 +75,11 @@ def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: Pr
     deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
     assert deployment_id is not None
     ui.fill_run_form(deployment_id, TYPED_ORDER)
+    labels = ui.main.get_by_text(re.compile("^(Customer id|Copies|Cart|Payment method)\\b"))
+    assert [label.split(" (")[0] for label in labels.all_inner_texts()] == [
+        *("Customer id", "Copies", "Cart", "Payment method")
+    ]
+    assert_fits(ui.main)
     return ui.submit_run_form()
 
 
