@@ -97,7 +97,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (about a minute the first time) …"
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	@$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt \
+	@(while sleep 4; do printf .; done) & dots=$$!; trap 'kill $$dots; echo' EXIT; \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
 		--build-constraint constraints.txt --editable '.[dev]'
 	@touch $@
 	@echo "Installed."

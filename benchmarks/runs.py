@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import psutil
+from prefect.client.schemas.objects import TERMINAL_STATES
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import update
@@ -32,7 +33,7 @@ from deployments.local import (
     WORK_POOL,
     LocalSystem,
 )
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.warm_start import run_command, set_run_command
 from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
@@ -89,7 +90,7 @@ class Runs:
     """Starts runs on a system, cold or warm, and looks at what its processes take."""
 
     local: LocalSystem
-    api: PrefectApi
+    api: PrefectServer
     command: str
     deployment_id: str
     started: int = 0
@@ -121,7 +122,7 @@ class Runs:
         """
         deadline = time.monotonic() + DEADLINE_SECONDS
         while (found := self.api.read_run(run_id)).state_name != state:
-            if time.monotonic() > deadline or found.is_finished:
+            if time.monotonic() > deadline or found.state_type in TERMINAL_STATES:
                 raise SystemExit(f"the run {run_id} is {found.state_name}, not {state}")
             time.sleep(POLL_SECONDS)
 
@@ -265,7 +266,7 @@ def at_once(runs: Runs, mode: str, orders: int) -> None:
                     waiting.remove(run_id)
             elif found.state_name == "Completed":
                 under_way.remove(run_id)
-            elif found.is_finished:
+            elif found.state_type in TERMINAL_STATES:
                 raise SystemExit(f"the run {run_id} is {found.state_name}")
         time.sleep(POLL_SECONDS)
     runs.note(AT_ONCE, mode, time.monotonic() - began)
@@ -291,14 +292,14 @@ def idle(runs: Runs, mode: str, seconds: float) -> None:
     set_run_command(runs.api, WORK_POOL, runs.command if mode == "warm" else None)
     time.sleep(WORKER_LOOKS_SECONDS)
     for deployment in DEPLOYMENTS:
-        runs.api.resume_deployment(deployment)
+        runs.api.unpause(deployment)
     time.sleep(SETTLE_SECONDS)
     before, began = sum(runs.cpu().values()), time.monotonic()
     time.sleep(seconds)
     used = sum(runs.cpu().values()) - before
     runs.note(IDLE, mode, used / (time.monotonic() - began) * 3600)
     for deployment in DEPLOYMENTS:
-        runs.api.pause_deployment(deployment)
+        runs.api.pause(deployment)
 
 
 def measure(
@@ -315,11 +316,11 @@ def measure(
         session.commit()
     with local.api() as api:
         for deployment in DEPLOYMENTS:
-            api.pause_deployment(deployment)
+            api.pause(deployment)
         command = run_command(local.python, local.project_dir)
         set_run_command(api, WORK_POOL, None)
         time.sleep(WORKER_LOOKS_SECONDS)
-        deployment_id = api.deployment_id(CHECKOUT_DEPLOYMENT)
+        deployment_id = str(api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
         if deployment_id is None:
             raise SystemExit(f"{CHECKOUT_DEPLOYMENT} is not deployed")
         runs = Runs(local, api, command, deployment_id)

@@ -20,7 +20,7 @@ from sqlmodel import col, func, select
 
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from flows.runs.pause import Wait
 from fork_server import status
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
@@ -37,7 +37,7 @@ STATES: dict[Wait, str] = {"pause": "Paused", "suspend": "Suspended"}
 
 
 def start_and_wait(
-    local: LocalSystem, api: PrefectApi, prefix: str, count: int, wait: Wait
+    local: LocalSystem, api: PrefectServer, prefix: str, count: int, wait: Wait
 ) -> None:
     """Start orders and return when all of them wait.
 
@@ -106,7 +106,7 @@ def main(*, orders: WholeNumber = 12) -> None:
         local.api() as api,
     ):
         for deployment in (DISPATCH_DEPLOYMENT, "recover-orders/local"):
-            api.pause_deployment(deployment)
+            api.pause(deployment)
         # Server, worker and database keep what the first runs make them load.
         start_and_wait(local, api, "warm-up", WARM_UP_ORDERS, "suspend")
         for wait in STATES:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, EventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
@@ -19,11 +18,10 @@ from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
 from console.prefect_checks import open_server
 from deployments.automations import (
     HEARTBEAT_SECONDS,
-    RECOVERY_DEPLOYMENT,
     SILENCE_SECONDS,
     automations,
 )
-from deployments.local import PROJECT_DIR
+from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
 from store.settings import settings
 
@@ -126,7 +124,9 @@ def _schedules_of(
     if deployment.get("schedules") and found.paused:
         yield mend(
             f"{name} is paused: none of its schedules makes a run",
-            f"`prefect deployment schedule resume '{name}'`, or in the UI",
+            "`checkout dispatcher on`"
+            if name == DISPATCH_DEPLOYMENT
+            else f"`prefect api POST /deployments/{found.id}/resume_deployment`",
         )
     by_slug = {schedule.slug: schedule for schedule in found.schedules}
     for wanted in deployment.get("schedules") or []:
@@ -138,7 +138,7 @@ def _schedules_of(
         elif not schedule.active and wanted.get("active", True):
             yield mend(
                 f"the schedule {wanted['slug']} of {name} is not active",
-                "activate it on the deployment's page in the UI",
+                f"`prefect deployment schedule resume {name} {schedule.id}`",
             )
 
 
@@ -229,9 +229,8 @@ def _workers() -> Iterator[Diagnosis]:
 def _automations() -> Iterator[Diagnosis]:
     remedy = "run `python -m deployments.automations`"
     with open_server() as client:
-        names = [wanted.name for wanted in automations(UUID(int=0), SILENCE_SECONDS)]
+        names = [wanted.name for wanted in automations(SILENCE_SECONDS)]
         found = {name: client.read_automations_by_name(name) for name in names}
-        recovery = _deployed(client).get(RECOVERY_DEPLOYMENT)
     problems = []
     for name, of_name in found.items():
         if not of_name:
@@ -244,38 +243,25 @@ def _automations() -> Iterator[Diagnosis]:
             )
         if of_name and not of_name[0].enabled:
             problems.append(warning(f"the automation “{name}” is disabled", "enable it in the UI"))
-        problems += [unfit for each in of_name for unfit in _unfitting(each, recovery)]
+        problems += [unfit for each in of_name for unfit in _unfitting(each)]
     yield from problems
     if not problems:
         yield ok("the store's automations are there, and fit the heartbeats and deployments")
 
 
-def _unfitting(automation: Automation, recovery: DeploymentResponse | None) -> list[Diagnosis]:
-    """Return an automation's conflicts with the settings and deployments."""
-    found = []
+def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
+    """Yield an automation's conflicts with the settings."""
     heartbeat = get_current_settings().flows.heartbeat_frequency
     for action in automation.actions:
-        match action:
-            case ChangeFlowRunState() if isinstance(automation.trigger, EventTrigger):
-                silence = automation.trigger.within.total_seconds()
-                if heartbeat is None or silence < LEAST_HEARTBEATS * heartbeat:
-                    found.append(
-                        mend(
-                            f"runs count as dead after {silence:.0f} s of silence, but send a "
-                            f"heartbeat every {heartbeat} s: healthy runs are marked as crashed",
-                            f"set PREFECT_FLOWS_HEARTBEAT_FREQUENCY to {HEARTBEAT_SECONDS} for "
-                            "every worker",
-                        )
-                    )
-            case RunDeployment() if recovery is None or action.deployment_id != recovery.id:
-                found.append(
-                    mend(
-                        f"the automation “{automation.name}” starts a deployment that is not "
-                        f"{RECOVERY_DEPLOYMENT}",
-                        "run `python -m deployments.automations`",
-                    )
+        if isinstance(action, ChangeFlowRunState) and isinstance(automation.trigger, EventTrigger):
+            silence = automation.trigger.within.total_seconds()
+            if heartbeat is None or silence < LEAST_HEARTBEATS * heartbeat:
+                yield mend(
+                    f"runs count as dead after {silence:.0f} s of silence, but send a heartbeat "
+                    f"every {heartbeat} s: healthy runs are marked as crashed",
+                    f"set PREFECT_FLOWS_HEARTBEAT_FREQUENCY to {HEARTBEAT_SECONDS} for every "
+                    "worker",
                 )
-    return found
 
 
 DEPLOYMENT_CHECKS = (

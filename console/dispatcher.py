@@ -46,6 +46,6 @@ def _print(found: DispatcherStatus, *, as_json: bool) -> int:
         f"The dispatcher is on{running}: it seeks a courier for each waiting order."
         if found.is_on
         else f"The dispatcher is off{running and f'; still ending{running}'}: answer each waiting "
-        "order yourself (docs/answering.md), or `checkout dispatcher on`."
+        "order yourself (docs/operating.md#answer-a-waiting-order), or `checkout dispatcher on`."
     )
     return 0

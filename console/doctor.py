@@ -1,8 +1,10 @@
 """The doctor's checks of every part of the running shop."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 
+from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from console.deployment_checks import DEPLOYMENT_CHECKS
@@ -34,7 +36,7 @@ def doctor(*, as_json: AsJson = False) -> int:
     has_to_mend = False
     found = []
     output = terminal()
-    for name, diagnosis in diagnose():
+    for name, diagnosis in diagnose(terminal(stderr=True)):
         has_to_mend |= diagnosis.verdict == Verdict.MEND
         found.append({"check": name, **asdict(diagnosis)})
         if not as_json:
@@ -48,8 +50,12 @@ def doctor(*, as_json: AsJson = False) -> int:
     return 1 if has_to_mend else 0
 
 
-def diagnose() -> Iterator[tuple[str, Diagnosis]]:
-    """Carry out every check whose needs are met and yield its findings."""
+def diagnose(progress: Console | None = None) -> Iterator[tuple[str, Diagnosis]]:
+    """Carry out every check whose needs are met and yield its findings.
+
+    Args:
+        progress: Where the check under way is shown, if that is a terminal.
+    """
     failed: set[str] = set()
     for check in CHECKS:
         missing = [need for need in check.needs if need in failed]
@@ -57,7 +63,9 @@ def diagnose() -> Iterator[tuple[str, Diagnosis]]:
             failed.add(check.name)
             yield check.name, not_checked(f"it needs {' and '.join(missing)}")
             continue
-        for diagnosis in _looked(check):
+        with progress.status(f"Looking at: {check.name}") if progress else nullcontext():
+            said = list(_looked(check))
+        for diagnosis in said:
             if diagnosis.verdict in (Verdict.MEND, Verdict.NOT_CHECKED):
                 failed.add(check.name)
             yield check.name, diagnosis

@@ -20,7 +20,7 @@ COMMANDS = {
         "Start the checkout of one order and print its id and link.",
     ),
     "list": (
-        "console.orders:list_orders",
+        "console.listing:list_orders",
         "List orders, newest first, that match all options.",
     ),
     "show": (
@@ -72,9 +72,13 @@ COMMANDS = {
         "console.online:app",
         "Switch on or off the batch that carries orders as they come.",
     ),
+    "dead-letters": (
+        "console.queue:app",
+        "List dead letters, redrive them or drop them.",
+    ),
     "redrive": (
-        "console.queue:redrive",
-        "Redrive the order queue's dead letters, once their cause is mended.",
+        "console.queue:redrive_all",
+        "Redrive all dead letters, once their cause is mended.",
     ),
     "drain": (
         "console.drain:drain",
@@ -83,6 +87,10 @@ COMMANDS = {
     "reopen": (
         "console.drain:reopen",
         "Resume a paused work pool and its orders.",
+    ),
+    "completion": (
+        "console.completion:completion",
+        "Print the completion of this command for a shell.",
     ),
 }
 """Where each command is, and the first line of its help."""

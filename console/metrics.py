@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
+from console.prefect_figures import read_pool
 from reports.figures import read_figures
 from store.errors import StoreError
 from store.models import ENDED, OrderStatus
@@ -85,8 +86,22 @@ BLOCKING = Metric(
 BLOCKED = Metric(
     "store_blocked_sessions", "Database sessions that wait for this session's locks", ("session",)
 )
+LATE_RUNS = Metric("store_runs_late", "Runs of the checkouts' work pool that Prefect shows as Late")
+LATE = Metric("store_run_late_seconds", "How long the run is late that is late the longest")
 METRICS = (
-    *(UP, ORDERS, IDLE, WAITED, FORGOTTEN, FAILED_UNDOS, FAILED_REFUNDS, ENDINGS, STEPS),
+    *(
+        UP,
+        LATE_RUNS,
+        LATE,
+        ORDERS,
+        IDLE,
+        WAITED,
+        FORGOTTEN,
+        FAILED_UNDOS,
+        FAILED_REFUNDS,
+        ENDINGS,
+        STEPS,
+    ),
     *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES, BLOCKING, BLOCKED),
 )
 
@@ -98,8 +113,8 @@ def metrics(
 ) -> int:
     """Print the shop's metrics for Prometheus, serve them, or write a file.
 
-    Each time they are asked for, the database and the queue are. It costs little also in a shop
-    with years of orders, but not nothing: every 30 s or more is a good interval.
+    Each time they are asked for, the database, the queue and Prefect's server are. It costs little
+    also in a shop with years of orders, but not nothing: every 30 s or more is a good interval.
 
     Args:
         port: Serve them at /metrics on this port, until Ctrl-C.
@@ -140,9 +155,9 @@ class Shop(Collector):
             yield _family(metric)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Query the database and the queue for the metrics.
+        """Query database, queue and Prefect for the metrics.
 
-        A part that is away is reported by `store_up`, and the other is still counted.
+        A part that is away is reported by `store_up`, and the others are still counted.
         """
         up = _family(UP)
         for part, read in (("database", _of_database), ("queue", _of_queue)):
@@ -153,6 +168,13 @@ class Shop(Collector):
             else:
                 up.add_metric([part], 1)
                 yield from families
+        pool = read_pool()
+        pools = [pool] if pool else []
+        up.add_metric(["prefect server"], len(pools))
+        for each in pools:
+            up.add_metric(["worker"], each.worker_up)
+        yield _filled(LATE_RUNS, [((), each.late_runs) for each in pools])
+        yield _filled(LATE, [((), each.late_seconds) for each in pools])
         yield up
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,40 +20,25 @@ from flows.runs.order_runs import (
 )
 from flows.runs.order_runs import retry as start_attempt
 from flows.runs.order_runs import submit as start_checkout
-from orders.lookup import find_orders, outcome_error, read_order
+from orders.lookup import outcome_error, read_order
 from orders.rows import NamedTwice, once_each
 from orders.sources import decoded, explain_encoding
 from reports.compensations import OpenUndo, open_undos
 from reports.receipts import explain
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
-from store.messages import CheckoutOrder, money
-from store.models import Order, OrderStatus, utc_now
+from store.messages import CheckoutOrder
+from store.models import Order, OrderStatus
 from store.wrong_input import Problem, problems
 from tasks.steps import UNDOS
 from terminal.numbers import WholeNumber, whole_number
 from terminal.output import (
     AsJson,
-    Columns,
-    Limit,
-    Wide,
     confirmed,
-    duration,
     print_json,
-    print_table,
     quiet_runs,
     terminal,
 )
 
-AGE_AT_MOST = timedelta(days=36_500)
-"""Far longer ago the calendar has no date."""
-
-
-def _require_date(_: object, age: timedelta | None) -> None:
-    if age is not None and not timedelta(0) <= age <= AGE_AT_MOST:
-        raise ValueError(f"Must be from 0s to {AGE_AT_MOST.days}d.")
-
-
-Age = Annotated[timedelta, Parameter(validator=_require_date)]
 FLAGS = {
     "userId": "--user",
     "bookId": "--book",
@@ -203,102 +187,6 @@ def _problems(found: Sequence[Problem], flags: dict[str, str]) -> str:
             "checkout submit --help explains each.",
         ]
     )
-
-
-def list_orders(
-    *,
-    status: OrderStatus | None = None,
-    customer: str | None = None,
-    book: str | None = None,
-    older_than: Age | None = None,
-    younger_than: Age | None = None,
-    limit: Limit = 20,
-    columns: Columns = None,
-    wide: Wide = False,
-    as_json: AsJson = False,
-) -> int:
-    """List orders, newest first, that match all options.
-
-    Args:
-        status: Orders that stand there.
-        customer: Orders of the customer with this id.
-        book: Orders with copies of the book with this id.
-        older_than: Orders accepted longer ago than this: 90s, 15m, 2h, 3d, 1d12h.
-        younger_than: Orders accepted within this time.
-        limit: How many at most.
-    """
-    now = utc_now()
-    found = find_orders(
-        status=status,
-        user_id=customer,
-        book_id=book,
-        accepted_from=now - younger_than if younger_than else None,
-        accepted_until=now - older_than if older_than else None,
-        limit=limit,
-    )
-    if as_json:
-        print_json([_as_data(order, now) for order in found])
-        return 0
-    print_table(
-        "Orders",
-        [
-            *("order", "status", "attempt", "age", "time left", "customer", "copies"),
-            *("total", "points", "charge", "why"),
-        ],
-        (
-            [
-                order.id,
-                order.status,
-                order.attempt,
-                duration((now - order.created_at).total_seconds()),
-                _time_left(order, now),
-                order.user_id,
-                order.copies,
-                _amount(order.total_cents, order),
-                order.points_redeemed,
-                _amount(order.due_cents, order),
-                f"{order.error}: {order.message}" if order.error else "",
-            ]
-            for order in found
-        ),
-        empty="There is no such order.",
-        text="why",
-        expendable=["points", "attempt", "total", "customer", "copies", "time left", "charge"],
-        only=columns,
-        wide=wide,
-    )
-    return 0
-
-
-def _amount(cents: int | None, order: Order) -> str:
-    return "" if cents is None else money(cents, order.currency)
-
-
-def _time_left(order: Order, now: datetime) -> str:
-    if order.status != OrderStatus.WAITING or order.wait_until is None:
-        return ""
-    return duration((order.wait_until - now).total_seconds())
-
-
-def _as_data(order: Order, now: datetime) -> dict[str, Any]:
-    return {
-        "order_id": order.id,
-        "status": order.status,
-        "attempt": order.attempt,
-        "accepted_at": order.created_at,
-        "age_seconds": int((now - order.created_at).total_seconds()),
-        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
-        "user_id": order.user_id,
-        "copies": order.copies,
-        "currency": order.currency,
-        "total_cents": order.total_cents,
-        "points_redeemed": order.points_redeemed,
-        "due_cents": order.due_cents,
-        "courier": order.courier_id,
-        "error": order.error,
-        "message": order.message,
-        "run_id": order.run_id,
-    }
 
 
 def cancel(

@@ -102,7 +102,8 @@ def _prefect_server() -> Iterator[Diagnosis]:
     if not chosen.api.url:
         yield mend(
             "PREFECT_API_URL is not set: each command and worker would start a server of its own",
-            "set it to the address of your server, with /api at its end",
+            "set it to the address of your server, with /api at its end; for the system of "
+            "`make up`: . .local/env",
         )
         return
     with open_server() as client:

@@ -10,7 +10,8 @@ from prefect.client.schemas.objects import State
 from console.orders import undo_as_data
 from flows.order.events import form_url
 from flows.recovery import Move, next_move
-from flows.runs.order_runs import CHECKOUT, OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.runs.order_runs import OrderRun, is_to_come, prefect_client, runs_of_order
+from flows.runs.unbegun import CHECKOUT
 from flows.runs.work_pool import SERVER_AWAY
 from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
@@ -32,6 +33,28 @@ BY_RECOVERY: dict[Move, str] = {
     Move.REMIND: "recover_orders reminds the shop of it in its next round.",
 }
 """What recovery does next, where it has something to do."""
+FIELDS = (
+    "order_id",
+    "status",
+    "attempt",
+    "error",
+    "message",
+    "user_id",
+    "lines",
+    "copies",
+    "currency",
+    "total_cents",
+    "points_redeemed",
+    "due_cents",
+    "courier",
+    "wait_until",
+    "continuations",
+    "accepted_at",
+    "updated_at",
+    "run_id",
+    "run_url",
+)
+"""What `checkout show --json` says of the order itself."""
 
 
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
@@ -255,7 +278,8 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
     to_come = [run for run in checkouts if is_to_come(run)]
     lost = [run for run in checkouts if run.lost]
     if to_come and to_come != lost:
-        return "It is recorded as soon as its run begins."
+        why = to_come[-1].unbegun
+        return f"It is recorded as soon as its run begins{f': {why}' if why else ''}."
     if lost:
         return (
             f"It is not recorded, and no process has its run: {lost[-1].lost}. recover_orders "
@@ -271,10 +295,13 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
     if as_json:
         print_json(
             {
+                **dict.fromkeys(FIELDS),
                 "order_id": order_id,
-                "status": None,
                 "next": next_,
+                "cancelling_gives_back": [],
+                "prefect_answers": True,
                 "runs": [_run_as_data(run) for run in runs],
+                "notes": [],
                 "timeline": [asdict(event) for event in events],
             }
         )

@@ -1,10 +1,12 @@
-"""The store's Prefect automations, as code.
+"""The store's Prefect automation, and its recovery's first start.
 
-They make things faster and visible; nothing depends on them. A run without a sign of life is
-marked as crashed, and a checkout's run that ended badly starts `recover_orders` at once instead of
-within a minute.
+A run without a heartbeat is marked as crashed; nothing depends on it, but its order goes on sooner.
+The automation is created, or updated where it differs, by name.
 
     python -m deployments.automations      apply them to the server of PREFECT_API_URL
+
+`recover_orders` is started unless a run of it is scheduled soon or its deployment is off; it has
+the dispatcher started.
 
 How long a run may be silent is counted in the heartbeats of the environment this is called in, so
 call it with the PREFECT_FLOWS_HEARTBEAT_FREQUENCY that every run has. Runs whose heartbeats are
@@ -16,40 +18,46 @@ import asyncio
 import sys
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import httpx
 from prefect import get_client
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
+from flows.runs import lost_runs, stand_by
 from terminal.command_line import WRONG_USAGE, command
 from terminal.numbers import WholeNumber
 from terminal.output import complain, terminal
 
-CHECKOUT_FLOWS = ("store-checkout", "batch-checkout")
-FLOWS = (*CHECKOUT_FLOWS, "dispatch-orders", "recover-orders", "audit-books")
+FLOWS = (*lost_runs.FLOWS, *stand_by.FLOWS, "audit-books")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
+DISPATCH_DEPLOYMENT = "dispatch-orders/local"
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY is to be for every run; 30 is the least."""
 SILENT_HEARTBEATS = 4
 """Three heartbeats may be lost, or late on a busy machine, before a run counts as dead."""
 SILENCE_SECONDS = SILENT_HEARTBEATS * HEARTBEAT_SECONDS
 ENDED_BADLY = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "Cancelled")}
+OUTDATED = "store: recovery starts when a checkout's run has ended badly"
+"""An automation of earlier versions. It would start a run for each, which waits for its slot."""
+OUTDATED_SCHEDULES = {
+    RECOVERY_DEPLOYMENT: "every-minute",
+    DISPATCH_DEPLOYMENT: "every-five-minutes",
+}
+"""Schedules of earlier versions. `prefect deploy` keeps a schedule whose slug is not in its file,
+and `replaces` is refused when the file is applied again (Prefect 3.9.1)."""
 
 
-def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
+def automations(silence_seconds: int) -> list[Automation]:
     """Return the automations.
 
     Args:
-        recovery_id: The deployment of `recover_orders`.
         silence_seconds: How long a run may be silent; more than three heartbeats.
     """
-    of_checkout = {"prefect.resource.role": "flow", "prefect.resource.name": list(CHECKOUT_FLOWS)}
     # The others as well: a dead run of theirs would keep its deployment's only slot from the next.
     of_any = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
     return [
@@ -83,26 +91,6 @@ def automations(recovery_id: UUID, silence_seconds: int) -> list[Automation]:
                 )
             ],
         ),
-        Automation(
-            name="store: recovery starts when a checkout's run has ended badly",
-            description="Hooks do most of it; this is for what they miss, before the next minute.",
-            trigger=EventTrigger(
-                expect=ENDED_BADLY,
-                match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=of_checkout,
-                posture=Posture.Reactive,
-                threshold=1,
-            ),
-            actions=[
-                RunDeployment(
-                    source="selected",
-                    deployment_id=recovery_id,
-                    parameters=None,
-                    # The hooks of the run first; recovery leaves an order to them that long.
-                    schedule_after=timedelta(seconds=5),
-                )
-            ],
-        ),
     ]
 
 
@@ -118,12 +106,11 @@ async def apply(silence_seconds: int) -> list[str]:
     Returns:
         Their names.
 
-    Raises:
-        prefect.exceptions.ObjectNotFound: `recover_orders` is not deployed yet.
     """
+    wanted = automations(silence_seconds)
     async with get_client() as client:
-        recovery = await client.read_deployment_by_name(RECOVERY_DEPLOYMENT)
-    wanted = automations(recovery.id, silence_seconds)
+        for outdated in await client.read_automations_by_name(OUTDATED):
+            await client.delete_automation(outdated.id)
     for automation in wanted:
         # Names are no keys for Prefect: creating one twice makes two.
         try:
@@ -135,6 +122,21 @@ async def apply(silence_seconds: int) -> list[str]:
             automation.id = found.id
             await automation.aupdate()
     return [automation.name for automation in wanted]
+
+
+def start_recovery() -> None:
+    """Start `recover_orders`, unless it is off or due soon.
+
+    Raises:
+        prefect.exceptions.ObjectNotFound: it or the dispatcher is not deployed yet.
+    """
+    with get_client(sync_client=True) as client:
+        for name, slug in OUTDATED_SCHEDULES.items():
+            deployment = client.read_deployment_by_name(name)
+            for schedule in deployment.schedules:
+                if schedule.slug == slug:
+                    client.delete_deployment_schedule(deployment.id, schedule.id)
+        stand_by.start_unless_off(client, client.read_deployment_by_name(RECOVERY_DEPLOYMENT))
 
 
 def _definition(automation: Automation) -> dict[str, Any]:
@@ -176,6 +178,7 @@ def main(*, silence_seconds: WholeNumber | None = None) -> int:
         )
     try:
         names = asyncio.run(apply(silence_seconds))
+        start_recovery()
     except ObjectNotFound:
         return complain(
             f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `prefect deploy --all`"

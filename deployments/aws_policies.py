@@ -9,8 +9,9 @@ def policies(resources: Resources) -> dict[str, dict[str, Any]]:
     """Return the least rights of each role, as IAM policies by role.
 
     `checkout` are the runs of orders and of recovery, `dispatcher` those of `dispatch_orders`,
-    `operator` a person who runs `checkout redrive`, `doctor` or `metrics`, `provisioner` one who
-    runs this module. A batch call is allowed by the action of its single call.
+    `operator` a person who runs `checkout dead-letters`, `redrive`, `doctor` or `metrics`,
+    `provisioner` one who runs `deployments.provision`. A batch call is allowed by its single call's
+    action.
     `sts:GetCallerIdentity` is missing since nobody needs a right for it, and so is KMS: AWS's own
     keys, which this module chooses, let everybody through who may use the topic or queue. A key of
     your own asks for `kms:GenerateDataKey` and `kms:Decrypt` as well.
@@ -35,7 +36,11 @@ def policies(resources: Resources) -> dict[str, dict[str, Any]]:
             ("PutDeadLettersAside", ["sqs:SendMessage"], [dead]),
         ),
         "operator": _policy(
-            ("TakeDeadLetters", ["sqs:ReceiveMessage", "sqs:DeleteMessage"], [dead]),
+            (
+                "TakeDeadLetters",
+                ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"],
+                [dead],
+            ),
             ("SendThemAgain", ["sqs:SendMessage"], [queue]),
             ("LookAtTheQueues", ["sqs:GetQueueAttributes"], [queue, dead]),
             ("LookAtTheTopic", ["sns:ListSubscriptionsByTopic"], [topic]),

@@ -15,34 +15,32 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from uuid import UUID
 
 import httpx
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER, LocalSystem
 from deployments.machine import LocalSystemError, exit_on_signals
-from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.messages import NO_COURIER, money
-from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, SagaRecord
+from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus
 from store.payments import DECLINED_METHOD
 from terminal.command_line import Flag, command
-from terminal.output import terminal
 
 # Four runs at once start in 20 to 30 s on two busy cores; this is for far slower machines.
 _ENDING_SECONDS = 240.0
 _POLL_SECONDS = 0.3
-# Long enough not to chatter, short enough that nobody thinks it hangs.
-_SILENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,11 @@ class Ending:
     @property
     def is_reached(self) -> bool:
         """Whether neither the run nor the order will change any more."""
-        return self.run.is_finished and self.order is not None and self.order.status in ENDED
+        return (
+            self.run.state_type in TERMINAL_STATES
+            and self.order is not None
+            and self.order.status in ENDED
+        )
 
     @property
     def asks_for_courier(self) -> bool:
@@ -157,18 +159,17 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
     """
     with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
+        progress(f"Prefect UI, while this runs: {system.ui_url}/v2/runs")
         runs = []
         for case in CASES:
-            run = api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order})
-            progress(f"Started: {case.title}  {system.run_url(run.id)}")
-            runs.append(run)
+            runs.append(api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order}))
+            progress(f"Started: {case.title}")
         endings = _wait_for_endings(system, api, session, runs, progress)
         after = read_holdings(session)
         output = progress.console
         output.print()
         output.print(_endings_table(endings))
-        for ending in endings:
-            _print_details(output, system, session, ending)
+        _print_reasons(output, endings)
         table, wrong = compare(before, after)
         output.print(table)
     return [
@@ -185,7 +186,7 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
 
 def _wait_for_endings(
     system: LocalSystem,
-    api: PrefectApi,
+    api: PrefectServer,
     session: Session,
     runs: Sequence[FlowRun],
     progress: Progress,
@@ -195,10 +196,9 @@ def _wait_for_endings(
     Raises:
         LocalSystemError: a part of the system has ended by itself.
     """
-    shown: dict[str, str] = {}
+    shown: dict[UUID, str] = {}
     is_refused = is_dispatching = False
     deadline = time.monotonic() + _ENDING_SECONDS
-    silent_since = time.monotonic()
     while True:
         system.require_running()
         session.rollback()
@@ -208,13 +208,14 @@ def _wait_for_endings(
             for case, run in zip(CASES, runs, strict=True)
         ]
         for ending in endings:
-            status = ending.order.status if ending.order else ending.run.state_name.lower()
+            if ending.order is None and ending.run.state_type not in TERMINAL_STATES:
+                continue  # its process is starting
+            status = ending.order.status if ending.order else str(ending.run.state_name).lower()
             if ending.run.state_name == "Paused" and status == OrderStatus.WAITING:
                 status = "waiting for a courier, its run is paused"
             if shown.get(ending.run.id) != status:
                 shown[ending.run.id] = status
                 progress(f"{ending.case.title}: {status}")
-                silent_since = time.monotonic()
         # Only now, so that the pauses can be seen: a courier is found within a second.
         asking = [ending for ending in endings if ending.asks_for_courier]
         if not is_refused and all(ending.run.state_name == "Paused" for ending in asking):
@@ -230,69 +231,29 @@ def _wait_for_endings(
             progress("Started: dispatch_orders, which finds couriers and resumes the runs")
         if all(ending.is_reached for ending in endings) or time.monotonic() > deadline:
             return endings
-        if time.monotonic() - silent_since > _SILENCE_SECONDS:
-            progress("… the runs' processes are starting or at work")
-            silent_since = time.monotonic()
         time.sleep(_POLL_SECONDS)
 
 
 def _endings_table(endings: Sequence[Ending]) -> Table:
-    table = Table("order", "expected", "actual", "", "its run", title="Endings")
+    table = Table("order", "ending", "", title="Endings")
     for ending in endings:
-        table.add_row(
-            ending.case.title,
-            _ending(ending.case.status, ending.case.error),
-            ending.actual,
-            _verdict(ending.is_as_expected),
-            ending.run.state_name,
-        )
+        expected = _ending(ending.case.status, ending.case.error)
+        wrong = "" if ending.is_as_expected else f", not {expected}"
+        table.add_row(ending.case.title, f"{ending.actual}{wrong}", _verdict(ending.is_as_expected))
     return table
 
 
-def _print_details(output: Console, system: LocalSystem, session: Session, ending: Ending) -> None:
-    output.print(Text(f"\n{ending.case.title}: {json.dumps(ending.case.order)}", style="bold"))
-    if ending.run.message:
-        output.print(Text(ending.run.message))
-    # No wrapping: a broken link cannot be clicked.
-    output.print(Text(system.run_url(ending.run.id), style="cyan"), soft_wrap=True)
-    order = ending.order
-    if order is not None:
-        if order.total_cents is not None:
-            total, due = order.total_cents, order.due_cents or 0
-            output.print(
-                f"total {money(total, order.currency)}, {order.points_redeemed} points redeemed, "
-                f"bill {money(due, order.currency)}"
-            )
-        output.print(_saga_table(session, order))
-
-
-def _saga_table(session: Session, order: Order) -> Table:
-    """Return the order's steps and undos as a table."""
-    table = Table(
-        "try", "step", "state", "result", "done at", "undone at", "given back", title="Saga log"
-    )
-    records = session.exec(
-        select(SagaRecord)
-        .where(SagaRecord.order_id == order.id)
-        .order_by(col(SagaRecord.attempt), col(SagaRecord.at))
-    )
-    for record in records:
-        table.add_row(
-            str(record.attempt),
-            record.step,
-            record.state,
-            json.dumps(record.result),
-            _clock(record.at),
-            _clock(record.undone_at),
-            "" if record.undo_result is None else json.dumps(record.undo_result),
-        )
-    if not table.row_count:
-        table.add_row("", "nothing was taken", "", "", "", "", "")
-    return table
-
-
-def _clock(moment: datetime | None) -> str:
-    return "" if moment is None else moment.astimezone().strftime("%H:%M:%S")
+def _print_reasons(output: Console, endings: Sequence[Ending]) -> None:
+    """Print each order's cost, or its error."""
+    for ending in endings:
+        order = ending.order
+        state = ending.run.state
+        message = "" if state is None else state.message or ""
+        said = message.removeprefix("Flow run encountered an exception: ")
+        if order is not None and order.status == OrderStatus.DISPATCHED:
+            due = money(order.due_cents or 0, order.currency)
+            said = f"{order.points_redeemed} points redeemed, {due} charged."
+        output.print(Text.assemble((f"{ending.case.title}: ", "bold"), said))
 
 
 def compare(before: Holdings, after: Holdings) -> tuple[Table, list[str]]:
@@ -344,11 +305,13 @@ def main(*, keep: Flag = False) -> int:
     Args:
         keep: Keep databases and logs at the end.
     """
-    progress = Progress(terminal())
+    progress = Progress(Console(emoji=False, highlight=False))
+    progress("This takes a minute on a quiet machine, three on a busy one.")
     data_dir = Path(mkdtemp(prefix="store-demo-"))
     try:
         with (
             exit_on_signals(),
+            progress.unbroken(),
             LocalSystem(data_dir, report=progress, durable=keep) as system,
         ):
             wrong = demonstrate(system, progress)

@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from deployments.leash import Leashed
+from deployments.local_settings import run_settings, server_settings
 from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment, lock
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PREFERRED_PORT = 4200
@@ -36,6 +37,8 @@ EXAMPLE_ORDER = (
     '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
     '"quantity": 50, "redeem": true}'
 )
+FIRST_ORDER = EXAMPLE_ORDER.replace("{", '{"orderId": "first", ', 1)
+"""The example with an id of its own, by which a newcomer finds it."""
 
 # The server migrates its empty database first: 10 to 25 s were seen, on a loaded machine more.
 _SERVER_SECONDS = 180.0
@@ -123,53 +126,30 @@ class LocalSystem:
         """The value of PREFECT_API_URL."""
         return f"{self.ui_url}/api"
 
-    def api(self) -> PrefectApi:
+    def api(self) -> PrefectServer:
         """Return a client of the running system's server."""
-        return PrefectApi(self.api_url, self._auth)
+        return PrefectServer(self.api_url, self._auth)
 
     @property
     def store_url(self) -> str:
         """The SQLAlchemy address of the store's database."""
         return self._postgres.sqlalchemy_url("store")
 
-    def run_url(self, run_id: str) -> str:
+    def run_url(self, run_id: UUID | str) -> str:
         """Return the address of a flow run's page in the UI."""
         return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
 
     def settings(self) -> dict[str, str]:
         """Return the environment variables of each of the store's processes."""
-        chosen = {name: value for name, value in os.environ.items() if name.startswith("STORE_")}
-        return {
-            **chosen,
-            "PREFECT_API_URL": self.api_url,
-            "PREFECT_UI_URL": f"{self.ui_url}{_UI_PAGES}",
-            **({"PREFECT_API_AUTH_STRING": self._auth} if self._auth else {}),
-            **self._prefect_settings(),
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "store",
-            # What hooks log outside of a run goes to the worker's log alone.
-            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-            # With the default of 5 an outage of the server over 68 s fails every waiting order.
-            "PREFECT_CLIENT_MAX_RETRIES": "10",
-            # Each run would ask for both: our server has no such protection, and which versions go
-            # together is a question of `checkout doctor`.
-            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
-            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
-            # Of each process, with every call of it; the default is 2 s.
-            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",
-            "PREFECT_CLI_PROMPT": "false",
-            "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-            # Of a failed run Prefect keeps the error in a file: by default a pickle, which runs
-            # code where it is read.
-            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-            # deployments/automations.py takes a run for dead after four of these are missing.
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            # The default of 10 s would be most of an order's time here.
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "STORE_HOME": str(self.project_dir),
-            "STORE_DATABASE_URL": self.store_url,
-            "STORE_WORK_POOL": WORK_POOL,
-            "STORE_PAUSE_POLL_SECONDS": "1",
-        }
+        return run_settings(
+            data_dir=self.data_dir,
+            project_dir=self.project_dir,
+            api_url=self.api_url,
+            ui_url=f"{self.ui_url}{_UI_PAGES}",
+            store_url=self.store_url,
+            work_pool=WORK_POOL,
+            auth=self._auth,
+        )
 
     def start(self) -> None:
         """Start all parts and return when the worker, if any, is online.
@@ -230,15 +210,8 @@ class LocalSystem:
         """
         self._run([self.python, "-m", module, *arguments], f"{module}.log")
 
-    def _prefect_settings(self) -> dict[str, str]:
-        return {
-            "PREFECT_HOME": str(self.data_dir / "prefect"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-        }
-
     def _start_postgres(self) -> None:
-        self._report("Starting PostgreSQL …")
+        self._report("Starting PostgreSQL (a second; the first time ten) …")
         self._children.enter_context(self._stopping("PostgreSQL", self._postgres.stop))
         self._postgres.start()
         for name in ("store", "prefect"):
@@ -263,22 +236,13 @@ class LocalSystem:
         server = Leashed(
             self._prefect("server", "start", "--host", HOST, "--port", str(self._port)),
             log=self.logs_dir / "server.log",
-            env={
-                **inherited_environment(),
-                **self._prefect_settings(),
-                **({"PREFECT_SERVER_API_AUTH_STRING": self._auth} if self._auth else {}),
-                "PREFECT_API_DATABASE_CONNECTION_URL": self._postgres.prefect_url("prefect"),
-                # The browser calls this address; without it the UI is empty on other ports.
-                "PREFECT_UI_API_URL": self.api_url,
-                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-                # Leases in memory are lost with the server, and a slot they held for ever taken.
-                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
-                    "prefect.server.concurrency.lease_storage.filesystem"
-                ),
-                # The server reads every paused run each time: ten thousand of them, each five
-                # seconds, keep two fifths of a core busy.
-                "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
-            },
+            env=inherited_environment()
+            | server_settings(
+                data_dir=self.data_dir,
+                api_url=self.api_url,
+                database_url=self._postgres.prefect_url("prefect"),
+                auth=self._auth,
+            ),
             cwd=self.data_dir,
         )
         self._children.enter_context(self._stopping("Prefect server", server.stop))
@@ -286,7 +250,7 @@ class LocalSystem:
         return server
 
     def _prepare_store(self) -> None:
-        self._report("Migrating and seeding the store's database …")
+        self._report("Migrating and seeding the store's database (3 to 10 s) …")
         from deployments.migrate import bring_up_to_date
         from store.errors import DatabaseVersionUnknown
 
@@ -299,7 +263,7 @@ class LocalSystem:
         self.run_module("seed")
 
     def _wait_for_server(self, server: Leashed) -> None:
-        self._report("Waiting for the Prefect server (it migrates its own database) …")
+        self._report("Waiting for the Prefect server (10 to 25 s: it migrates its own database) …")
         tries = 1
         while not self._server_answers(server):
             if tries == _PORT_TRIES:
@@ -352,23 +316,23 @@ class LocalSystem:
         Raises:
             LocalSystemError: the system is not running, or a command failed.
         """
-        self._report("Applying prefect.yaml …")
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
-            api.create_work_pool(WORK_POOL, "process")
+            api.ensure_work_pool(WORK_POOL, "process")
             wanted = warm_start.is_wanted()
             command = warm_start.run_command(self.python, self.project_dir) if wanted else None
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
+            self._report("Applying prefect.yaml (5 to 20 s) …")
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
             # `prefect deploy` would resume the one and pause the other.
             is_off = api.is_paused(DISPATCH_DEPLOYMENT)
-            is_online = api.is_on(ONLINE_DEPLOYMENT)
+            is_online = api.is_paused(ONLINE_DEPLOYMENT) is False
         self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         with self.api() as api:
             if is_off:
-                api.pause_deployment(DISPATCH_DEPLOYMENT)
+                api.pause(DISPATCH_DEPLOYMENT)
             if is_online:
-                api.resume_deployment(ONLINE_DEPLOYMENT)
+                api.unpause(ONLINE_DEPLOYMENT)
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:
@@ -378,7 +342,7 @@ class LocalSystem:
             LocalSystemError: it has ended, or is not online in time.
         """
         name = f"local-{uuid4().hex[:8]}"
-        self._report("Starting a worker …")
+        self._report("Starting a worker (5 to 15 s) …")
         worker = Leashed(
             self._prefect(
                 "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name
@@ -395,7 +359,7 @@ class LocalSystem:
         self._report("The worker is online")
         return worker
 
-    def _wait_for_worker(self, api: PrefectApi, worker: Leashed, name: str) -> None:
+    def _wait_for_worker(self, api: PrefectServer, worker: Leashed, name: str) -> None:
         deadline = time.monotonic() + _WORKER_SECONDS
         while not api.worker_is_online(WORK_POOL, name):
             if worker.exit_status() is not None:

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from rich.text import Text
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
-    EXAMPLE_ORDER,
+    FIRST_ORDER,
     PROJECT_DIR,
     LocalSystem,
 )
@@ -61,13 +62,15 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
         LocalSystemError: it cannot be started, or a part of it has ended by itself.
     """
     env_file = data_dir / "env"
-    with LocalSystem(data_dir, report=progress, auth=auth) as system:
+    with ExitStack() as stack:
+        with progress.unbroken():
+            system = stack.enter_context(LocalSystem(data_dir, report=progress, auth=auth))
         write_environment_file(env_file, system.settings())
         try:
             with system.api() as api:
                 if by_hand:
-                    api.pause_deployment(DISPATCH_DEPLOYMENT)
-                is_off = api.is_paused(DISPATCH_DEPLOYMENT)
+                    api.pause(DISPATCH_DEPLOYMENT)
+                is_off = bool(api.is_paused(DISPATCH_DEPLOYMENT))
                 if not is_off:
                     # Now, not at the schedule's next time: a waiting order is answered at once.
                     api.start_run(DISPATCH_DEPLOYMENT, {})
@@ -100,13 +103,13 @@ def auth_string(environment: Mapping[str, str]) -> str | None:
 def _print_invitation(
     console: Console, system: LocalSystem, env_file: Path, *, is_off: bool
 ) -> None:
-    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{EXAMPLE_ORDER}'"
+    checkout = f"prefect deployment run '{CHECKOUT_DEPLOYMENT}' --param order='{FIRST_ORDER}'"
     console.print(f"\nThe store is up. Prefect UI: [link]{system.ui_url}[/link]\n")
     console.print("In another terminal:")
     for line in (
         f"  . {shlex.quote(str(env_file))}",
         f"  {checkout}",
-        "  prefect flow-run ls",
+        "  checkout show first",
         "  checkout list",
     ):
         console.print(Text(line, style="bold"), soft_wrap=True)
@@ -130,6 +133,7 @@ def main(*, data: Path = PROJECT_DIR / ".local", answer: Literal["by-hand"] | No
     try:
         with exit_on_signals():
             by_hand = answer == "by-hand"
+            progress("Starting takes half a minute on a quiet machine, two on a busy one.")
             up(data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
     except (LocalSystemError, OSError) as error:
         # An OSError names the file or folder that it is about.

@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
 from pydantic import TypeAdapter, ValidationError
 
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from terminal.command_line import command
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -60,7 +62,7 @@ def run_command(python: str, project_dir: Path) -> str:
     return shlex.join([*client, SOCKETS, str(project_dir), "prefect.engine", *FLOW_MODULES])
 
 
-def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str:
+def set_run_command(api: PrefectServer, pool_name: str, command: str | None) -> str:
     """Set the pool's start command, None for Prefect's own.
 
     Returns:
@@ -69,15 +71,16 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
     Raises:
         WarmStartError: there is no such pool.
     """
-    pool = api.work_pool(pool_name)
-    if pool is None:
+    try:
+        pool = api.read_work_pool(pool_name)
+    except ObjectNotFound:
         raise WarmStartError(
             f"There is no work pool {pool_name}: `prefect work-pool create {pool_name}`."
-        )
-    if pool["type"] != "process":
-        return f"The work pool {pool_name} is of type {pool['type']}: its runs start as before."
+        ) from None
+    if pool.type != "process":
+        return f"The work pool {pool_name} is of type {pool.type}: its runs start as before."
     # A pool has no template until its first worker has come.
-    template: dict[str, Any] = pool["base_job_template"] or json.loads(TEMPLATE.read_text())
+    template: dict[str, Any] = pool.base_job_template or json.loads(TEMPLATE.read_text())
     variable = template["variables"]["properties"].get("command", {})
     set_before = variable.get("default")
     if set_before and CLIENT not in set_before:
@@ -85,7 +88,7 @@ def set_run_command(api: PrefectApi, pool_name: str, command: str | None) -> str
     if set_before != command:
         variable["default"] = command
         template["variables"]["properties"]["command"] = variable
-        api.set_base_job_template(pool_name, template)
+        api.update_work_pool(pool_name, WorkPoolUpdate(base_job_template=template))
     how = "warm" if command else "cold, each in a new Python"
     return f"Runs of the work pool {pool_name} start {how}."
 
@@ -100,7 +103,7 @@ def main() -> int:
         return 1
     try:
         command = run_command(sys.executable, PROJECT_DIR) if is_wanted() else None
-        with PrefectApi(url, os.environ.get("PREFECT_API_AUTH_STRING")) as api:
+        with PrefectServer(url, os.environ.get("PREFECT_API_AUTH_STRING")) as api:
             sys.stdout.write(f"{set_run_command(api, pool, command)}\n")
     except WarmStartError as error:
         sys.stderr.write(f"{error}\n")

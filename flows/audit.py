@@ -1,11 +1,13 @@
 """The flow ``audit_books``, the daily audit of I1 to I5."""
 
 import logging
+from functools import partial
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel
 
+from flows.runs.names import name_by_day
 from reports.audit import NOT_COMPARED, audit, is_compared_with_gateway
 from reports.notices import announce_audit
 from store.database import snapshot
@@ -27,7 +29,12 @@ class AuditReport(BaseModel):
     first_warnings: list[str] = []
 
 
-@flow(name="audit-books", retries=0, persist_result=False)
+@flow(
+    name="audit-books",
+    flow_run_name=partial(name_by_day, "audit"),
+    retries=0,
+    persist_result=False,
+)
 def audit_books() -> AuditReport:
     """Check I1 to I5 over the whole database in one snapshot.
 

@@ -41,6 +41,7 @@ from flows.batches.report import (
 from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
+from flows.runs.names import name_of_batch
 from flows.runs.pause import Wait
 from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
@@ -62,6 +63,7 @@ logger = logging.getLogger("store.batch")
 
 @flow(
     name="batch-checkout",
+    flow_run_name=name_of_batch,
     retries=0,
     persist_result=False,
     on_failure=[compensate_run],
@@ -114,12 +116,13 @@ def batch_checkout(
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait, listen_seconds)
     every_seconds = SHOWN_EVERY_SECONDS_WHILE_LISTENING if listen_seconds else SHOWN_EVERY_SECONDS
-    progress = Progress(run_id, failed_of is None, every_seconds)
+    progress = Progress(run_id, failed_of is None, batch.started_at, every_seconds)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
         with get_client(sync_client=True) as client:
-            remark = question(run_id, chunk_size).take_left(client)
+            said = question(run_id, chunk_size).take_left(client)
+        remark = said.text if said else ""
         work.check_out(work.left_off())
         if batch.listens_until is not None and utc_now() < batch.listens_until:
             listen(run_id, batch.listens_until, chunk_size, progress, work.seconds)

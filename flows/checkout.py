@@ -5,12 +5,15 @@ the saga log first. No flow-level retries: a resumed pause counts as a run, so t
 before they were needed, and they would run after the compensation.
 """
 
+import logging
 import time
 from typing import Any
 
 from prefect import State, flow, runtime
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from flows.batches.defects import is_interruption
 from flows.compensation import compensate_run
@@ -20,6 +23,7 @@ from flows.runs.continuation import CONTINUATION, continue_crashed_run, who_aske
 from flows.runs.pause import Wait
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
 from orders.lookup import read_order
+from reports.history import ordered_in_words
 from reports.receipts import explain, receipt
 from store.errors import OrderError
 from store.messages import CheckoutOrder, Receipt
@@ -30,6 +34,8 @@ from tasks.inventory import check_inventory
 from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
+logger = logging.getLogger("store.checkout")
+
 ON_THIS_MACHINE = get_current_settings().results.local_storage_path
 """Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
 twice whether it has a default storage."""
@@ -39,13 +45,22 @@ TAKEOVER_POLL_SECONDS = 1.0
 
 
 def order_name() -> str:
-    """Return the flow run's name, which is its order's id.
+    """Return the flow run's name, by which a person finds its order.
 
-    That is the caller's orderId, or else the run's own id.
+    That is the caller's orderId. Without one it is what was ordered, with the run's own id, which
+    is the order's id, at its end.
     """
     order = runtime.flow_run.parameters.get("order")
     given = order.order_id if isinstance(order, CheckoutOrder) else None
-    return given or str(runtime.flow_run.id)
+    run_id = str(runtime.flow_run.id)
+    if given or not isinstance(order, CheckoutOrder):
+        return given or run_id
+    try:
+        return f"{ordered_in_words(order.lines())}, {run_id}"
+    except (DBAPIError, ValidationError) as error:
+        # `accept` meets the same, and says what becomes of the order.
+        logger.warning("the run is named by its id: %s", type(error).__name__)
+        return run_id
 
 
 @flow(

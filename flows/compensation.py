@@ -17,6 +17,7 @@ from flows.batches.defects import is_interruption, narrow_down
 from flows.order.events import tell
 from flows.runs.answers_left import record_answers_left
 from flows.runs.continuation import continue_run
+from flows.runs.names import name_of_undo
 from flows.runs.run_states import is_cancelled_by_person
 from orders.ownership import orders_of_run
 from store.errors import (
@@ -45,7 +46,7 @@ UNDO = {step: undo.task for step, undo in UNDOS.items()}
 """The task that undoes each compensable step, in the order of undoing."""
 
 
-@flow(name="compensate", retries=0, persist_result=False)
+@flow(name="compensate", flow_run_name=name_of_undo, retries=0, persist_result=False)
 def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
     """Refund money, then restore copies and points of failed orders.
 

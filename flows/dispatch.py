@@ -21,8 +21,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 
-from flows.batches.bulk import as_one, few_collections
+from flows.batches.bulk import as_one, few_collections, forget_results
+from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
+from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from orders.decisions import Decided, decisions_of
 from store.messages import GO_ON, BatchAnswer, OrderMessage
@@ -73,11 +75,17 @@ class InHand:
     delay_seconds: float = FIRST_LOOK_SECONDS
 
 
-@flow(name="dispatch-orders", retries=0, persist_result=False)
+@flow(
+    name="dispatch-orders",
+    flow_run_name=partial(name_by_time, "dispatcher"),
+    retries=0,
+    persist_result=False,
+)
 def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """Find couriers for the orders in the queue and resume their runs.
 
-    It ends early when its work pool is closed.
+    It ends early when its work pool is closed, when its schedule is switched off, and when another
+    run of its deployment is due. When it dies, a stand-by follows it (see `flows.runs.stand_by`).
 
     Args:
         listen_seconds: How long to listen for messages. A little less than the schedule's
@@ -96,7 +104,8 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
         get_client(sync_client=True) as client,
         ThreadPoolExecutor(RESUMERS) as resumers,
     ):
-        while (now := time.monotonic()) < deadline:
+        stand_by = StandBy(client)
+        while (now := time.monotonic()) < deadline and stand_by.goes_on():
             next_look = min((held.look_at for held in in_hand.values()), default=deadline)
             patience_seconds = min(max(next_look - now, 0.0), deadline - now, LONGEST_POLL_SECONDS)
             try:
@@ -112,9 +121,10 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
                 logger.warning("the queue or the database is away: %s", error)
                 time.sleep(FIRST_LOOK_SECONDS)
             if now >= next_pool_look:
-                if pool_is_closed():
+                if pool_is_closed(client):
                     break
                 next_pool_look = now + LOOK_AT_POOL_SECONDS
+            forget_results()
         # Whatever is still in hand is released at once, for the next dispatcher.
         queue.hand_back([held.received for held in in_hand.values()])
     report.released = len(in_hand)
@@ -226,8 +236,10 @@ def resume(client: SyncPrefectClient, decided: Decided) -> bool:
         return False
     if decided.in_batch:
         return wake_batch(client, decided.run_id)
+    # The decision is in the database. Its courier may be one whom the form, older than they, lacks,
+    # and Prefect would refuse the answer.
     return decided.answer is not None and _resume(
-        client, decided.run_id, decided.answer.model_dump()
+        client, decided.run_id, decided.answer.model_copy(update={"courier": ""}).model_dump()
     )
 
 

@@ -3,13 +3,17 @@
 It goes through all unfinished orders and finishes those whose run has ended or has stopped moving,
 forwards or backwards, from the saga log alone. Running it twice, or two at once, does no harm:
 whatever it does is guarded by the order's own status.
+
+It listens: each minute it makes a round, and sooner when a run of a checkout has ended badly.
 """
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -21,15 +25,18 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
+from flows.batches.bulk import forget_results
 from flows.batches.defects import narrow_down
 from flows.compensation import abandon_and_compensate, batched, compensate_tagged
 from flows.dispatch import wake_batch
 from flows.order.events import form_url, tell
 from flows.runs.answers_left import record_answers_left
 from flows.runs.continuation import continue_run
-from flows.runs.lost_runs import HOOK_TIME, lost_runs, start_again
+from flows.runs.lost_runs import HOOK_TIME, have_ended_badly, lost_runs, start_again
+from flows.runs.names import name_by_time
 from flows.runs.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
-from flows.runs.work_pool import pool_is_closed
+from flows.runs.stand_by import StandBy
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from orders.batches import batches_among, count_by_status
 from orders.lookup import read_order
 from orders.ownership import finished_orders_of_run
@@ -37,16 +44,18 @@ from orders.unfinished import UnfinishedOrder, unfinished_orders
 from orders.waits import expire_waits
 from reports.compensations import next_try_at
 from reports.notices import remind
-from store.errors import (
-    CheckoutFailed,
-    OrderCancelled,
-)
+from store.database import release_connections
+from store.errors import CheckoutFailed, OrderCancelled
 from store.models import BEFORE_PIVOT, UNDOING, Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import dispatch_order, send_again
+from tasks.retries import is_transient
 
 logger = logging.getLogger("store.recovery")
 
+ROUND_SECONDS = 60.0
+LOOK_SECONDS = 10.0
+"""How soon it is seen that a run has ended badly, or that the work pool is closed."""
 CANCELLING_TIME = timedelta(seconds=45)
 """How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
 
@@ -74,39 +83,91 @@ class RecoveryReport(BaseModel):
     failed: dict[str, str] = {}
 
 
-@flow(name="recover-orders", retries=0, persist_result=False)
-def recover_orders(limit: int = 500) -> RecoveryReport:
+@flow(
+    name="recover-orders",
+    flow_run_name=partial(name_by_time, "recovery"),
+    retries=0,
+    persist_result=False,
+)
+def recover_orders(limit: int = 500, listen_seconds: int = 0) -> RecoveryReport:
     """Finish or compensate orders that their own runs will not finish.
 
+    It ends early when its work pool is closed, when its schedule is switched off, and when another
+    run of its deployment is due. When it dies, a stand-by follows it (see `flows.runs.stand_by`).
+
     Args:
-        limit: With how many orders at most each move is made in this round, so that none keeps
+        limit: With how many orders at most each move is made in a round, so that none keeps
             another from its turn; the rest is for the next round.
+        listen_seconds: How long to make rounds, a minute apart at most; 0 for one round.
 
     Returns:
-        What was done, by order, and what failed; a failure is tried again in the next round.
+        What the last round did, by order, and what failed; a failure is tried again in the next
+        round.
     """
     report = RecoveryReport()
-    moves: dict[Move, list[UnfinishedOrder]] = defaultdict(list)
+    deadline = time.monotonic() + listen_seconds
     with get_client(sync_client=True) as client:
-        deployment_of = deployments(client)
-        last = ""
-        while page := unfinished_orders(after=last, limit=PAGE):
-            last = page[-1].id
-            report.unfinished += len(page)
-            runs = _runs(client, {order.run_id for order in page})
-            for order in page:
-                run = runs.get(order.run_id or "")
-                stranded = run is not None and is_stranded(run, utc_now(), deployment_of)
-                move = next_move(order, run.state if run else None, utc_now(), stranded=stranded)
-                if move != Move.LEAVE and len(moves[move]) < limit:
-                    moves[move].append(order)
-        for move, orders in moves.items():
-            # The rest is for the next round, which is when the pool is open again.
-            if pool_is_closed():
+        stand_by = StandBy(client)
+        while stand_by.goes_on():
+            ended_before = utc_now() - HOOK_TIME
+            try:
+                report = _round(client, limit)
+            except Exception as error:
+                away = is_transient(error) or isinstance(error, SERVER_AWAY)
+                if not listen_seconds or not away:
+                    raise
+                logger.warning("the next round does what this one could not: %r", error)
+            forget_results()
+            if not _is_next_round(client, stand_by, ended_before, deadline):
                 break
-            _make(move, orders, client, report)
-        _start_lost_runs(client, report)
-        close_runs(client, {order.run_id for orders in moves.values() for order in orders})
+    return report
+
+
+def _is_next_round(
+    client: SyncPrefectClient, stand_by: StandBy, ended_before: datetime, deadline: float
+) -> bool:
+    """Wait, and return whether this run makes another round.
+
+    Args:
+        client: Prefect's client.
+        stand_by: The looks of this run.
+        ended_before: The last round has seen the runs that ended until then.
+        deadline: When this run ends, by the monotonic clock.
+    """
+    next_round = time.monotonic() + ROUND_SECONDS
+    release_connections()
+    while (left := min(next_round, deadline) - time.monotonic()) > 0:
+        time.sleep(min(left, LOOK_SECONDS))
+        if pool_is_closed(client) or not stand_by.goes_on():
+            return False
+        if have_ended_badly(client, ended_before, utc_now() - HOOK_TIME):
+            return True
+    return time.monotonic() < deadline
+
+
+def _round(client: SyncPrefectClient, limit: int) -> RecoveryReport:
+    """Move unfinished orders and lost runs on, once."""
+    report = RecoveryReport()
+    moves: dict[Move, list[UnfinishedOrder]] = defaultdict(list)
+    deployment_of = deployments(client)
+    last = ""
+    while page := unfinished_orders(after=last, limit=PAGE):
+        last = page[-1].id
+        report.unfinished += len(page)
+        runs = _runs(client, {order.run_id for order in page})
+        for order in page:
+            run = runs.get(order.run_id or "")
+            stranded = run is not None and is_stranded(run, utc_now(), deployment_of)
+            move = next_move(order, run.state if run else None, utc_now(), stranded=stranded)
+            if move != Move.LEAVE and len(moves[move]) < limit:
+                moves[move].append(order)
+    for move, orders in moves.items():
+        # The rest is for the next round, which is when the pool is open again.
+        if pool_is_closed(client):
+            break
+        _make(move, orders, client, report)
+    _start_lost_runs(client, report)
+    close_runs(client, {order.run_id for orders in moves.values() for order in orders})
     if report.moves or report.runs_started_again:
         logger.warning("recovered: %s", report.model_dump())
     return report

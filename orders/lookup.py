@@ -1,6 +1,6 @@
 """Read orders from the database."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from sqlalchemy import func
@@ -36,6 +36,12 @@ def read_order(order_id: str) -> Order:
             )
         session.expunge(order)
         return order
+
+
+def recorded_among(order_ids: Collection[str]) -> set[str]:
+    """Return those of the order ids that an order has."""
+    with reading() as session:
+        return set(session.exec(select(Order.id).where(among(col(Order.id), order_ids))))
 
 
 def find_orders(

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
+from store.database import reading
+from store.messages import OrderItem, money
 from store.models import Book, Decision, OrderLine, SagaRecord
+from store.settings import settings
 
 
 def lines_of(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
@@ -16,6 +19,29 @@ def lines_of(session: Session, order_id: str) -> list[tuple[OrderLine, str]]:
         .order_by(OrderLine.book_id)
     )
     return [(line, title or line.book_id) for line, title in found]
+
+
+def ordered_in_words(items: Sequence[OrderItem]) -> str:
+    """Return an order's copies and total, before it is recorded.
+
+    Returns:
+        The first title with its copies, the number of other titles, and the total at today's
+        prices, where each title has one.
+    """
+    ids = [item.book_id for item in items]
+    with reading() as session:
+        books = {book.id: book for book in session.exec(select(Book).where(col(Book.id).in_(ids)))}
+    first, *others = items
+    title = books[first.book_id].title if first.book_id in books else first.book_id
+    more = f" and {len(others)} more titles" if others else ""
+    priced = [
+        (item.quantity, book.price_cents)
+        for item in items
+        if (book := books.get(item.book_id)) and book.price_cents is not None
+    ]
+    total = sum(quantity * cents for quantity, cents in priced)
+    amount = f", {money(total, settings().currency)}" if len(priced) == len(items) else ""
+    return f"{first.quantity} of “{title}”{more}{amount}"
 
 
 def records_of(session: Session, order_id: str) -> Sequence[SagaRecord]:

@@ -241,7 +241,7 @@ def records() -> Check:
                 "I5 undo",
                 "(state = 'undone') <> (undone_at IS NOT NULL) "
                 # None is written by SQLAlchemy as JSON's own null.
-                "OR (state = 'undone') <> (COALESCE(CAST(undo_result AS TEXT), 'null') <> 'null')",
+                "OR (state = 'undone') <> (COALESCE(json_typeof(undo_result), 'null') <> 'null')",
                 "{step} of attempt {attempt} is {state}, undone at {undone_at}",
             ),
             *_rules_of_what_was_given_back(),
@@ -253,7 +253,7 @@ def _rules_of_what_was_given_back() -> list[Rule]:
     """Return the rules of a step's result against its undo's."""
     # What a person has settled is booked as back, or as written off.
     copies_back = (
-        f"COALESCE({sql.field('undo_result', 'written_off')}, {sql.field('undo_result', 'copies')})"
+        f"COALESCE({sql.value('undo_result', 'written_off')}, {sql.value('undo_result', 'copies')})"
     )
     billed = sql.number("result", "amount_cents")
     money_back = f"COALESCE({sql.number('undo_result', 'amount_cents')}, -1)"
@@ -266,7 +266,7 @@ def _rules_of_what_was_given_back() -> list[Rule]:
         Rule(
             "I1 given back",
             "step = 'check_inventory' AND state = 'undone' AND "
-            f"COALESCE({copies_back}, '') <> {sql.field('result', 'copies')}",
+            f"COALESCE({copies_back}, 'null') <> {sql.value('result', 'copies')}",
             "took {result} in attempt {attempt}, gave back {undo_result}",
         ),
         Rule(

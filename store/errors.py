@@ -76,6 +76,10 @@ class DispatcherNotDeployed(StoreError):
     """There is no deployment of the dispatcher to switch."""
 
 
+class NoDeadLetter(StoreError):
+    """The order queue has no dead letter of this id."""
+
+
 class WorkPoolNotFound(StoreError):
     """Prefect has no such work pool, and no pool was changed."""
 

@@ -187,9 +187,14 @@ class CheckoutOrder(Input):
 
     model_config = ConfigDict(json_schema_extra=_restate_order)
 
-    user_id: Id = Field(title="Customer id", description="The customer's id. Always needed.")
+    user_id: Id = Field(
+        title="Customer id",
+        description="The customer's id, such as 01G4E1AZW2Q1X3QQEYBACQXMFH. Always needed.",
+    )
     book_id: Id | None = Field(
-        default=None, title="Book id", description="The book's id, for an order of one title."
+        default=None,
+        title="Book id",
+        description="The book's id, such as 01G4E1A9GF5CZWET09RSBR04PV, for an order of one title.",
     )
     quantity: Quantity | None = Field(
         default=None, title="Copies", description="How many copies of it, a whole number from 1."
@@ -207,13 +212,14 @@ class CheckoutOrder(Input):
     order_id: Id | None = Field(
         default=None,
         title="Order id",
-        description="Your own id of the order, the idempotency key: the same order sent twice "
-        "is carried out once. Left out, the flow run's id is taken.",
+        description="Your own id of the order, such as web-1001, the idempotency key: the same "
+        "order sent twice is carried out once. Left out, the flow run's id is taken.",
     )
     payment_method: PaymentMethod | None = Field(
         default=None,
         title="Payment method",
-        description="The payment method to charge. Left out, the customer's own is taken.",
+        description="The payment method to charge, such as pm_card_visa. Left out, the "
+        "customer's own is taken.",
     )
 
     @model_validator(mode="after")
@@ -279,7 +285,7 @@ class CourierAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
-        description="The courier's id, if one takes the order.",
+        description="Needed for “courier assigned”, left empty otherwise.",
     )
     reason: str = Field(
         default="",
@@ -291,6 +297,7 @@ class CourierAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
+        title="Answered by",
         description="Who answers: your name or initials.",
     )
 
@@ -323,6 +330,7 @@ class BatchAnswer(BaseModel):
         default="",
         max_length=ID_LENGTH,
         pattern=NO_NUL,
+        title="Answered by",
         description="Who answers: your name or initials.",
     )
 

@@ -5,7 +5,7 @@ when it is done, or comes again. After ``MAX_RECEIVES`` receives it is a dead le
 ``store/partners.py`` chooses the queue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,12 +15,16 @@ MAX_RECEIVES = 5
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message held by one receiver until its visibility timeout."""
+    """A message held by one receiver until its visibility timeout.
+
+    ``reason`` is why a dead letter was put aside, empty where only the queue knows.
+    """
 
     id: str
     body: str
     receive_count: int
     receipt: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,19 @@ class OrderQueue(Protocol):
         """Move a message that can never be handled to the dead letters."""
         ...
 
-    def redrive(self) -> int:
-        """Move the dead letters back to the queue and return their number."""
+    def dead_letters(self) -> list[ReceivedMessage]:
+        """Return the dead letters, which stay where they are."""
+        ...
+
+    def redrive(self, ids: Collection[str] | None = None) -> int:
+        """Move dead letters back to the queue and return their number.
+
+        Those of these ids, or all of them.
+        """
+        ...
+
+    def drop(self, ids: Collection[str]) -> int:
+        """Delete the dead letters of these ids and return their number."""
         ...
 
     def depth(self) -> QueueDepth:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -70,6 +71,11 @@ class Settings(BaseSettings):
         pattern=r"^[A-Z]{3}$",
         description="ISO 4217 code of the currency in which every price is given; one that has "
         "hundredths.",
+    )
+    timezone: str = Field(
+        default="UTC",
+        description="IANA name of the time zone of the times that the shop reads in forms, "
+        "timelines and notices, such as `Europe/Berlin`. Commands and logs stay in UTC.",
     )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,
@@ -232,6 +238,18 @@ class Settings(BaseSettings):
             raise ValueError("the embedded gateway is called embedded; set STORE_PAYMENTS=embedded")
         return payments
 
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(
+                "there is no such time zone; set STORE_TIMEZONE to an IANA name such as "
+                "Europe/Berlin"
+            ) from error
+        return timezone
+
     @field_validator("currency")
     @classmethod
     def _has_hundredths(cls, currency: str) -> str:
@@ -241,6 +259,11 @@ class Settings(BaseSettings):
                 "STORE_CURRENCY to a currency that has, such as USD or EUR"
             )
         return currency
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Return the time zone of the times that the shop reads."""
+        return ZoneInfo(self.timezone)
 
     @model_validator(mode="after")
     def _name_what_aws_needs(self) -> Self:

@@ -8,6 +8,14 @@ def field(column: str, name: str) -> str:
     return f"({column} ->> '{name}')"
 
 
+def value(column: str, name: str) -> str:
+    """Return a field of a JSON object, compared by value.
+
+    It is NULL where the field is missing or null.
+    """
+    return f"NULLIF(CAST({column} -> '{name}' AS JSONB), 'null')"
+
+
 def number(column: str, name: str) -> str:
     """Return a field of a JSON object as a whole number."""
     return f"CAST({field(column, name)} AS BIGINT)"

@@ -8,7 +8,7 @@ again on purpose is delivered again.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import (
         ChangeMessageVisibilityBatchRequestEntryTypeDef,
         DeleteMessageBatchRequestEntryTypeDef,
+        MessageTypeDef,
         SendMessageBatchRequestEntryTypeDef,
         SendMessageRequestTypeDef,
     )
@@ -113,6 +114,7 @@ class SqsQueue:
                         WaitTimeSeconds=min(aws.LONGEST_POLL_SECONDS, left_seconds),
                         VisibilityTimeout=hide_seconds,
                         MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                        MessageAttributeNames=["reason"],
                     )
             except QueueUnavailable:
                 if not received:
@@ -127,6 +129,7 @@ class SqsQueue:
                     body=message["Body"],
                     receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
                     receipt=message["ReceiptHandle"],
+                    reason=_reason_in(message),
                 )
                 for message in came
             ]
@@ -155,23 +158,22 @@ class SqsQueue:
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
         """See :meth:`OrderQueue.hide`."""
+        self._hide(self.queue_url, messages, seconds)
+
+    def _hide(self, url: str, messages: Sequence[ReceivedMessage], seconds: int) -> None:
         entries: list[ChangeMessageVisibilityBatchRequestEntryTypeDef] = [
             {"Id": str(id_), "ReceiptHandle": message.receipt, "VisibilityTimeout": seconds}
             for id_, message in enumerate(messages)
         ]
         if not entries:
             return
-        with aws.calling(f"hiding messages of {self.queue_url}", ERRORS):
+        with aws.calling(f"hiding messages of {url}", ERRORS):
             client = self._client
             failures = aws.call_in_batches(
                 entries,
-                lambda batch: client.change_message_visibility_batch(
-                    QueueUrl=self.queue_url, Entries=batch
-                ),
+                lambda batch: client.change_message_visibility_batch(QueueUrl=url, Entries=batch),
             )
-        self._raise_or_pass_over(
-            failures, messages, f"messages of {self.queue_url} were not hidden"
-        )
+        self._raise_or_pass_over(failures, messages, f"messages of {url} were not hidden")
 
     def _raise_or_pass_over(
         self, failures: Sequence[aws.NotTaken], messages: Sequence[ReceivedMessage], what: str
@@ -224,7 +226,23 @@ class SqsQueue:
             self._client.send_message(**letter)
         self.delete([message])
 
-    def redrive(self) -> int:
+    def dead_letters(self) -> list[ReceivedMessage]:
+        """See :meth:`OrderQueue.dead_letters`.
+
+        One that SQS has put aside by itself has no reason. Those in another operator's hands are
+        missing.
+        """
+        letters = self._take_dead_letters()
+        self._hide(self.dead_letter_url, letters, seconds=0)
+        return letters
+
+    def drop(self, ids: Collection[str]) -> int:
+        """See :meth:`OrderQueue.drop`."""
+        letters = self._take_dead_letters(ids)
+        self._delete(self.dead_letter_url, letters)
+        return len(letters)
+
+    def redrive(self, ids: Collection[str] | None = None) -> int:
         """See :meth:`OrderQueue.redrive`.
 
         All are received before the first is sent, or a letter that dies again at once would come
@@ -233,17 +251,25 @@ class SqsQueue:
         :meth:`dead_letter` sent, since they came from no queue, and does not say how many there
         were.
         """
-        letters: list[ReceivedMessage] = []
-        deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
-        while time.monotonic() < deadline and (
-            came := self._receive(self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS)
-        ):
-            letters += came
+        letters = self._take_dead_letters(ids)
         for start in range(0, len(letters), aws.BATCH_ENTRIES):
             moving = letters[start : start + aws.BATCH_ENTRIES]
             self.send([letter.body for letter in moving])
             self._delete(self.dead_letter_url, moving)
         return len(letters)
+
+    def _take_dead_letters(self, ids: Collection[str] | None = None) -> list[ReceivedMessage]:
+        """Receive dead letters, all or those of these ids alone."""
+        letters: dict[str, ReceivedMessage] = {}
+        deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
+        while time.monotonic() < deadline and (
+            came := self._receive(self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS)
+        ):
+            # SQS may deliver one twice; its last receipt is the one that holds it.
+            letters |= {letter.id: letter for letter in came}
+        others = [letter for letter in letters.values() if ids is not None and letter.id not in ids]
+        self._hide(self.dead_letter_url, others, seconds=0)
+        return [letter for letter in letters.values() if letter not in others]
 
     def depth(self) -> QueueDepth:
         """See :meth:`OrderQueue.depth`. SQS's own numbers, which lag by up to a minute."""
@@ -278,3 +304,8 @@ class SqsQueue:
         if self.queue_url.endswith(FIFO):
             entry["MessageGroupId"] = entry["MessageDeduplicationId"] = str(uuid4())
         return entry
+
+
+def _reason_in(message: "MessageTypeDef") -> str:
+    given = message.get("MessageAttributes", {}).get("reason")
+    return given.get("StringValue", "") if given else ""

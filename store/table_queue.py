@@ -1,12 +1,12 @@
 """The embedded order queue, a table of the store's own database."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import delete, func, update
+from sqlalchemy import ColumnElement, delete, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
@@ -120,12 +120,35 @@ class TableQueue:
                 .values(dead_at=utc_now(), dead_reason=reason)
             )
 
-    def redrive(self) -> int:
+    def dead_letters(self) -> list[ReceivedMessage]:
+        """See :meth:`OrderQueue.dead_letters`. The oldest come first."""
+        with reading() as session:
+            dead = session.exec(
+                select(QueuedMessage)
+                .where(col(QueuedMessage.dead_at).is_not(None))
+                .order_by(col(QueuedMessage.dead_at), col(QueuedMessage.id))
+            )
+            return [
+                ReceivedMessage(
+                    letter.id, letter.body, letter.receive_count, "", letter.dead_reason or ""
+                )
+                for letter in dead
+            ]
+
+    def drop(self, ids: Collection[str]) -> int:
+        """See :meth:`OrderQueue.drop`."""
+        with transaction() as session:
+            dropped = session.scalars(
+                delete(QueuedMessage).where(*_dead(ids)).returning(col(QueuedMessage.id))
+            )
+            return len(dropped.all())
+
+    def redrive(self, ids: Collection[str] | None = None) -> int:
         """See :meth:`OrderQueue.redrive`."""
         with transaction() as session:
             redriven = session.scalars(
                 update(QueuedMessage)
-                .where(col(QueuedMessage.dead_at).is_not(None))
+                .where(*_dead(ids))
                 .values(dead_at=None, dead_reason=None, receive_count=0, visible_at=utc_now())
                 .returning(col(QueuedMessage.id))
             ).all()
@@ -148,3 +171,8 @@ class TableQueue:
     def close(self) -> None:
         """See :meth:`OrderQueue.close`."""
         self._listener.close()
+
+
+def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
+    of_these = [] if ids is None else [among(col(QueuedMessage.id), ids)]
+    return [col(QueuedMessage.dead_at).is_not(None), *of_these]

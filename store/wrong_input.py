@@ -22,6 +22,8 @@ _REASONS = {
     "missing": "is missing",
 }
 """By pydantic's type of error; its own text quotes a regular expression, or names no remedy."""
+OF_MAKE_UP = ". For the system of `make up`: . .local/env"
+"""The remedy of a forgotten environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ def described(error: ValidationError) -> list[str]:
     found = problems(error)
     if error.title.endswith("Settings"):
         found = [
-            Problem(f"STORE_{each.field.upper()}" if each.field else "", each.reason)
+            Problem(
+                f"STORE_{each.field.upper()}" if each.field else "",
+                each.reason + (OF_MAKE_UP if each.reason == _REASONS["missing"] else ""),
+            )
             for each in found
         ]
     return [str(each) for each in found]

@@ -274,8 +274,11 @@ def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
 
 
 def _says(decision: Decision, answer: CourierAnswer) -> bool:
-    return (decision.outcome, decision.courier_id or "", decision.decided_by) == (
+    """Return whether the answer is the decision.
+
+    The dispatcher's wake-up call names no courier.
+    """
+    return (decision.outcome, decision.decided_by) == (
         answer.outcome,
-        answer.courier,
         answer.answered_by,
-    )
+    ) and answer.courier in ("", decision.courier_id)

@@ -8,6 +8,7 @@ from store.messages import money
 from store.models import Order
 from store.notifications import Notice
 from store.saga_log import SagaOrder
+from texts.words import shop_time
 
 
 def dispatched(order: SagaOrder, lines: Sequence[str]) -> Notice:
@@ -80,7 +81,9 @@ def _of_wait(order: Order, where: str, form_url: str, kind: str, what: str) -> N
         body="\n".join(
             [
                 f"Order {order.id} ({order.copies} copies) {what}.",
-                f"Without an answer it is refunded at {order.wait_until:%Y-%m-%d %H:%M} UTC.",
+                f"Without an answer it is refunded at {shop_time(order.wait_until)}."
+                if order.wait_until
+                else "",
                 "",
                 where,
             ]

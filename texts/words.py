@@ -1,27 +1,51 @@
-"""Amounts, lines and records as people read them."""
+"""Amounts, lines, times and records as people read them."""
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from store.messages import money
 from store.models import Order, OrderLine
+from store.settings import settings
 
 
 def in_words(result: Mapping[str, Any], currency: str) -> str:
-    """Return a record's result as text, without the customer's identity."""
+    """Return a record's result as text, without the customer's identity.
+
+    Times are in UTC.
+    """
     words = []
     for name, value in result.items():
+        label = name.replace("_", " ")
         if name == "user_id":
             continue
         if name.endswith("_cents"):
-            amount = money(value, currency)
-            words.append(f"{name.removesuffix('_cents').replace('_', ' ')} {amount}")
+            words.append(f"{label.removesuffix(' cents')} {money(value, currency)}")
+        elif name.endswith("_at"):
+            words.append(f"{label} {moment(datetime.fromisoformat(value), UTC)}")
         elif isinstance(value, Mapping):
             copies = ", ".join(f"{count} of {id_}" for id_, count in value.items())
-            words.append(f"{name.replace('_', ' ')} {copies or 'none'}")
+            words.append(f"{label} {copies or 'none'}")
         else:
-            words.append(f"{name.replace('_', ' ')} {value}")
+            words.append(f"{label} {value}")
     return ", ".join(words)
+
+
+def moment(at: datetime, zone: tzinfo) -> str:
+    """Return a moment as in ``27 Nov 2026, 22:40 CET``."""
+    local = at.astimezone(zone)
+    return f"{local.day} {local:%b %Y, %H:%M %Z}"
+
+
+def shop_time(at: datetime) -> str:
+    """Return a moment in the shop's time zone."""
+    return moment(at, settings().zone)
+
+
+def markdown(text: str) -> str:
+    """Return a text as part of one line of Markdown."""
+    return re.sub(r"([\\`*\[\]<>|~#]|\b_|_\b)", r"\\\1", " ".join(text.split()))
 
 
 def amount(cents: int | None, order: Order) -> str:
@@ -43,7 +67,7 @@ def table_of(lines: Sequence[tuple[OrderLine, str]], order: Order) -> list[str]:
         "| title | copies | price each |",
         "|---|---:|---:|",
         *(
-            f"| {title} | {line.quantity} | {amount(line.unit_price_cents, order)} |"
+            f"| {markdown(title)} | {line.quantity} | {amount(line.unit_price_cents, order)} |"
             for line, title in lines
         ),
     ]

@@ -6,8 +6,9 @@ Nothing of it may ever fail an order, so whatever goes wrong here is logged and 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,12 +20,15 @@ from prefect.artifacts import (
 )
 from pydantic import BaseModel
 
-from orders.batches import count_by_status, failed_orders, sums_of_run
+from flows.order.events import TIMELINES_AT_MOST, publish_timelines, timeline_url
+from orders.batches import FailedOrder, count_by_status, failed_orders, sums_of_run
 from orders.intake import Intake
 from orders.lookup import count_orders
 from store.messages import money
 from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings
+from texts.pictures import bars
+from texts.words import markdown as in_markdown
 
 logger = logging.getLogger("store.batch")
 
@@ -37,7 +41,6 @@ SHOWN_EVERY_SECONDS = 1.0
 SHOWN_EVERY_SECONDS_WHILE_LISTENING = 5.0
 """A call of Prefect's API and a count each, for minutes on end."""
 LOOKING_SHARE = 20
-BAR_CELLS = 40
 BARS = 12
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
@@ -48,16 +51,20 @@ class Progress:
     """The progress of a batch, as an artifact and a terminal bar."""
 
     def __init__(
-        self, run_id: str, takes_submitted: bool, every_seconds: float = SHOWN_EVERY_SECONDS
+        self,
+        run_id: str,
+        takes_submitted: bool,
+        since: datetime,
+        every_seconds: float = SHOWN_EVERY_SECONDS,
     ) -> None:
         self._run_id = run_id
+        self._since = since
         self._every_seconds = every_seconds
         self._takes_submitted = takes_submitted
         self._artifact: UUID | None = None
-        self._started = time.monotonic()
-        self._next_look = self._started
+        self._next_look = time.monotonic()
         self.ended: list[tuple[float, int]] = []
-        """Seconds since the start, and how many orders had ended by then."""
+        """Seconds since the batch began, and how many orders had ended by then."""
 
     def show(self, at_once: bool = False) -> None:
         """Publish the batch's progress, counting a waiting order as half.
@@ -83,7 +90,7 @@ class Progress:
         )
         to_come = count_orders(OrderStatus.SUBMITTED) if self._takes_submitted else 0
         total = max(1, sum(counts.values()) + to_come)
-        self.ended.append((time.monotonic() - self._started, ended))
+        self.ended.append(((utc_now() - self._since).total_seconds(), ended))
         if (listener := on_progress.get()) is not None:
             listener(int(passed), total)
         share = round(100 * passed / total, 1)
@@ -183,10 +190,12 @@ def report_on(
 def publish(report: BatchReport, run_id: str) -> None:
     """Publish the report and the table of failed orders as artifacts."""
     try:
-        create_markdown_artifact(
-            markdown(report, run_id), key="batch-report", description=report.message
-        )
         failed = failed_orders(run_id, limit=FAILED_SHOWN)
+        linked = failed[:TIMELINES_AT_MOST]
+        publish_timelines(each.order_id for each in linked)
+        create_markdown_artifact(
+            markdown(report, run_id, linked), key="batch-report", description=report.message
+        )
         if failed:
             create_table_artifact(
                 [
@@ -205,19 +214,21 @@ def publish(report: BatchReport, run_id: str) -> None:
         logger.exception("the batch's report could not be published; its orders are done")
 
 
-def markdown(report: BatchReport, run_id: str) -> str:
-    """Return the report as people read it."""
+def markdown(report: BatchReport, run_id: str, failed: Sequence[FailedOrder] = ()) -> str:
+    """Return the report as people read it.
+
+    Args:
+        report: The report.
+        run_id: The batch's run.
+        failed: The failed orders whose timelines are linked.
+    """
     currency = settings().currency
-    rate = report.orders / report.seconds if report.seconds else 0.0
+    step_seconds = {step: round(spent, 1) for step, spent in report.step_seconds.items()}
     return "\n".join(
         [
-            f"# Batch: {report.message}",
+            f"### {report.message}",
             "",
-            f"{report.seconds:.1f} s, {rate:.0f} orders a second.",
-            "",
-            "```text",
-            *_bars({**report.by_status}),
-            "```",
+            f"In {lasting(report.seconds)}{rate(report.orders, report.seconds)}.",
             "",
             "| | |",
             "|---|---:|",
@@ -227,14 +238,19 @@ def markdown(report: BatchReport, run_id: str) -> str:
             f"| points given back | {report.points_restored} |",
             *([f"| slowest step | {report.slowest_step} |"] if report.slowest_step else []),
             "",
-            *_section("Why orders failed", _bars(report.by_error)),
-            *_section("Orders that had ended, over time", _throughput(report.ended_by)),
+            *_section("Endings", bars("Endings", report.by_status)),
+            *_section("Why orders failed", bars("Why orders failed", report.by_error)),
+            *_section("Failed orders", *_failed(failed)),
+            *_section("Orders that had ended, over time", _over_time(report.ended_by)),
             *_section(
-                "Seconds in each step, all chunks together",
-                [f"{step:<16} {spent:10.2f}" for step, spent in report.step_seconds.items()],
+                "Seconds in each step, parallel chunks added up",
+                bars("Seconds in each step", step_seconds, " s"),
             ),
             *_intake(report),
-            *_section("Not taken again: their customers are gone", report.without_customer[:GONE]),
+            *_section(
+                "Not taken again: their customers are gone",
+                ", ".join(f"`{id_}`" for id_ in report.without_customer[:GONE]),
+            ),
             *(
                 [f"All failed orders as CSV: `checkout batch failed {run_id}`"]
                 if report.by_error
@@ -244,25 +260,43 @@ def markdown(report: BatchReport, run_id: str) -> str:
     )
 
 
-def _section(title: str, lines: list[str]) -> list[str]:
-    return [f"## {title}", "", "```text", *lines, "```", ""] if lines else []
+def lasting(seconds: float) -> str:
+    """Return a length of time as in ``3 min 52 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _bars(counts: dict[str, int]) -> list[str]:
-    """Return a text bar for each count."""
-    most = max(counts.values(), default=1)
+def rate(orders: int, seconds: float) -> str:
+    """Return the rate in a unit with at least one order."""
+    for unit, length in (("a second", 1), ("a minute", 60), ("an hour", 3600)):
+        if seconds and (count := orders / seconds * length) >= 1:
+            return f", {count:.0f} orders {unit}"
+    return ""
+
+
+def _section(title: str, *lines: str) -> list[str]:
+    return [f"#### {title}", "", *lines, ""] if any(lines) else []
+
+
+def _failed(failed: Sequence[FailedOrder]) -> list[str]:
+    if not failed:
+        return []
     return [
-        f"{name:<22} {'█' * max(1, round(BAR_CELLS * count / most)):<{BAR_CELLS}} {count}"
-        for name, count in counts.items()
-        if count
+        "| order | why |",
+        "|---|---|",
+        *(
+            f"| [{each.order_id}]({timeline_url(each.order_id)}) | {each.error}: "
+            f"{in_markdown(each.message[:MESSAGE_SHOWN])} |"
+            for each in failed
+        ),
     ]
 
 
-def _throughput(ended_by: list[tuple[float, int]]) -> list[str]:
-    """Return bars of the orders that had ended by some moments."""
+def _over_time(ended_by: list[tuple[float, int]]) -> str:
+    """Return a picture of the orders that had ended by some moments."""
     every = max(1, -(-len(ended_by) // BARS))
     moments = [*ended_by[::-1][::every]][::-1]
-    return _bars({f"{seconds:8.1f} s": ended for seconds, ended in moments})
+    return bars("Orders that had ended", {lasting(after): ended for after, ended in moments})
 
 
 def _intake(report: BatchReport) -> list[str]:
@@ -270,7 +304,7 @@ def _intake(report: BatchReport) -> list[str]:
         return []
     if not report.was_read:
         return [
-            f"## {report.source}",
+            f"#### {report.source}",
             "",
             "Read to its end by an earlier execution of the run.",
             "",
@@ -280,7 +314,7 @@ def _intake(report: BatchReport) -> list[str]:
         for line, field, reason in report.rejects
     ]
     return [
-        f"## {report.source}",
+        f"#### {report.source}",
         "",
         f"{report.new} new orders, {report.known} known ones, {report.rejected_lines} lines "
         "rejected.",

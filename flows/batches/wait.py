@@ -17,7 +17,7 @@ from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus
 from tasks.couriers import answer_waiting
-from texts.forms import of_batch
+from texts.forms import of_batch, why_batch_waits
 
 logger = logging.getLogger("store.batch")
 
@@ -49,20 +49,20 @@ def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") 
     until = waits_until(run_id)
     if until is None:
         return ""
-    form = BatchDecision.with_initial_data(
-        description=of_batch(count_by_status(run_id), until, remark)
-    )
+    counts = count_by_status(run_id)
+    form = BatchDecision.with_initial_data(description=of_batch(counts, until, remark))
     asked = question(run_id, chunk_size)
-    given = pause_run(form, asked.prefix, until, wait)
+    why = why_batch_waits(counts, until, remark)
+    given = pause_run(form, asked.prefix, until, wait, why)
     if given is not None:
-        remark = asked.take(*given)
+        said = asked.take(*given)
     else:
         # An answer that Prefect has accepted in time counts, though nobody has read it.
-        remark = once_the_server_answers(asked.take_left, f"answers to batch {run_id}")
+        said = once_the_server_answers(asked.take_left, f"answers to batch {run_id}")
     touch_batch(run_id)
     for page in pages_of_run(run_id, [OrderStatus.WAITING], chunk_size):
         expire_waits(page)
-    return remark
+    return said.text if said else ""
 
 
 def question(run_id: str, chunk_size: int) -> Question[BatchAnswer]:

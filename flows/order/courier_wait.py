@@ -6,16 +6,19 @@ and the time-out gives way to a decision of the last moment.
 """
 
 import logging
+from copy import copy
 from functools import partial
+from typing import Any
 
 from prefect import get_client
 from prefect.input import RunInput
+from pydantic import create_model
 
-from flows.order.events import tell_of_wait
-from flows.runs.pause import Question, Wait, once_the_server_answers, pause_run
+from flows.order.events import show_wait, tell_of_wait
+from flows.runs.pause import Question, Remark, Wait, once_the_server_answers, pause_run
 from orders.lookup import outcome_error, read_order
 from orders.waits import expire_waits
-from reports.timeline import describe
+from reports.timeline import Asked, ask
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus
@@ -44,7 +47,7 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         OrderError: the order was ended in another way, for example cancelled.
         RunTakenAway: the run, or the order, is not this process's any more.
     """
-    refused = ""
+    refused: Remark[CourierAnswer] | None = None
     order = read_order(order_id)
     if started_over and order.status == OrderStatus.WAITING:
         with get_client(sync_client=True) as client:
@@ -58,9 +61,12 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
     ):
         if order.wait_until is None:
             raise AssertionError(f"order {order.id} waits without an end")
-        form = DispatchDecision.with_initial_data(description=describe(order, refused))
+        shown = ask(order, refused.text if refused else "")
         asked = question(order)
-        given = pause_run(form, asked.prefix, order.wait_until, wait)
+        with show_wait(order, at_once=wait == "suspend"):
+            given = pause_run(
+                form_for(shown, refused), asked.prefix, order.wait_until, wait, shown.why
+            )
         if given is not None:
             refused = asked.take(*given)
         else:
@@ -71,6 +77,32 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         if order.error is None:
             raise RunTakenAway(f"order {order_id} is {order.status}: another process is at it")
         raise outcome_error(order)
+
+
+def form_for(asked: Asked, refused: Remark[CourierAnswer] | None) -> type[DispatchDecision]:
+    """Return the form with the couriers as choices.
+
+    A refused answer is filled in, by the schema alone: as a default of the model it would stand in
+    for what the person leaves empty.
+    """
+    typed = refused.answer.model_dump() if refused else {}
+    fields: dict[str, Any] = {}
+    for name, described in DispatchDecision.model_fields.items():
+        # The empty choice comes last: a program may send it, and nobody has to see it chosen.
+        choices = [*asked.couriers, ""] if name == "courier" else None
+        field = copy(described)
+        field.json_schema_extra = partial(_fill_in, choices, typed.get(name))
+        fields[name] = (field.annotation, field)
+    form = create_model("DispatchDecision", __base__=DispatchDecision, **fields)
+    return form.with_initial_data(description=asked.text)
+
+
+def _fill_in(choices: list[str] | None, typed: str | None, schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+    if typed and (choices is None or typed in choices):
+        schema["default"] = typed
+    if choices is not None:
+        schema["enum"] = choices
 
 
 def question(order: Order) -> Question[CourierAnswer]:

@@ -9,6 +9,8 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from threading import Timer
 from typing import Any
 from uuid import UUID
 
@@ -17,17 +19,21 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.flows import Flow
+from prefect.settings import PREFECT_UI_URL
 from prefect.utilities.urls import url_for
 
 from orders.lookup import read_order
 from orders.ownership import finished_orders_of_run
 from reports.notices import announce_failed_compensation, announce_wait
 from reports.timeline import timeline
+from store.database import release_connections
 from store.models import Order, OrderStatus
 from texts.events import of_status
 
 logger = logging.getLogger("store.order_events")
 
+SHOWN_AFTER_SECONDS = 5.0
+"""An order that a dispatcher answers costs no call of Prefect's API for its wait."""
 TIMELINES_AT_MOST = 20
 """A group larger than this is a batch, which has a report of its own."""
 
@@ -93,6 +99,33 @@ def tell_of_wait(order: Order) -> None:
         announce_wait(order, form_url(order))
 
 
+@contextmanager
+def show_wait(order: Order, *, at_once: bool) -> Iterator[None]:
+    """Publish the order's timeline once its wait outlasts a dispatcher's answer.
+
+    Args:
+        order: The order, which waits.
+        at_once: Whether to publish before the wait, as for a run that keeps no process.
+    """
+    if at_once:
+        publish_timelines([order.id])
+        yield
+        return
+    # Prefect's settings are in the context, which a thread does not inherit.
+    timer = Timer(SHOWN_AFTER_SECONDS, copy_context().run, [_show_waiting, order.id])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _show_waiting(order_id: str) -> None:
+    publish_timelines([order_id])
+    release_connections()
+
+
 def form_url(order: Order) -> str:
     """Return the UI address where the order's run can be resumed."""
     return run_url(order.run_id) if order.run_id else ""
@@ -101,6 +134,11 @@ def form_url(order: Order) -> str:
 def run_url(run_id: str) -> str:
     """Return the address of a run in the Prefect UI."""
     return url_for("flow-run", obj_id=UUID(run_id)) or ""
+
+
+def timeline_url(order_id: str) -> str:
+    """Return the address of an order's newest timeline in the Prefect UI."""
+    return f"{PREFECT_UI_URL.value() or ''}/artifacts/key/{artifact_key(order_id)}"
 
 
 def _emit(order: Order) -> None:

@@ -37,6 +37,7 @@ from flows.runs.run_states import (
     is_stranded,
     mark_replaced,
 )
+from flows.runs.work_pool import SERVER_AWAY
 from orders.batches import batches_among
 from orders.ownership import owners_among
 from store.settings import settings
@@ -44,8 +45,9 @@ from store.settings import settings
 logger = logging.getLogger("store.lost_runs")
 
 FLOWS = ("store-checkout", "batch-checkout")
+ENDED_BADLY = [StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
 ENDED_WITHIN = timedelta(days=4)
-"""Ended runs are looked for so far back: recovery comes every minute, and may rest for a long
+"""Ended runs are looked for so far back: recovery looks each minute, and may rest for a long
 weekend with everything else."""
 HOOK_TIME = timedelta(seconds=5)
 """A worker reports a crash a second time after its hooks, which would end a run started again."""
@@ -92,6 +94,26 @@ def _all_runs(
         yield from page
         if len(page) < PAGE:
             return
+
+
+def have_ended_badly(client: SyncPrefectClient, after: datetime, before: datetime) -> bool:
+    """Return whether checkouts' runs have ended badly in this time.
+
+    A server that is away has seen none; they are found in the next round.
+    """
+    try:
+        ended = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ENDED_BADLY)),
+                end_time=FlowRunFilterEndTime(after_=after, before_=before),
+            ),
+            limit=1,
+        )
+    except SERVER_AWAY as error:
+        logger.warning("it is not known which runs have ended: %r", error)
+        return False
+    return bool(ended)
 
 
 def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:

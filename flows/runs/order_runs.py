@@ -19,11 +19,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
-    FlowRunFilterStartTime,
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
@@ -33,6 +31,7 @@ from flows.recovery import close_runs
 from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
 from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
+from flows.runs.unbegun import CHECKOUT, is_unbegun, unbegun_runs, why_unbegun
 from flows.runs.work_pool import SERVER_AWAY
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
@@ -44,7 +43,6 @@ from store.settings import settings
 
 RUNS_AT_MOST = 200
 """Runs of one order that are looked at; also the most that Prefect's API returns at once."""
-CHECKOUT = "store-checkout"
 FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 
 
@@ -95,6 +93,8 @@ class OrderRun:
     state: State[Any] | None
     lost: str
     """Why no process will carry it out, as long as it owns no order; empty if one will."""
+    unbegun: str = ""
+    """Why it has not begun; empty if it has, or has ended."""
 
     @property
     def state_name(self) -> str:
@@ -113,10 +113,16 @@ def runs_of_order(
         owner: The run that owns it, which may be a batch's and named otherwise; left out for an
             order that no run has recorded.
     """
+    # An order without an id of its own has that of its first run, at the end of the run's name.
+    owners = {id_ for id_ in (owner, order_id) if id_ and _is_run_id(id_)}
     owned_or_named = [
         FlowRunFilter(name=FlowRunFilterName(any_=[order_id])),
         FlowRunFilter(tags=FlowRunFilterTags(all_=[f"order:{order_id}"])),
-        *([FlowRunFilter(id=FlowRunFilterId(any_=[UUID(owner)]))] if owner else []),
+        *(
+            [FlowRunFilter(id=FlowRunFilterId(any_=[UUID(id_) for id_ in owners]))]
+            if owners
+            else []
+        ),
     ]
     ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     found = {
@@ -127,7 +133,7 @@ def runs_of_order(
         )
     }
     if owner is None:
-        found |= {run.id: run for run in _unbegun(client) if order_id_of(run) == order_id}
+        found |= {run.id: run for run in unbegun_runs(client) if order_id_of(run) == order_id}
     flows = {
         flow_id: client.read_flow(flow_id).name for flow_id in {r.flow_id for r in found.values()}
     }
@@ -151,19 +157,17 @@ def runs_of_order(
             ],
             state=run.state,
             lost=why_lost(run, utc_now(), deployment_of) or "",
+            unbegun=why_unbegun(client, run, utc_now()) if is_unbegun(run) else "",
         )
         for run in sorted(found.values(), key=lambda run: str(run.created))
     ]
 
 
-def _unbegun(client: SyncPrefectClient) -> list[FlowRun]:
-    """Return the newest checkout runs without a start, hence without a name."""
-    return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[CHECKOUT])),
-        flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=True)),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=RUNS_AT_MOST,
-    )
+def _is_run_id(id_: str) -> bool:
+    try:
+        return str(UUID(id_)) == id_
+    except ValueError:
+        return False
 
 
 def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:

@@ -7,17 +7,21 @@ one for a run whose process is dead, and may do so while the process takes the s
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 from uuid import UUID, uuid4
 
+import prefect.flow_runs
 from prefect import get_client, pause_flow_run, runtime, suspend_flow_run
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
 from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
-from prefect.states import Running
+from prefect.states import Paused, Running, Suspended
 from pydantic import BaseModel, ValidationError
 
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
@@ -39,6 +43,16 @@ Form = TypeVar("Form", bound=RunInput)
 Answer = TypeVar("Answer", bound=BaseModel)
 T = TypeVar("T")
 
+_message: ContextVar[str | None] = ContextVar("message", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Remark(Generic[Answer]):
+    """A remark for the next form, such as an answer's refusal."""
+
+    text: str
+    answer: Answer
+
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[Answer]):
@@ -59,28 +73,28 @@ class Question(Generic[Answer]):
     record: Callable[[Answer], str]
     counts_once: bool = False
 
-    def take(self, key: str, answer: Answer) -> str:
-        """Record an answer and return the remark for the next form.
+    def take(self, key: str, answer: Answer) -> Remark[Answer] | None:
+        """Record an answer and return the next form's remark, or None.
 
         It is forgotten where it would be read again to no good: the person was told what was wrong
         with it and is asked again, or it was not about what waits later.
         """
-        remark = self.record(answer)
-        if remark or self.counts_once:
+        text = self.record(answer)
+        if text or self.counts_once:
             with get_client(sync_client=True) as client:
                 forget_answer(client, self.run_id, key)
-        return remark
+        return Remark(text, answer) if text else None
 
-    def take_left(self, client: SyncPrefectClient) -> str:
+    def take_left(self, client: SyncPrefectClient) -> Remark[Answer] | None:
         """Record unread answers and return the last one's remark."""
-        remark = ""
+        remark = None
         for key, answer in answers_left(client, self.run_id, self.prefix, self.model).items():
             remark = self.take(key, answer)
         return remark
 
 
 def pause_run(
-    form: type[Form], prefix: str, until: datetime, wait: Wait
+    form: type[Form], prefix: str, until: datetime, wait: Wait, why: str
 ) -> tuple[str, Form] | None:
     """Pause this run once, until its resume or time-out.
 
@@ -92,6 +106,7 @@ def pause_run(
         prefix: The beginning of the keys of all pauses that ask this.
         until: When the pause ends by itself.
         wait: How to wait.
+        why: The message of the run's state while it waits.
 
     Returns:
         The answer that the run was resumed with, and its key. None when the time was over, the run
@@ -104,13 +119,15 @@ def pause_run(
     # A key is used once: Prefect answers a known one with its old answer, unpaused.
     key = f"{prefix}{uuid4().hex[:12]}"
     timeout = _seconds_left(until)
+    logger.info("%s", why)
     release_connections()
     try:
-        if wait == "suspend" or pool_is_closed():
-            return f"suspended-{key}-response", suspend_flow_run(form, timeout=timeout, key=key)
-        answer = pause_flow_run(
-            form, timeout=timeout, poll_interval=settings().pause_poll_seconds, key=key
-        )
+        with state_message(why):
+            if wait == "suspend" or pool_is_closed():
+                return f"suspended-{key}-response", suspend_flow_run(form, timeout=timeout, key=key)
+            answer = pause_flow_run(
+                form, timeout=timeout, poll_interval=settings().pause_poll_seconds, key=key
+            )
     except RuntimeError as error:
         _tell_why_not_paused(error)
     except FlowPauseTimeout:
@@ -132,6 +149,30 @@ def pause_run(
         _end_pause_after_outage(until)
         return None
     return f"paused-{key}-response", answer
+
+
+@contextmanager
+def state_message(message: str) -> Iterator[None]:
+    """Set the message of the state that a pause proposes.
+
+    Prefect's own functions take none, and a person reads it on the run's page.
+    """
+    token = _message.set(message)
+    try:
+        yield
+    finally:
+        _message.reset(token)
+
+
+def _with_message(make: Callable[..., State[Any]]) -> Callable[..., State[Any]]:
+    def made(**details: Any) -> State[Any]:
+        return make(**details, message=_message.get())
+
+    return made
+
+
+prefect.flow_runs.Paused = _with_message(Paused)  # type: ignore[attr-defined]
+prefect.flow_runs.Suspended = _with_message(Suspended)  # type: ignore[attr-defined]
 
 
 def answers_left(

@@ -5,6 +5,7 @@ then does what is quick, and keeps no process for what is long, so that the work
 """
 
 import logging
+from contextlib import nullcontext
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -26,17 +27,20 @@ RESCHEDULED = "rescheduled for when its work pool is resumed"
 """Message of the state in which a run waits for its pool to be open again."""
 
 
-def pool_is_closed() -> bool:
+def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool:
     """Return whether the work pool of this run is paused.
 
     A run that was called, not taken from a pool, has none. A server that is away closes nothing:
     the run goes on, and looks again the next time.
+
+    Args:
+        open_client: Prefect's client, of a run that asks often.
     """
     run_id = runtime.flow_run.id
     if run_id is None:
         return False
     try:
-        with get_client(sync_client=True) as client:
+        with nullcontext(open_client) if open_client else get_client(sync_client=True) as client:
             pool = _pool_of(client, run_id)
             return pool is not None and client.read_work_pool(pool).is_paused
     except (ObjectNotFound, *SERVER_AWAY) as error:

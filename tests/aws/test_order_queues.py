@@ -230,6 +230,23 @@ def test_redriven_dead_letters_are_in_the_queue_again_as_new(make: Make) -> None
     assert under_test.queue.redrive() == 0
 
 
+def test_dead_letters_are_looked_at_put_back_and_dropped_one_by_one(make: Make) -> None:
+    queue = make().queue
+    queue.send(["one", "two", "three"])
+    for message in queue.receive(limit=10, wait_seconds=LONG_ENOUGH_SECONDS):
+        queue.dead_letter(message, f"{message.body} cannot be read")
+    for _ in range(2):
+        letters = {letter.body: letter for letter in queue.dead_letters()}
+        assert {body: letter.reason for body, letter in letters.items()} == {
+            body: f"{body} cannot be read" for body in ("one", "two", "three")
+        }
+    assert queue.drop([letters["one"].id]) == 1
+    assert queue.redrive([letters["two"].id]) == 1
+    assert [letter.body for letter in queue.dead_letters()] == ["three"]
+    assert (queue.drop([letters["one"].id]), queue.redrive(["unknown"])) == (0, 0)
+    assert bodies(queue.receive(limit=10, wait_seconds=LONG_ENOUGH_SECONDS)) == ["two"]
+
+
 def test_a_redriven_message_that_fails_again_is_a_dead_letter_again(make: Make) -> None:
     under_test = make()
     under_test.queue.send(["poison"])

@@ -100,6 +100,8 @@ def test_the_operators_policy_is_what_redrive_doctor_and_metrics_use(
     for message in order_queue().receive(limit=10, wait_seconds=20):
         order_queue().dead_letter(message, "why")
     calls.made.clear()
+    assert checkout(["dead-letters", "list"]) == 0
+    assert "why" in capsys.readouterr().out
     assert checkout(["redrive"]) == 0
     assert capsys.readouterr().out == "Dead letters put into the queue again: 1\n"
     assert checkout(["metrics"]) == 0

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import psutil
 import pytest
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -33,6 +38,7 @@ from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
 from tasks.couriers import record_answer
+from tests.flows.runs import Runs
 from tests.shop import NOWHERE, give_back, placed, set_order
 from tests.store.test_blockers import held_up, seen
 
@@ -400,4 +406,43 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
         diagnosis.says for diagnosis in looked("deployments")
     }
     assert verdicts("continuations") == verdicts("work pools") == {Verdict.MEND}
-    assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True, True]
+    assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True]
+
+
+@pytest.fixture
+def paused_deployments(runs: Runs) -> Iterator[Runs]:
+    """The upkeep's deployments, paused, and the schedule of the recovery not active."""
+    made = []
+    for flow, slug, seconds in (
+        ("recover-orders", "every-two-hours", 7200),
+        ("dispatch-orders", "every-two-hours", 7200),
+    ):
+        schedule = {"slug": slug, "schedule": {"interval": seconds}, "active": flow[0] == "d"}
+        flow_id = runs.client.create_flow_from_name(flow)
+        made.append(
+            runs.client.create_deployment(
+                flow_id, "local", schedules=[DeploymentScheduleCreate(**schedule)], paused=True
+            )
+        )
+    yield runs
+    for deployment_id in made:
+        runs.client.delete_deployment(deployment_id)
+
+
+def test_the_remedies_of_paused_deployments_and_schedules_are_commands_that_work(
+    paused_deployments: Runs,
+) -> None:
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    remedies = [diagnosis.remedy for diagnosis in looked("schedules")]
+    assert len(remedies) == 3
+    for remedy in remedies:
+        (command,) = re.findall("`(.*)`", remedy)
+        said = subprocess.run(
+            ["/bin/sh", "-c", command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert said.returncode == 0, f"{command}: {said.stdout} {said.stderr}"
+    assert verdicts("schedules") == {Verdict.OK}

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -41,6 +42,38 @@ def test_the_summary_of_a_command_is_the_first_line_of_its_help(name: str) -> No
     assert command_line()[name].help.splitlines()[0] == summary
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["dead-l"], "dead-letters"),
+        (["dead-letters", "dr"], "drop"),
+        (["list", "--older"], "--older-than"),
+        (["list", "--status", "wait"], "waiting"),
+        (["completion", "z"], "zsh"),
+    ],
+)
+def test_bash_completes_commands_options_and_their_values(
+    words: list[str], completed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    press_tab = (
+        'eval "$0"; COMP_WORDS=(checkout "$@"); COMP_CWORD=$#; _checkout; echo "${COMPREPLY[@]}"'
+    )
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    said = subprocess.run(
+        ["/bin/bash", "-c", press_tab, script, *words], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == [completed]
+
+
+def test_the_completion_of_each_shell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "zsh"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("#compdef checkout\n")
+    assert all(f"'{name}:" in printed for name in COMMANDS)
+    assert main(["completion", "fish"]) == 2
+
+
 def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -52,7 +85,10 @@ def test_an_unknown_command_is_wrong_usage_and_names_those_there_are(
 
 def test_a_missing_setting_is_named_as_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["redrive"]) == 1
-    assert "STORE_DATABASE_URL: is missing" in capsys.readouterr().err
+    assert (
+        "STORE_DATABASE_URL: is missing. For the system of `make up`: . .local/env"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_database_without_tables_is_told_with_the_remedy(
@@ -279,6 +315,28 @@ def test_redrive_puts_dead_letters_back_and_counts_them(capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out) == {"redriven": 1}
     assert main(["redrive"]) == 0
     assert "again: 0" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("database")
+def test_a_dead_letter_is_listed_put_back_and_dropped_by_its_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = utc_now()
+    with transaction() as session:
+        session.add_all(
+            QueuedMessage(id=id_, body="{}", visible_at=now, dead_at=now, dead_reason="poison")
+            for id_ in ("m-1", "m-2")
+        )
+    assert main(["dead-letters", "list"]) == 0
+    assert re.search(r"m-1 +│ unreadable +│ +0 │ poison", capsys.readouterr().out)
+    assert main(["dead-letters", "redrive", "m-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "m-1", "redriven": 1}
+    assert main(["dead-letters", "drop", "m-2"]) == 0
+    assert capsys.readouterr().out == "Dead letter m-2: dropped.\n"
+    assert main(["dead-letters", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["dead-letters", "drop", "m-2"]) == 1
+    assert "there is no dead letter m-2; `checkout dead-letters list`" in capsys.readouterr().err
 
 
 def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:

@@ -3,10 +3,13 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from prefect.states import Late
 from prometheus_client.parser import text_string_to_metric_families
 
 from console.main import main
@@ -17,6 +20,8 @@ from store.database import transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from tasks.couriers import record_answer
+from tests.flows.pool import Pool
+from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import NOWHERE, give_back, placed
 from tests.store.test_blockers import held_up, seen
@@ -92,7 +97,9 @@ def test_they_are_served_until_a_signal_also_while_the_database_is_away(tmp_path
         found = samples(wait_until(lambda: got(port, served), "metrics"))
     finally:
         served.stop()
-    assert found == {"store_up{'part': 'database'}": 0, "store_up{'part': 'queue'}": 0}
+    assert found == {
+        f"store_up{{'part': '{part}'}}": 0 for part in ("database", "queue", "prefect server")
+    }
     assert served.exit_status() == 0, served.log_tail()
 
 
@@ -102,3 +109,22 @@ def got(port: int, server: Leashed) -> str | None:
         return httpx.get(f"http://127.0.0.1:{port}/metrics").text
     except httpx.ConnectError:
         return None
+
+
+@pytest.mark.usefixtures("database")
+def test_a_shop_without_a_worker_is_told_and_how_long_its_runs_are_late(
+    runs: Runs, setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = Pool(runs)
+    pool.create()
+    run = pool.check_out("o-1")
+    setting("checkout_deployment", f"store-checkout/of-{pool.name}")
+    due = utc_now() - timedelta(hours=1)
+    runs.client.set_flow_run_state(run.id, Late(scheduled_time=due), force=True)
+    assert main(["metrics"]) == 0
+    found = samples(capsys.readouterr().out)
+    runs.client.delete_flow_run(run.id)
+    assert found["store_up{'part': 'prefect server'}"] == 1
+    assert found["store_up{'part': 'worker'}"] == 0
+    assert found["store_runs_late"] == 1
+    assert found["store_run_late_seconds"] >= 3600

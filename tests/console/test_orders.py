@@ -1,13 +1,15 @@
 """Orders on the command line: sent once, listed, tried again once; what is wrong is named."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
@@ -23,7 +25,7 @@ from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import an_order, end_run, ledger, order_row, place, placed, set_order
 
-from .conftest import Call
+from .conftest import DEPLOYMENT, Call
 
 USER = ("--user", EDUARDO_SANTANA)
 EXAMPLE = (*USER, "--book", TEN_X_RULE, "--quantity", "50", "--redeem")
@@ -217,6 +219,43 @@ def _listed(checkout: Call, *options: str) -> list[str]:
     return [order["order_id"] for order in checkout("list", *options, "--json").data]
 
 
+@pytest.fixture
+def no_server() -> Iterator[None]:
+    """No address of a server, whose runs of other tests have not begun."""
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield
+
+
+def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
+    deployment: Runs, checkout: Call
+) -> None:
+    pool = "unattended"
+    deployment.client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    made = deployment.client.read_deployment_by_name(DEPLOYMENT)
+    deployment.client.update_deployment(made.id, DeploymentUpdate(work_pool_name=pool))
+    run = deployment.client.create_flow_run_from_deployment(
+        made.id, parameters={"order": an_order(None).model_dump(mode="json", by_alias=True)}
+    )
+    placed("o-1", "bill_customer")
+    id_ = str(run.id)
+    why = f"no worker of {pool} is online; `prefect worker start --pool {pool}` starts one"
+
+    def listed() -> dict[str, Any]:
+        return {order["order_id"]: order for order in checkout("list", "--json").data}
+
+    assert set(listed()[id_]) == set(listed()["o-1"])
+    assert (listed()[id_]["status"], listed()[id_]["message"]) == (None, why)
+    assert re.search(f"{id_} +│ not begun +│", checkout("list").out)
+    assert f"as soon as its run begins: {why}." in checkout("show", id_).out
+    deployment.client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
+    paused = f"its work pool {pool} is paused; `checkout reopen` opens it"
+    assert listed()[id_]["message"] == paused
+    assert id_ not in checkout("list", "--status", "started", "--json").out
+    deployment.client.delete_flow_run(run.id)
+    deployment.client.delete_work_pool(pool)
+
+
+@pytest.mark.usefixtures("no_server")
 def test_the_list_has_the_newest_first_and_takes_its_options_together(
     database: str, checkout: Call
 ) -> None:
@@ -245,6 +284,7 @@ def test_the_list_has_the_newest_first_and_takes_its_options_together(
     assert "no such order" in checkout("list", "--customer", "nobody").out
 
 
+@pytest.mark.usefixtures("no_server")
 def test_an_order_is_listed_with_its_figures_as_data(database: str, checkout: Call) -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
     (order,) = checkout("list", "--json").data

@@ -1,7 +1,6 @@
 """The automations watch every flow, and never count a run as dead that is well."""
 
 from collections.abc import Iterator
-from uuid import UUID
 
 import httpx
 import pytest
@@ -15,9 +14,10 @@ from prefect.settings import (
 )
 
 from deployments import automations
-from deployments.automations import CHECKOUT_FLOWS, FLOWS, SILENCE_SECONDS, main
+from deployments.automations import FLOWS, SILENCE_SECONDS, main
 from deployments.local import PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses
+from flows.runs import lost_runs, stand_by
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def applied(server: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return ["an automation"]
 
     monkeypatch.setattr(automations, "apply", apply)
+    monkeypatch.setattr(automations, "start_recovery", lambda: None)
     return found
 
 
@@ -47,16 +48,22 @@ def fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automations, "apply", apply)
 
 
-def test_every_flow_that_is_deployed_is_watched_and_what_pauses_is_recovered() -> None:
+def test_every_flow_that_is_deployed_is_watched_and_followed_up_as_its_kind_needs() -> None:
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
     deployed = deployments_of(document, PROJECT_DIR)
     assert {name.partition("/")[0] for name in deployed} == set(FLOWS)
     pausing = {name for name, each in deployed.items() if pauses(each, PROJECT_DIR)}
-    assert {name.partition("/")[0] for name in pausing} == set(CHECKOUT_FLOWS)
+    assert {name.partition("/")[0] for name in pausing} == set(lost_runs.FLOWS)
+    listening = {
+        name for name, each in deployed.items() if "listen_seconds" in each.get("parameters", {})
+    }
+    # A batch that pauses is continued by recovery, whether it listens or not.
+    listening -= pausing
+    assert {name.partition("/")[0] for name in listening} == set(stand_by.FLOWS)
 
 
 def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_as_dead() -> None:
-    silent, _ = automations.automations(UUID(int=0), SILENCE_SECONDS)
+    (silent,) = automations.automations(SILENCE_SECONDS)
     assert isinstance(silent.trigger, EventTrigger)
     # A run that dies before its first heartbeat counts as well.
     assert silent.trigger.after == {"prefect.flow-run.Running", "prefect.flow-run.heartbeat"}

@@ -4,15 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed
 
 from deployments import demo
 from deployments.demo import CASES, Ending, compare
 from deployments.holdings import Holdings
 from deployments.machine import LocalSystemError
-from deployments.prefect_api import FlowRun
 from seed.catalogue import BOOKS, COURIERS
 from store.models import Order, OrderStatus
 
@@ -49,7 +51,7 @@ class NoSystem:
 
 
 def ending(case_number: int, status: str, error: str | None) -> Ending:
-    run = FlowRun("run", "run", None, "COMPLETED", "Completed", "", "")
+    run = FlowRun(flow_id=uuid4(), state=Completed())
     order = Order(
         id="order",
         status=status,

@@ -58,7 +58,7 @@ def variables(path: Path) -> dict[str, str]:
 
 def set_by_make_up() -> dict[str, str]:
     """Prefect's variables that `make up` sets to the same value everywhere."""
-    source = (DEPLOYMENTS / "local.py").read_text()
+    source = (DEPLOYMENTS / "local_settings.py").read_text()
     return dict(re.findall(r'"(PREFECT_\w+)": \(?\s*"([^"{]+)"', source))
 
 

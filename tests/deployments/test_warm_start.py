@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
@@ -13,7 +14,7 @@ from console import warm_start_check
 from console.diagnosis import Verdict
 from deployments import warm_start
 from deployments.local import PROJECT_DIR
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.warm_start import WarmStartError, is_wanted, main, run_command, set_run_command
 from fork_server.status import Status
 from store.models import utc_now
@@ -23,20 +24,19 @@ Template = dict[str, Any]
 
 
 @pytest.fixture
-def api(prefect_server: None) -> Iterator[PrefectApi]:
-    with PrefectApi(PREFECT_API_URL.value()) as api:
+def api(prefect_server: None) -> Iterator[PrefectServer]:
+    with PrefectServer(PREFECT_API_URL.value()) as api:
         yield api
 
 
 @pytest.fixture
-def pool(api: PrefectApi) -> Iterator[Callable[..., str]]:
+def pool(api: PrefectServer) -> Iterator[Callable[..., str]]:
     """Makes a work pool; removed at the end."""
     made: list[str] = []
 
     def make(kind: str = "process", **more: Any) -> str:
         name = f"pool-{uuid4().hex[:8]}"
-        given = {"name": name, "type": kind, **more}
-        api._http.post("/work_pools/", json=given).raise_for_status()
+        api.create_work_pool(WorkPoolCreate(name=name, type=kind, **more))
         made.append(name)
         return name
 
@@ -46,10 +46,10 @@ def pool(api: PrefectApi) -> Iterator[Callable[..., str]]:
             client.delete_work_pool(name)
 
 
-def command(api: PrefectApi, name: str) -> object:
-    pool = api.work_pool(name)
-    assert pool is not None
-    return pool["base_job_template"]["variables"]["properties"]["command"]["default"]
+def command(api: PrefectServer, name: str) -> object:
+    return api.read_work_pool(name).base_job_template["variables"]["properties"]["command"][
+        "default"
+    ]
 
 
 def own_template(value: str | None) -> Template:
@@ -59,7 +59,9 @@ def own_template(value: str | None) -> Template:
     return template
 
 
-def test_a_pools_runs_start_warm_and_cold_again(api: PrefectApi, pool: Callable[..., str]) -> None:
+def test_a_pools_runs_start_warm_and_cold_again(
+    api: PrefectServer, pool: Callable[..., str]
+) -> None:
     name = pool()
     assert set_run_command(api, name, WARM) == f"Runs of the work pool {name} start warm."
     assert command(api, name) == WARM
@@ -67,14 +69,16 @@ def test_a_pools_runs_start_warm_and_cold_again(api: PrefectApi, pool: Callable[
     assert command(api, name) is None
 
 
-def test_what_else_a_pools_template_says_stays(api: PrefectApi, pool: Callable[..., str]) -> None:
+def test_what_else_a_pools_template_says_stays(
+    api: PrefectServer, pool: Callable[..., str]
+) -> None:
     name = pool(base_job_template=own_template(None))
     set_run_command(api, name, WARM)
-    assert (api.work_pool(name) or {})["base_job_template"] == own_template(WARM)
+    assert api.read_work_pool(name).base_job_template == own_template(WARM)
 
 
 def test_the_command_of_an_older_place_of_the_code_is_replaced(
-    api: PrefectApi, pool: Callable[..., str]
+    api: PrefectServer, pool: Callable[..., str]
 ) -> None:
     before = "/old/python -I -S /old/fork_server/client.py /old /old prefect.engine"
     name = pool(base_job_template=own_template(before))
@@ -82,20 +86,20 @@ def test_the_command_of_an_older_place_of_the_code_is_replaced(
     assert command(api, name) == WARM
 
 
-def test_a_command_of_ones_own_stays(api: PrefectApi, pool: Callable[..., str]) -> None:
+def test_a_command_of_ones_own_stays(api: PrefectServer, pool: Callable[..., str]) -> None:
     name = pool(base_job_template=own_template("nice python -m prefect.engine"))
     assert "a command of its own" in set_run_command(api, name, WARM)
     assert command(api, name) == "nice python -m prefect.engine"
 
 
-def test_a_pool_of_containers_is_left_alone(api: PrefectApi, pool: Callable[..., str]) -> None:
+def test_a_pool_of_containers_is_left_alone(api: PrefectServer, pool: Callable[..., str]) -> None:
     name = pool("kubernetes")
-    before = api.work_pool(name)
+    before = api.read_work_pool(name)
     assert "is of type kubernetes" in set_run_command(api, name, WARM)
-    assert api.work_pool(name) == before
+    assert api.read_work_pool(name) == before
 
 
-def test_a_pool_that_is_missing_is_named_with_what_to_do(api: PrefectApi) -> None:
+def test_a_pool_that_is_missing_is_named_with_what_to_do(api: PrefectServer) -> None:
     with pytest.raises(WarmStartError, match="prefect work-pool create gone"):
         set_run_command(api, "gone", WARM)
 
@@ -119,7 +123,7 @@ def test_on_another_system_than_linux_runs_start_cold(monkeypatch: pytest.Monkey
 
 
 def test_the_command_line_sets_the_pool_of_the_environment(
-    api: PrefectApi,
+    api: PrefectServer,
     pool: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -139,7 +143,7 @@ def test_the_command_line_sets_the_pool_of_the_environment(
 
 
 def test_the_doctor_says_how_a_pools_runs_start(
-    api: PrefectApi, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    api: PrefectServer, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = pool(base_job_template=own_template(None))
     monkeypatch.setattr(warm_start_check, "pool_names", lambda _client: {name, "gone"})
@@ -159,7 +163,7 @@ def test_the_doctor_says_how_a_pools_runs_start(
 
 
 def test_the_doctor_names_each_fork_server_with_its_code_and_runs(
-    api: PrefectApi, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    api: PrefectServer, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = pool(base_job_template=own_template(WARM))
     monkeypatch.setattr(warm_start_check, "pool_names", lambda _client: {name})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-DOCUMENT = (PROJECT_DIR / "docs" / "prefect_versions.md").read_text()
+DOCUMENT = (PROJECT_DIR / "docs" / "prefect.md").read_text()
 FINDINGS = sorted((PROJECT_DIR / "findings").glob("*.sh"))
 
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
 from rich.console import Console
 from sqlalchemy import update
 
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem
-from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.models import Customer, Order, OrderStatus
@@ -37,7 +38,7 @@ class RunningSystem:
     """The system, what it printed, and an order that waited while it was restarted."""
 
     local: LocalSystem
-    api: PrefectApi
+    api: PrefectServer
     printed: io.StringIO
     survivor: FlowRun
 
@@ -73,7 +74,7 @@ def status_of(store_url: str, order_id: str) -> str | None:
         return None if order is None else order.status
 
 
-def checkout(api: PrefectApi, order: dict[str, Any]) -> FlowRun:
+def checkout(api: PrefectServer, order: dict[str, Any]) -> FlowRun:
     return api.start_run(CHECKOUT_DEPLOYMENT, {"order": order})
 
 

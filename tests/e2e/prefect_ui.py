@@ -125,11 +125,16 @@ class PrefectUi:
 
     def fill_answer_form(self, form: Locator, outcome: str, **fields: str) -> None:
         """Choose the outcome and type the other fields, by the beginning of their labels."""
-        form.get_by_role("button", name="Select Outcome").click()
-        self.page.get_by_role("option", name=outcome).click()
+        self._choose_option(form, "Outcome", outcome)
+        if courier := fields.pop("courier", ""):
+            self._choose_option(form, "Courier", courier)
         for name, text in fields.items():
             label = name.replace("_", " ")
             form.get_by_label(re.compile(rf"^{label}\b", re.IGNORECASE)).fill(text)
+
+    def _choose_option(self, form: Locator, field: str, option: str) -> None:
+        form.get_by_role("button", name=f"Select {field}").click()
+        self.page.get_by_role("option", name=option).click()
 
     def submit_answer_form(self, form: Locator) -> None:
         """Send the answer and see that the form was taken."""
@@ -185,6 +190,41 @@ class PrefectUi:
         dialog = self.page.get_by_role("alertdialog")
         dialog.get_by_role("button", name=button, exact=True).click()
         expect(dialog).to_be_hidden(timeout=WAIT_MS)
+
+
+SIZES: tuple[ViewportSize, ...] = (VIEWPORT, {"width": 1024, "height": 768})
+"""The windows in which the shop's pages are looked at."""
+OVERFLOWING = """place => {
+  const edge = Math.min(place.getBoundingClientRect().right, window.innerWidth) + 1;
+  const scrolls = each => /auto|scroll|hidden|clip/.test(getComputedStyle(each).overflowX);
+  const told = [];
+  const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode;
+    if (!text.data.trim()) continue;
+    let above = text.parentElement;
+    while (above !== place && !scrolls(above)) above = above.parentElement;
+    if (above !== place) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    if (range.getBoundingClientRect().right > edge) told.push(text.data);
+  }
+  return told;
+}"""
+"""The texts in a place that run over its right edge, or the window's; not those in a box that
+scrolls."""
+
+
+def assert_fits(place: Locator) -> None:
+    """See that no text runs over the edge of its place, in each size of the window."""
+    before = place.page.viewport_size
+    for size in SIZES:
+        place.page.set_viewport_size(size)
+        expect(place).to_be_visible(timeout=WAIT_MS)
+        overflowing = place.evaluate(OVERFLOWING)
+        assert overflowing == [], f"at {size['width']} pixels: {overflowing}"
+    if before is not None:
+        place.page.set_viewport_size(before)
 
 
 def see(place: Locator, words: str) -> None:

@@ -17,7 +17,7 @@ from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.messages import ASSIGNED, NO_COURIER
 from tests.e2e.no_dispatcher import no_dispatcher
-from tests.e2e.prefect_ui import PrefectUi, browser_page, see
+from tests.e2e.prefect_ui import PrefectUi, assert_fits, browser_page, see
 
 PICTURES_DIR = PROJECT_DIR / "docs" / "pictures"
 WIDTH = 1280
@@ -40,11 +40,9 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
         browser_page(is_pictured=True) as page,
     ):
         ui = PrefectUi(page, system.ui_url)
-        deployment_id = api.deployment_id(CHECKOUT_DEPLOYMENT)
-        if deployment_id is None:
-            raise LookupError(f"there is no deployment {CHECKOUT_DEPLOYMENT}")
+        deployment_id = str(api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
         # Its process starts while the other order is typed.
-        undone_run = api.start_run(CHECKOUT_DEPLOYMENT, {"order": UNDONE_ORDER}).id
+        undone_run = str(api.start_run(CHECKOUT_DEPLOYMENT, {"order": UNDONE_ORDER}).id)
 
         ui.fill_run_form(deployment_id, TYPED_ORDER)
         ui.main.get_by_role("navigation").scroll_into_view_if_needed()
@@ -57,6 +55,7 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
         ui.fill_answer_form(form, ASSIGNED, courier="city-vans", answered_by="Ann")
         # Back to the description above the fields.
         form.get_by_text("waits for a courier until").scroll_into_view_if_needed()
+        assert_fits(form)
         write(page, "answer-form", 1120, progress)
         ui.submit_answer_form(form)
         ui.see_state("Completed")
@@ -73,7 +72,9 @@ def take_pictures(system: LocalSystem, progress: Progress) -> None:
         ui.open_run(undone_run)
         see(ui.open_tab("Subflow Runs"), "compensate")
         write(page, "compensated-run", 800, progress)
-        see(ui.open_timeline("compensated"), "compensated")
+        timeline = ui.open_timeline("compensated")
+        see(timeline, "compensated")
+        assert_fits(timeline)
         write(page, "timeline", 800, progress)
 
 

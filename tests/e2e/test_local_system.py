@@ -228,7 +228,7 @@ def test_a_waiting_run_whose_container_is_stopped_goes_on_in_another_one(
     with pool_of_containers(api.url) as (deployment, given), ExitStack() as containers:
         with every_courier_busy(local.store_url):
             run = api.start_run(deployment, {"order": ONE_COPY | {"orderId": "in-a-container"}})
-            environment = {**local.settings(), **given, "PREFECT__FLOW_RUN_ID": run.id}
+            environment = {**local.settings(), **given, "PREFECT__FLOW_RUN_ID": str(run.id)}
             first = containers.enter_context(container(environment, tmp_path))
             wait_until(lambda: api.read_run(run.id).state_name == "Paused", "pause of the run")
             first.terminate()
@@ -312,7 +312,7 @@ def test_two_workers_share_checkouts_and_batches(
     runs: list[str] = []
 
     def start(deployment: str, parameters: dict[str, Any]) -> None:
-        run_id = api.start_run(deployment, parameters).id
+        run_id = str(api.start_run(deployment, parameters).id)
         runs.append(run_id)
         wait_until(lambda: api.read_run(run_id).state_type != "SCHEDULED", "worker that takes it")
 
@@ -381,8 +381,8 @@ def test_the_doctor_finds_the_running_system_well(local_system: RunningSystem) -
 def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: RunningSystem) -> None:
     local = local_system.local
     with httpx.Client(base_url=local.api_url, auth=(USER, PASSWORD)) as api:
-        [automation, _] = api.post("/automations/filter", json={"sort": "NAME_ASC"}).json()
-        batch = local_system.api.deployment_id("batch-checkout/nightly")
+        [automation] = api.post("/automations/filter", json={"sort": "NAME_ASC"}).json()
+        batch = local_system.api.read_deployment_by_name("batch-checkout/nightly").id
         broken: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
             ("PATCH", f"/work_pools/{WORK_POOL}", {"is_paused": True}, {"is_paused": False}),
             ("PATCH", f"/automations/{automation['id']}", {"enabled": False}, {"enabled": True}),

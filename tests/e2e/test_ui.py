@@ -5,6 +5,7 @@ One of them is started, cancelled and tried again by the command `checkout` inst
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 from sqlmodel import select
 
 from deployments.holdings import open_store
@@ -26,7 +28,7 @@ from tests.books_balance import assert_books_balance
 
 from .conftest import PASSWORD, USER, RunningSystem, checkout, status_of, wait_until
 from .no_dispatcher import no_dispatcher
-from .prefect_ui import PrefectUi, browser_page, see
+from .prefect_ui import PrefectUi, assert_fits, browser_page, see
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -70,8 +72,7 @@ def ui(people_answer: RunningSystem) -> Iterator[PrefectUi]:
 @pytest.fixture(scope="module")
 def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi) -> str:
     """The run of an order that was typed into the deployment's form."""
-    deployment_id = people_answer.api.deployment_id(CHECKOUT_DEPLOYMENT)
-    assert deployment_id is not None
+    deployment_id = str(people_answer.api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
     ui.fill_run_form(deployment_id, TYPED_ORDER)
     return ui.submit_run_form()
 
@@ -159,7 +160,11 @@ def test_an_order_typed_into_the_deployments_form_waits_for_its_courier(
 ) -> None:
     ui.open_run(typed_run)
     ui.see_state("Paused")
-    see(ui.open_answer_form(), f"Order {typed_run} waits for a courier until")
+    see(ui.open_tab("Details"), f"Order {typed_run} waits for a courier until")
+    assert_fits(ui.open_tab("Details"))
+    form = ui.open_answer_form()
+    see(form, f"Order {typed_run} waits for a courier until")
+    assert_fits(form)
     order = read_order(people_answer, typed_run)
     # What was left empty in the form is left out, and not sent as an empty text.
     assert order.request == CheckoutOrder.model_validate(TYPED_ORDER).content()
@@ -172,11 +177,16 @@ def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_wait
     refusal = "courier: give the courier's id for “courier assigned”"
     ui.open_run(typed_run)
     ui.see_state("Paused")
-    ui.answer(ASSIGNED)
+    ui.answer(ASSIGNED, answered_by="Ann")
     wait_until(lambda: pauses(people_answer, typed_run) == 2, "second pause of the run")
     ui.open_run(typed_run)
     ui.see_state("Paused")
-    see(ui.open_answer_form(), f"Your answer was refused. {refusal}")
+    see(ui.open_tab("Details"), f"The last answer was refused: {refusal}.")
+    form = ui.open_answer_form()
+    see(form, f"Your answer was refused. {refusal}")
+    see(form.get_by_role("button", name="Select Outcome"), ASSIGNED)
+    expect(form.get_by_label(re.compile("^Answered by"))).to_have_value("Ann")
+    assert_fits(form)
     assert status_of(people_answer.local.store_url, typed_run) == OrderStatus.WAITING
 
 
@@ -185,13 +195,17 @@ def test_a_courier_typed_into_the_form_completes_the_run_and_its_timeline_tells_
 ) -> None:
     ui.open_run(typed_run)
     ui.see_state("Paused")
-    ui.answer(ASSIGNED, courier="city-vans", answered_by="Ann")
+    # The outcome and who answers are filled in.
+    form = ui.open_answer_form()
+    ui.fill_answer_form(form, ASSIGNED, courier="city-vans")
+    ui.submit_answer_form(form)
     ui.see_state("Completed")
     see(ui.open_tab("Task Runs"), "dispatch_order")
     wait_for_timeline(people_answer, typed_run, OrderStatus.DISPATCHED)
     timeline = ui.open_timeline(OrderStatus.DISPATCHED)
     see(timeline, f"Order {typed_run}: {OrderStatus.DISPATCHED}")
-    see(timeline.get_by_role("row").filter(has_text=ASSIGNED), "city-vans")
+    see(timeline.get_by_role("row").filter(has_text=ASSIGNED), "city-vans, by Ann")
+    assert_fits(timeline)
     order = read_order(people_answer, typed_run)
     assert (order.status, order.courier_id) == (OrderStatus.DISPATCHED, "city-vans")
 
@@ -208,6 +222,7 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
     wait_for_timeline(people_answer, "without-a-courier", OrderStatus.COMPENSATED)
     timeline = ui.open_timeline(OrderStatus.COMPENSATED)
     see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")
+    assert_fits(timeline)
     ui.open_run(compensated_run)
     ui.open_compensation()
     undos = ui.open_tab("Task Runs")

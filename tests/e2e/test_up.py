@@ -13,7 +13,7 @@ import pytest
 from sqlmodel import select
 
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER, PROJECT_DIR
+from deployments.local import CHECKOUT_DEPLOYMENT, FIRST_ORDER, PROJECT_DIR
 from store.models import Order, OrderStatus
 
 from .conftest import wait_until
@@ -78,7 +78,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
     data_dir = tmp_path / "data"
     with up(data_dir) as process:
         printed = read_until(process, "Ctrl-C here ends all of it")
-        assert f"--param order='{EXAMPLE_ORDER}'" in printed
+        assert f"--param order='{FIRST_ORDER}'" in printed
 
         second = subprocess.run(
             [sys.executable, "-m", "deployments.up", "--data", str(data_dir)],
@@ -93,7 +93,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
         started = in_its_environment(
             data_dir,
             *("prefect", "deployment", "run", CHECKOUT_DEPLOYMENT),
-            *("--param", f"order={EXAMPLE_ORDER}"),
+            *("--param", f"order={FIRST_ORDER}"),
         )
         assert started.returncode == 0, started.stdout + started.stderr
         url = in_its_environment(data_dir, "sh", "-c", 'printf %s "$STORE_DATABASE_URL"').stdout
@@ -103,6 +103,8 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
                 return session.exec(select(Order.status)).all() == [OrderStatus.DISPATCHED]
 
         wait_until(the_order_is_dispatched, "dispatched order")
+        shown = in_its_environment(data_dir, "checkout", "show", "first")
+        assert (shown.returncode, "Order first: dispatched" in shown.stdout) == (0, True)
         listed = in_its_environment(data_dir, "checkout", "list")
         assert listed.returncode == 0, listed.stderr
         assert "dispatched" in listed.stdout

@@ -17,11 +17,12 @@ import httpx
 import psutil
 import psycopg
 import pytest
+from prefect.client.schemas.objects import FlowRun
 
 from deployments.holdings import open_store
 from deployments.leash import Leashed
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.prefect_server import PrefectServer
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.models import Order
 from store.settings import Settings
@@ -74,7 +75,7 @@ class Shop:
     """The system, with its orders' runs by order id, and what was seen on the way."""
 
     local: SystemWithProxy
-    api: PrefectApi
+    api: PrefectServer
     began: int = 0
     counted: dict[str, list[str]] = field(default_factory=dict)
     runs: dict[str, FlowRun] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class Shop:
 
     def client(self, order_id: str) -> psutil.Process:
         """Return the process that stands for the order's run to the worker."""
-        mark = self.runs[order_id].id
+        mark = str(self.runs[order_id].id)
         (found,) = [
             process
             for process in psutil.process_iter()
@@ -152,7 +153,7 @@ class Shop:
 
     def logs(self, order_id: str) -> list[dict[str, Any]]:
         of_run = {
-            "logs": {"flow_run_id": {"any_": [self.runs[order_id].id]}},
+            "logs": {"flow_run_id": {"any_": [str(self.runs[order_id].id)]}},
             "sort": "TIMESTAMP_ASC",
         }
         answer = httpx.post(f"{self.local.api_url}/logs/filter", json=of_run)
@@ -234,11 +235,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         with local, local.api() as api:
             shop = Shop(local, api)
             for deployment in (DISPATCH_DEPLOYMENT, RECOVERY_DEPLOYMENT):
-                api.pause_deployment(deployment)
+                api.pause(deployment)
             shop.start(OUTLIVES)
             wait_until(partial(shop.waits, OUTLIVES), f"pause of {OUTLIVES}")
+            recovery = api.read_deployment_by_name(RECOVERY_DEPLOYMENT).id
+            wait_until(
+                lambda: all(run.deployment_id != recovery for run in api.runs_under_way()),
+                "end of recovery, whose calls are not the order's",
+            )
             _count(shop)
-            api.resume_deployment(RECOVERY_DEPLOYMENT)
+            api.unpause(RECOVERY_DEPLOYMENT)
+            local.run_module("deployments.automations")
             _start_all(shop)
             _end_a_server(shop)
             _stop_runs(shop)
@@ -258,7 +265,7 @@ def _count(shop: Shop) -> None:
     shop.start(COUNTED)
     wait_until(partial(shop.waits, COUNTED), f"pause of {COUNTED}")
     answer = {"answered_by": "the test", "outcome": "courier assigned", "courier": "night-rail"}
-    run_id = shop.runs[COUNTED].id
+    run_id = str(shop.runs[COUNTED].id)
     # A run that has just paused may not take its answer yet.
     wait_until(lambda: shop.api.resume(run_id, answer) == "ACCEPT", "resume of the counted run")
     wait_until(lambda: "prefect.worker.executed-flow-run" in shop.events(COUNTED), "end of the run")

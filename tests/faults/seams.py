@@ -109,10 +109,12 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.runs.pause, "suspend_flow_run", prefect.suspend_flow_run),
         # Prefect makes a new model for each form, which would take most of the time here.
         (
-            flows.order.courier_wait.DispatchDecision,
-            "with_initial_data",
-            classmethod(lambda form, **_: form),
+            flows.order.courier_wait,
+            "form_for",
+            lambda *_: flows.order.courier_wait.DispatchDecision,
         ),
+        # A thread by the real clock, for a picture of the wait.
+        (flows.order.courier_wait, "show_wait", lambda *_, **__: nullcontext()),
         (flows.runs.continuation, "run_deployment", prefect.run_deployment),
         (flows.runs.continuation, "threading", threads),
         (flows.compensation, "tags", lambda *_: nullcontext()),

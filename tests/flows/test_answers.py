@@ -6,16 +6,19 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.input import keyset_from_base_key
 
 from flows.batches import wait as batch_wait
 from flows.order import courier_wait
 from flows.runs import pause
+from flows.runs.pause import Remark
 from orders.batches import begin_batch
 from orders.lookup import read_order
+from reports.timeline import ask
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
 from store.saga import abandon
-from tests.shop import give_back, placed, set_capacities, status
+from tests.shop import end_run, give_back, placed, set_capacities, status
 
 RUN = str(uuid4())
 
@@ -93,7 +96,34 @@ def test_a_refused_answer_is_told_and_forgotten(database: str, inputs: Inputs) -
     order = read_order("o-1")
     inputs.left["paused-courier-1-x-response"] = CourierAnswer(outcome=ASSIGNED, courier="nobody")
     remark = courier_wait.question(order).take_left(cast(Any, inputs))
-    assert "nobody has the id “nobody”" in remark
+    assert remark is not None
+    assert "nobody has the id “nobody”" in remark.text
     assert (status("o-1"), inputs.left) == ("waiting", {})
     abandon(["o-1"], CheckoutFailed("the test is over"))
     give_back("o-1")
+
+
+def test_a_form_offers_the_couriers_and_has_a_refused_answer_filled_in_but_by_no_default(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "prepare_order", 5)
+    typed = CourierAnswer(outcome=ASSIGNED, courier="nobody", answered_by="Ada")
+    form = courier_wait.form_for(ask(read_order("o-1"), "x"), Remark("x", typed))
+    saved: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "prefect.input.run_input.create_flow_run_input",
+        lambda key, value, **_: saved.update({key: value}),
+    )
+    form.save(keyset_from_base_key("courier"))
+    schema = saved["courier-schema"]
+    fields = schema["properties"]
+    assert fields["courier"]["enum"] == ["city-vans", "night-rail", "swift-bikes", ""]
+    assert "default" not in fields["courier"]
+    assert (fields["outcome"]["default"], schema["required"]) == (ASSIGNED, ["outcome"])
+    assert (fields["answered_by"]["default"], fields["answered_by"]["title"]) == (
+        "Ada",
+        "Answered by",
+    )
+    emptied = form(outcome=NO_COURIER)
+    assert (emptied.courier, emptied.reason, emptied.answered_by) == ("", "", "")
+    end_run("o-1")

@@ -4,8 +4,10 @@ import pytest
 
 from flows import dispatch
 from flows.dispatch import DispatchReport, dispatch_orders
+from store.database import transaction
 from store.errors import CheckoutFailed
-from store.messages import OrderMessage
+from store.messages import ASSIGNED, OrderMessage
+from store.models import Courier
 from store.table_queue import TableQueue
 from tests.flows.runs import Runs
 from tests.polling import wait_until
@@ -13,6 +15,7 @@ from tests.shop import (
     an_order,
     assign,
     assigned_copies,
+    carry_on,
     dead_letters,
     decisions,
     end_run,
@@ -68,6 +71,23 @@ def test_a_dispatcher_finds_a_courier_and_resumes_the_run(runs: Runs) -> None:
     assert (report.decided, report.deleted) == (1, 1)
     assert (queued(), dead_letters(), assigned_copies()) == ([], [], {})
     assert (stock(), points(), kept_cents()) == (450, 0, 700_00)
+
+
+def test_a_courier_who_came_after_the_form_was_put_up_is_no_reason_to_refuse_the_resume(
+    runs: Runs,
+) -> None:
+    set_capacities(swift_bikes=100)
+    placed("o-0", "prepare_order", 90)
+    assign("o-0", "swift-bikes")
+    running = runs.check_out(an_order("o-1", 50))
+    run = runs.paused("o-1")
+    assert runs.answer(run, outcome=ASSIGNED, courier="cargo-trams") == "REJECT"
+    with transaction() as session:
+        session.add(Courier(id="cargo-trams", name="Cargo Trams", capacity_copies=60))
+    wait_until(lambda: listen(1).resumed, "a resumed run")
+    assert running.result().result().courier == "cargo-trams"
+    assert [accepted for _, _, accepted in decisions("o-1")] == [True]
+    carry_on(["o-0"], after="find_couriers")
 
 
 def test_a_dispatcher_ends_the_connection_on_which_it_has_listened(runs: Runs) -> None:

@@ -1,6 +1,6 @@
 """What the store uses of Prefect that Prefect promises nobody: one test for each use.
 
-The table in docs/reference.md names each with the place where it is used. A test that fails here
+The table in docs/prefect.md names each with the place where it is used. A test that fails here
 says which use another version of Prefect has changed, before an order meets it.
 """
 
@@ -8,19 +8,19 @@ import ast
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import yaml
-from prefect import Flow, flow, get_client, task
+from prefect import Flow, flow, get_client, pause_flow_run, suspend_flow_run, task
 from prefect.cli.deploy import _models
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause
+from prefect.exceptions import Abort, Pause
 from prefect.input import keyset_from_base_key, keyset_from_paused_state
 from prefect.states import Cancelled, Crashed, Paused, Scheduled, Suspended
 
@@ -28,6 +28,7 @@ from deployments.local import PROJECT_DIR
 from flows.actions.drain import CRASHED, PAUSED, RESUMING, SUSPENDED
 from flows.batches.bulk import as_one, forget_results
 from flows.compensation import _reason
+from flows.runs.pause import state_message
 from flows.runs.run_states import is_cancelled_by_prefect
 from store.errors import BillingError
 from tests.flows.pool import Pool
@@ -93,6 +94,28 @@ def test_the_answer_to_a_pause_has_the_key_by_which_the_store_looks_for_it(
     keys = keyset_from_paused_state(waiting)
     assert keys == keyset_from_base_key(f"{begins}-courier-1")
     assert keys["response"] == f"{begins}-courier-1-response"
+
+
+@pytest.mark.parametrize("pause", [pause_flow_run, suspend_flow_run])
+def test_a_pause_proposes_the_state_that_the_store_has_put_a_message_into(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch, pause: Callable[..., Any]
+) -> None:
+    proposed: list[State[Any]] = []
+
+    def refuse(state: State[Any], **_: Any) -> None:
+        proposed.append(state)
+        raise Abort("seen")
+
+    monkeypatch.setattr("prefect.flow_runs.propose_state_sync", refuse)
+
+    @flow
+    def run() -> None:
+        with state_message("waits for a courier"):
+            pause(timeout=1)
+
+    with pytest.raises(RuntimeError, match="seen"):
+        run()
+    assert [state.message for state in proposed] == ["waits for a courier"]
 
 
 def test_a_hook_finds_what_its_flow_raised_in_the_data_of_the_state(prefect_server: None) -> None:
@@ -170,7 +193,7 @@ def test_what_prefect_cancels_by_itself_is_known_by_its_message(module: str) -> 
 
 def test_the_leases_of_limits_can_be_kept_in_files() -> None:
     used = re.search(
-        r'"(prefect\.server\.[\w.]+lease_storage\.\w+)"', _source("deployments/local.py")
+        r'"(prefect\.server\.[\w.]+lease_storage\.\w+)"', _source("deployments/local_settings.py")
     )
     assert used is not None
     module = importlib.import_module(used[1])
@@ -232,7 +255,7 @@ def test_the_models_of_prefect_yaml_know_every_key_of_the_projects_file() -> Non
 
 
 def test_the_table_of_the_document_names_each_use_and_its_test() -> None:
-    text = _source("docs/reference.md")
+    text = _source("docs/prefect.md")
     _, _, rest = text.partition(HEADING)
     table = rest.partition("\n## ")[0]
     named = set(re.findall(r"`(test_\w+)`", table))

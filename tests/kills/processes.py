@@ -7,10 +7,12 @@ What it does otherwise about a run that is killed is in `tests/e2e/test_crashes.
 import sys
 from collections.abc import Iterable
 
+from prefect.client.schemas.objects import TERMINAL_STATES
+
 from deployments.leash import Leashed
 from deployments.local import LocalSystem
 from deployments.machine import inherited_environment
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from tests.kills.killer import PROJECT
 
 KILLED = 128 + 9
@@ -20,7 +22,7 @@ KILLED = 128 + 9
 class Processes:
     """One process for each run that is scheduled, as long as it lives."""
 
-    def __init__(self, local: LocalSystem, api: PrefectApi) -> None:
+    def __init__(self, local: LocalSystem, api: PrefectServer) -> None:
         self._local = local
         self._api = api
         self._of_run: dict[str, Leashed] = {}
@@ -36,7 +38,7 @@ class Processes:
                 assert process.exit_status() in (0, 1, KILLED), process.log_tail()
                 process.stop()
                 del self._of_run[run_id]
-                if not run.is_finished:
+                if run.state_type not in TERMINAL_STATES:
                     self._api.set_state(run_id, "CRASHED", "Crashed", "the process was killed")
             elif run.state_type == "SCHEDULED":
                 self._of_run[run_id] = Leashed(
@@ -53,7 +55,7 @@ class Processes:
     def live(self, run_ids: Iterable[str]) -> bool:
         """Say whether any of these runs has a process, or is to have one."""
         return any(
-            run_id in self._of_run or not self._api.read_run(run_id).is_finished
+            run_id in self._of_run or self._api.read_run(run_id).state_type not in TERMINAL_STATES
             for run_id in run_ids
         )
 

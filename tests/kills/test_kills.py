@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 from prefect import Task
+from prefect.client.schemas.objects import FlowRun
 from sqlmodel import select
 
 import flows.checkout
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.machine import inherited_environment
-from deployments.prefect_api import FlowRun, PrefectApi
+from deployments.prefect_server import PrefectServer
 from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
 from store.messages import NO_COURIER
@@ -56,7 +57,7 @@ class Shop:
     """The system, the runs of its orders, and where its processes died."""
 
     local: LocalSystem
-    api: PrefectApi
+    api: PrefectServer
     marks: Path
     processes: Processes
     runs: dict[str, str] = field(default_factory=dict)
@@ -70,9 +71,11 @@ class Shop:
             session.add(Customer(**customer, points=POINTS, initial_points=POINTS))
             session.commit()
         order = {"orderId": order_id, "userId": order_id, "bookId": STRIPED_PAJAMAS}
-        self.runs[order_id] = self.api.start_run(
-            CHECKOUT_DEPLOYMENT, {"order": {**order, "quantity": COPIES, "redeem": True}}
-        ).id
+        self.runs[order_id] = str(
+            self.api.start_run(
+                CHECKOUT_DEPLOYMENT, {"order": {**order, "quantity": COPIES, "redeem": True}}
+            ).id
+        )
 
     def refuse(self, order_id: str) -> None:
         """Answer a waiting order that no courier takes it."""
@@ -113,7 +116,7 @@ class Shop:
     def _tend(self) -> None:
         if self.has_dispatcher and not self.processes.live(self.dispatchers[-1:]):
             run = self.api.start_run(DISPATCH_DEPLOYMENT, {"listen_seconds": 240})
-            self.dispatchers.append(run.id)
+            self.dispatchers.append(str(run.id))
         self.processes.tend([*self.runs.values(), *self.dispatchers])
 
     def _recover(self) -> None:
@@ -148,7 +151,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         patch.setattr(LocalSystem, "settings", lambda local: {**right(local), **killed})
         patch.setattr(LocalSystem, "start_worker", lambda _: None)
         local = LocalSystem(folder, durable=False, preferred_port=0)
-        with local, PrefectApi(local.api_url) as api:
+        with local, PrefectServer(local.api_url) as api:
             processes = Processes(local, api)
             shop = Shop(local, api, marks, processes)
             try:
@@ -261,10 +264,11 @@ def test_a_round_of_recovery_that_died_keeps_others_away_until_its_death_is_know
     dead = next_round()
     assert dead.state_name == "Pending"
     shop.api.set_state(dead.id, "RUNNING", "Running", "")
-    # It holds its deployment's only slot. Another round is cancelled before it has a process.
-    assert next_round().state_name == "Cancelled"
+    # It holds its deployment's only slot. Another run waits for that, without a process.
+    waiting = next_round()
+    assert waiting.state_name == "AwaitingConcurrencySlot"
     # What the automation does after two minutes without a sign of life.
     shop.api.set_state(dead.id, "CRASHED", "Crashed", "no sign of life")
-    last = next_round()
-    assert last.state_name == "Pending"
-    shop.api.set_state(last.id, "CANCELLED", "Cancelled", "")
+    shop.api.set_state(waiting.id, "PENDING", "Pending", "")
+    assert shop.api.read_run(waiting.id).state_name == "Pending"
+    shop.api.set_state(waiting.id, "CANCELLED", "Cancelled", "")

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from deployments.leash import Leashed
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from flows.runs.pause import Wait
 from terminal.command_line import Flag, command
@@ -63,7 +63,7 @@ def main(
     with (
         tempfile.TemporaryDirectory(prefix="store-load-", ignore_cleanup_errors=True) as folder,
         LocalSystem(Path(folder), report=tell, preferred_port=0) as local,
-        PrefectApi(local.api_url) as api,
+        PrefectServer(local.api_url) as api,
         ExitStack() as stack,
     ):
         for _ in range(workers - 1):
@@ -72,7 +72,7 @@ def main(
         if threads:
             started.deployment = stack.enter_context(thread_workers(local, api, threads))
         if waits:
-            api.pause_deployment(DISPATCH_DEPLOYMENT)
+            api.pause(DISPATCH_DEPLOYMENT)
         else:
             dispatch(api)
         began = time.monotonic()
@@ -93,10 +93,10 @@ def main(
 
 
 @contextmanager
-def thread_workers(local: LocalSystem, api: PrefectApi, threads: int) -> Iterator[str]:
+def thread_workers(local: LocalSystem, api: PrefectServer, threads: int) -> Iterator[str]:
     """Give a deployment of the checkout whose runs are executed in threads, by a process a core."""
     pool = "threads"
-    api.create_work_pool(pool, "process")
+    api.ensure_work_pool(pool, "process")
     with httpx.Client(base_url=local.api_url, timeout=60) as http:
         checkout = http.get(f"/deployments/name/{CHECKOUT_DEPLOYMENT}").raise_for_status().json()
         kept = ("flow_id", "parameter_openapi_schema", "enforce_parameter_schema")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+from prefect.client.schemas.objects import TERMINAL_STATES
 from sqlmodel import col, func, select
 
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from flows.runs.pause import Wait
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.models import ENDED, Book, Order, OrderStatus
@@ -55,7 +56,7 @@ class AtOnce:
     """Checkouts that are started at once, with their runs by order id."""
 
     local: LocalSystem
-    api: PrefectApi
+    api: PrefectServer
     wait: Wait
     expected: Mapping[str, Expected]
     deployment: str = CHECKOUT_DEPLOYMENT
@@ -68,7 +69,7 @@ class AtOnce:
 
     def _start_one(self, order_id: str) -> tuple[str, str]:
         parameters = {"order": self.expected[order_id].order, "wait": self.wait}
-        return order_id, self.api.start_run(self.deployment, parameters).id
+        return order_id, str(self.api.start_run(self.deployment, parameters).id)
 
     def statuses(self) -> Counter[str]:
         """Count the orders by their status in the store."""
@@ -83,7 +84,9 @@ class AtOnce:
     def states(self) -> Counter[str]:
         """Count the runs by the names of their states in Prefect."""
         with ThreadPoolExecutor(CLIENTS) as clients:
-            return Counter(run.state_name for run in clients.map(self.api.read_run, self._ids()))
+            return Counter(
+                str(run.state_name) for run in clients.map(self.api.read_run, self._ids())
+            )
 
     def _ids(self) -> list[str]:
         return list(self.runs.values())
@@ -119,7 +122,10 @@ class AtOnce:
         if sum(self.statuses()[status] for status in ENDED) < len(self.expected):
             return False
         with ThreadPoolExecutor(CLIENTS) as clients:
-            return all(run.is_finished for run in clients.map(self.api.read_run, self._ids()))
+            return all(
+                run.state_type in TERMINAL_STATES
+                for run in clients.map(self.api.read_run, self._ids())
+            )
 
     def wrong(self) -> list[str]:
         """Return everything that did not end as it must, one sentence each."""
@@ -140,7 +146,9 @@ class AtOnce:
             if order.continuations:
                 found.append(f"{id_} was continued {order.continuations} times")
             if run.state_type != expected.run_state:
-                found.append(f"the run of {id_} is {run.state_name}: {run.message}")
+                found.append(
+                    f"the run of {id_} is {run.state_name}: {run.state and run.state.message}"
+                )
         with patch.dict("os.environ", {"STORE_DATABASE_URL": self.local.store_url}):
             settings.cache_clear()
             try:
@@ -150,7 +158,7 @@ class AtOnce:
 
 
 def at_once(
-    local: LocalSystem, api: PrefectApi, count: int, wait: Wait, prefix: str = "at-once"
+    local: LocalSystem, api: PrefectServer, count: int, wait: Wait, prefix: str = "at-once"
 ) -> AtOnce:
     """Make ``count`` orders for a system, not started yet; put enough copies for them."""
     with open_store(local.store_url) as session:
@@ -183,7 +191,7 @@ def _expected(number: int, order_id: str) -> Expected:
     return Expected(order, OrderStatus.DISPATCHED)
 
 
-def dispatch(api: PrefectApi) -> None:
+def dispatch(api: PrefectServer) -> None:
     """Seek couriers from now on, as `make up` does."""
-    api.resume_deployment(DISPATCH_DEPLOYMENT)
+    api.unpause(DISPATCH_DEPLOYMENT)
     api.start_run(DISPATCH_DEPLOYMENT, {})

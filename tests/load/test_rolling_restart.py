@@ -18,7 +18,7 @@ from sqlmodel import col, func, select
 
 from deployments.holdings import open_store
 from deployments.local import DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from store.models import Decision, OrderStatus, QueuedMessage
 from tests.e2e.conftest import wait_until
 from tests.load.at_once import AtOnce, at_once, dispatch
@@ -35,12 +35,12 @@ BY_A_PERSON = "a person"
 def orders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AtOnce]:
     """Orders that have all ended, on workers that were replaced meanwhile."""
     local = LocalSystem(tmp_path_factory.mktemp("at-once"), durable=False, preferred_port=0)
-    with local, PrefectApi(local.api_url) as api:
+    with local, PrefectServer(local.api_url) as api:
         orders = at_once(local, api, WAITING + AT_ONCE + MEANWHILE, "pause")
         ids = list(orders.expected)
         waiting, meanwhile = ids[:WAITING], ids[WAITING + AT_ONCE :]
         local.start_worker()
-        api.pause_deployment(DISPATCH_DEPLOYMENT)
+        api.pause(DISPATCH_DEPLOYMENT)
         orders.start(waiting)
         wait_until(lambda: state_of(orders, waiting) == {"Paused"}, "orders that wait")
         lose_messages(local)
@@ -74,7 +74,7 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AtOnce]:
 
 def state_of(orders: AtOnce, order_ids: list[str]) -> set[str]:
     """The states of the orders' runs."""
-    return {orders.api.read_run(orders.runs[id_]).state_name for id_ in order_ids}
+    return {str(orders.api.read_run(orders.runs[id_]).state_name) for id_ in order_ids}
 
 
 def lose_messages(local: LocalSystem) -> None:

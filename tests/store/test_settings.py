@@ -24,6 +24,8 @@ def test_the_database_has_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("currency", "dollars"),
+        ("timezone", "Europe/Entenhausen"),
+        ("timezone", "../etc/passwd"),
         ("courier_timeout_seconds", "0"),
         ("courier_timeout_seconds", "4h"),
         ("pause_poll_seconds", "0"),

@@ -141,7 +141,7 @@ from store.saga import abandon
 from tasks import wrapping
 from tasks.couriers import record_answer
 from orders.lookup import outcome_error, read_order
-from reports.timeline import describe, timeline
+from reports.timeline import ask, timeline
 from reports.receipts import explain
 from reports.audit import audit
 from tasks.steps import STEPS
@@ -178,7 +178,7 @@ def check_out(order_id, quantity, await_courier):
 
 
 def refuse(order_id, *_):
-    told("form", describe(read_order(order_id), ""))
+    told("form", ask(read_order(order_id), "").text)
     main(["show", order_id])
     record_answer(order_id, CourierAnswer(outcome=NO_COURIER, answered_by="Ada"))
     raise outcome_error(read_order(order_id))
@@ -313,7 +313,7 @@ def test_the_errors_text_has_the_step(said: dict[str, str]) -> None:
 
 def test_the_timeline_and_the_show_have_the_step_and_its_undo(said: dict[str, str]) -> None:
     (row,) = (line for line in said["timeline"].splitlines() if "wrap_gift" in line)
-    assert "boxes 1" in row
+    assert "| 1\u00a0gift\u00a0box |" in row
     assert "wrap_gift undone" in said["show"]
 
 

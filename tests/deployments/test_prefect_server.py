@@ -1,4 +1,4 @@
-"""What is asked of a real Prefect server over plain HTTP."""
+"""What is asked of a real Prefect server by its address."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Paused, Pending, Running, Scheduled, Suspended
 
-from deployments.prefect_api import PrefectApi
+from deployments.prefect_server import PrefectServer
 
 
 @flow
@@ -25,8 +25,8 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture
-def api(prefect_server: None) -> Iterator[PrefectApi]:
-    with PrefectApi(PREFECT_API_URL.value()) as api:
+def api(prefect_server: None) -> Iterator[PrefectServer]:
+    with PrefectServer(PREFECT_API_URL.value()) as api:
         yield api
 
 
@@ -46,23 +46,11 @@ def a_run(client: SyncPrefectClient) -> Iterator[Callable[[State[Any]], str]]:
 
 
 def test_the_runs_under_way_are_those_that_have_a_process(
-    api: PrefectApi, a_run: Callable[[State[Any]], str]
+    api: PrefectServer, a_run: Callable[[State[Any]], str]
 ) -> None:
     with_process: list[State[Any]] = [Pending(), Running(), Paused()]
     without: list[State[Any]] = [Suspended(), Scheduled(), Completed()]
     runs = {a_run(state) for state in with_process + without}
-    found = [run.state_name for run in api.runs_under_way() if run.id in runs]
+    found = [str(run.state_name) for run in api.runs_under_way() if str(run.id) in runs]
     # A suspended run has given its process back: stopping the system does not interrupt it.
     assert sorted(found) == ["Paused", "Pending", "Running"]
-
-
-def test_a_deployment_that_there_is_not_is_named(api: PrefectApi) -> None:
-    assert api.deployment_id("checkout/nowhere") is None
-    calls: list[Callable[[str], object]] = [
-        lambda name: api.start_run(name, {}),
-        api.pause_deployment,
-        api.resume_deployment,
-    ]
-    for call in calls:
-        with pytest.raises(LookupError, match="there is no deployment checkout/nowhere"):
-            call("checkout/nowhere")

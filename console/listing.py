@@ -1,0 +1,192 @@
+"""The list of orders, with those whose run has not begun."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from prefect.settings import PREFECT_API_URL
+
+from flows.runs.order_runs import prefect_client
+from flows.runs.unbegun import UnbegunOrder, unbegun_orders
+from flows.runs.work_pool import SERVER_AWAY
+from orders.lookup import find_orders
+from store.errors import NoPrefectServer
+from store.messages import money
+from store.models import Order, OrderStatus, utc_now
+from terminal.output import (
+    AsJson,
+    Columns,
+    Limit,
+    Wide,
+    duration,
+    print_json,
+    print_table,
+    terminal,
+)
+
+NOT_BEGUN = "not begun"
+"""The status of an order that Prefect has and the store has not: it has taken nothing."""
+FIELDS = (
+    "order_id",
+    "status",
+    "attempt",
+    "accepted_at",
+    "age_seconds",
+    "wait_until",
+    "user_id",
+    "copies",
+    "currency",
+    "total_cents",
+    "points_redeemed",
+    "due_cents",
+    "courier",
+    "error",
+    "message",
+    "run_id",
+)
+"""What `checkout list --json` says of an order."""
+AGE_AT_MOST = timedelta(days=36_500)
+"""Far longer ago the calendar has no date."""
+
+
+def _require_date(_: object, age: timedelta | None) -> None:
+    if age is not None and not timedelta(0) <= age <= AGE_AT_MOST:
+        raise ValueError(f"Must be from 0s to {AGE_AT_MOST.days}d.")
+
+
+Age = Annotated[timedelta, Parameter(validator=_require_date)]
+
+
+def list_orders(
+    *,
+    status: OrderStatus | None = None,
+    customer: str | None = None,
+    book: str | None = None,
+    older_than: Age | None = None,
+    younger_than: Age | None = None,
+    limit: Limit = 20,
+    columns: Columns = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> int:
+    """List orders, newest first, that match all options.
+
+    Args:
+        status: Orders that stand there.
+        customer: Orders of the customer with this id.
+        book: Orders with copies of the book with this id.
+        older_than: Orders accepted longer ago than this: 90s, 15m, 2h, 3d, 1d12h.
+        younger_than: Orders accepted within this time.
+        limit: How many at most.
+    """
+    now = utc_now()
+    is_narrowed = any(x is not None for x in (status, customer, book, older_than, younger_than))
+    unbegun = [] if is_narrowed else _unbegun(now, limit)
+    found = find_orders(
+        status=status,
+        user_id=customer,
+        book_id=book,
+        accepted_from=now - younger_than if younger_than else None,
+        accepted_until=now - older_than if older_than else None,
+        limit=limit,
+    )
+    if as_json:
+        print_json(
+            [
+                *(_unbegun_as_data(order, now) for order in unbegun),
+                *(_as_data(order, now) for order in found),
+            ]
+        )
+        return 0
+    print_table(
+        "Orders",
+        [
+            *("order", "status", "attempt", "age", "time left", "customer", "copies"),
+            *("total", "points", "charge", "why"),
+        ],
+        [
+            *(_unbegun_row(order, now) for order in unbegun),
+            *(_row(order, now) for order in found),
+        ],
+        empty="There is no such order.",
+        text="why",
+        expendable=["points", "attempt", "total", "customer", "copies", "time left", "charge"],
+        only=columns,
+        wide=wide,
+    )
+    return 0
+
+
+def _unbegun(now: datetime, limit: int) -> list[UnbegunOrder]:
+    """Return the orders that have not begun, none without a server."""
+    if not PREFECT_API_URL.value():
+        return []
+    try:
+        with prefect_client() as client:
+            return unbegun_orders(client, now, limit)
+    except (NoPrefectServer, *SERVER_AWAY) as error:
+        terminal(stderr=True).print(f"Orders that have not begun are not shown: {error}")
+        return []
+
+
+def _row(order: Order, now: datetime) -> list[object]:
+    return [
+        order.id,
+        order.status,
+        order.attempt,
+        duration((now - order.created_at).total_seconds()),
+        _time_left(order, now),
+        order.user_id,
+        order.copies,
+        _amount(order.total_cents, order),
+        order.points_redeemed,
+        _amount(order.due_cents, order),
+        f"{order.error}: {order.message}" if order.error else "",
+    ]
+
+
+def _unbegun_row(order: UnbegunOrder, now: datetime) -> list[object]:
+    age = duration((now - order.sent_at).total_seconds())
+    return [order.id, NOT_BEGUN, None, age, "", "", None, "", None, "", order.why]
+
+
+def _amount(cents: int | None, order: Order) -> str:
+    return "" if cents is None else money(cents, order.currency)
+
+
+def _time_left(order: Order, now: datetime) -> str:
+    if order.status != OrderStatus.WAITING or order.wait_until is None:
+        return ""
+    return duration((order.wait_until - now).total_seconds())
+
+
+def _as_data(order: Order, now: datetime) -> dict[str, Any]:
+    return {
+        "order_id": order.id,
+        "status": order.status,
+        "attempt": order.attempt,
+        "accepted_at": order.created_at,
+        "age_seconds": int((now - order.created_at).total_seconds()),
+        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
+        "user_id": order.user_id,
+        "copies": order.copies,
+        "currency": order.currency,
+        "total_cents": order.total_cents,
+        "points_redeemed": order.points_redeemed,
+        "due_cents": order.due_cents,
+        "courier": order.courier_id,
+        "error": order.error,
+        "message": order.message,
+        "run_id": order.run_id,
+    }
+
+
+def _unbegun_as_data(order: UnbegunOrder, now: datetime) -> dict[str, Any]:
+    """Return an order without a record, in the same shape."""
+    return dict.fromkeys(FIELDS) | {
+        "order_id": order.id,
+        "accepted_at": order.sent_at,
+        "age_seconds": int((now - order.sent_at).total_seconds()),
+        "message": order.why,
+        "run_id": order.run_id,
+    }
