@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import State, StateType
@@ -16,7 +16,7 @@ from flows.batches import chunk, listening
 from flows.checkout import store_checkout
 from flows.dispatch import dispatch_orders
 from flows.runs.continuation import CONTINUATION
-from orders.batches import count_by_status, read_batch
+from orders.batches import begin_batch, count_by_status, read_batch
 from orders.intake import submit_orders
 from store.errors import InvalidDecision
 from store.messages import ASSIGNED
@@ -103,6 +103,26 @@ def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(
     assert StateType.PAUSED not in listens.batches.runs.state_types(run.id)
     assert listens.batches.artifacts(str(run.id))["batch-progress"] == 100
     assert (stock(), kept_cents(), queued()) == (495, 5 * 20_00, [])
+
+
+def test_the_dispatcher_leaves_what_it_has_decided_to_the_batch_that_listens(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+
+    def wake(_: object, run_id: str) -> bool:
+        woken.append(run_id)
+        return True
+
+    monkeypatch.setattr("flows.dispatch.wake_batch", wake)
+    run = batches.died()
+    listens = str(uuid4())
+    begin_batch(listens, None, listen_seconds=60)
+    for order_id, run_id in (("of-one-that-listens", listens), ("of-another", str(run.id))):
+        placed(order_id, "prepare_order", run_id=run_id)
+    dispatch_orders(listen_seconds=1)
+    assert (status("of-one-that-listens"), status("of-another")) == ("dispatching",) * 2
+    assert (queued(), set(woken)) == (["of-another"], {str(run.id)})
 
 
 def test_a_lost_notification_costs_one_slow_poll(
