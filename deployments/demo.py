@@ -27,8 +27,9 @@ from rich.table import Table
 from rich.text import Text
 from sqlmodel import Session
 
+from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import Holdings, open_store, read_holdings
-from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, EXAMPLE_ORDER, LocalSystem
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.machine import LocalSystemError, exit_on_signals
 from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress

@@ -33,12 +33,6 @@ ORDERS_QUEUE = "default"
 DISPATCH_DEPLOYMENT = "dispatch-orders/local"
 ONLINE_DEPLOYMENT = "batch-checkout/online"
 CHECKOUT_DEPLOYMENT = "store-checkout/local"
-EXAMPLE_ORDER = (
-    '{"userId": "01G4E1AZW2Q1X3QQEYBACQXMFH", "bookId": "01G4E1A9GF5CZWET09RSBR04PV", '
-    '"quantity": 50, "redeem": true}'
-)
-FIRST_ORDER = EXAMPLE_ORDER.replace("{", '{"orderId": "first", ', 1)
-"""The example with an id of its own, by which a newcomer finds it."""
 
 # The server migrates its empty database first: 10 to 25 s were seen, on a loaded machine more.
 _SERVER_SECONDS = 180.0

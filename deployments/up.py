@@ -20,13 +20,8 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from deployments.local import (
-    CHECKOUT_DEPLOYMENT,
-    DISPATCH_DEPLOYMENT,
-    FIRST_ORDER,
-    PROJECT_DIR,
-    LocalSystem,
-)
+from deployments.example_order import FIRST_ORDER
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
 from deployments.machine import LocalSystemError, exit_on_signals
 from deployments.progress import Progress
 from terminal.command_line import command

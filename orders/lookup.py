@@ -18,6 +18,7 @@ from store.models import (
     OrderLine,
     OrderStatus,
 )
+from tasks.retries import retried
 
 
 def read_order(order_id: str) -> Order:
@@ -86,6 +87,7 @@ def outcome_error(order: Order) -> OrderError:
     return recorded_error(order.error, order.message)
 
 
+@retried
 def statuses_of(order_ids: Iterable[str]) -> dict[str, str]:
     """Return the statuses of those orders that exist."""
     with reading() as session:

@@ -80,7 +80,9 @@ def _restate(schema: dict[str, Any]) -> None:
     required = schema.pop("required", [])
     schema.pop("additionalProperties", None)
     rules = []
-    for name, definition in properties.items():
+    for place, (name, definition) in enumerate(properties.items()):
+        # PostgreSQL keeps a schema's keys in an order of its own; the form goes by this.
+        definition["position"] = place
         is_nullable = definition.get("default", ...) is None
         if is_nullable:
             del definition["default"]

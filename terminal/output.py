@@ -117,14 +117,11 @@ def print_table(
     widths = {name: max(map(cell_len, (name, *texts))) for name, texts in cells.items()}
     console = terminal()
     left_out: list[str] = []
-    cut_to = None
-    if not wide:
-        if only is None:
-            left_out = _left_out(widths, expendable, text, console.width)
-            shown = [name for name in shown if name not in left_out]
-        room = console.width - _width({name: widths[name] for name in shown if name != text})
-        if text in shown and widths[text] + _OF_A_COLUMN > room:
-            cut_to = max(room - _OF_A_COLUMN, _LEAST_TEXT)
+    if not wide and only is None:
+        left_out = _left_out(widths, expendable, text, console.width)
+        shown = [name for name in shown if name not in left_out]
+    of_shown = {name: widths[name] for name in shown}
+    cut_to = None if wide else _cut_to(of_shown, text, console.width)
     table = Table(title=title)
     for name in shown:
         at = columns.index(name)
@@ -142,10 +139,18 @@ def print_table(
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*row)
     # A terminal breaks a line that is still too long by itself, and copies it whole.
-    console.width = max(console.width, _width({name: widths[name] for name in shown}))
+    console.width = max(console.width, _width(of_shown))
     console.print(table)
     if hidden := [*left_out, *([f"the end of {text}"] if cut_to else [])]:
         terminal(stderr=True).print(f"Too narrow for {', '.join(hidden)}; --wide prints all.")
+
+
+def _cut_to(widths: Mapping[str, int], text: str | None, width: int) -> int | None:
+    """Return the characters to which the text is cut, if it is."""
+    if text is None or text not in widths:
+        return None
+    room = width - _width({name: wide for name, wide in widths.items() if name != text})
+    return None if widths[text] + _OF_A_COLUMN <= room else max(room - _OF_A_COLUMN, _LEAST_TEXT)
 
 
 def _asked_for(columns: Sequence[str], only: str | None) -> list[str]:

@@ -19,13 +19,15 @@ from flows.batches.bulk import without_task_run
 from flows.batches.chunk import DECIDED, check_out, finish
 from flows.batches.report import Progress
 from flows.dispatch import wake_batch
+from flows.order.events import emit_statuses
 from flows.runs.escalation import escalate_all
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from orders.batches import pages_of_run, touch_batch, waits_until
 from orders.intake import claim_orders
 from orders.listening import expired_waits, stop_listening, take_over_waiting, unanswered
+from orders.lookup import statuses_of
 from orders.waits import expire_waits
-from store.models import utc_now
+from store.models import OrderStatus, utc_now
 from store.wakeups import ORDERS_TO_CARRY, SLOW_POLL_SECONDS, Listener
 
 logger = logging.getLogger("store.batch")
@@ -36,6 +38,7 @@ same for one as for fifty."""
 LOOK_AROUND_SECONDS = 5.0
 """How often the heartbeat is recorded and the work pool, earlier batches and ended waits are looked
 at: a call of Prefect's API each."""
+FAILED = (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 HAND_OVER = timedelta(seconds=60)
 """How long a batch that has stopped goes on while its orders wait: the next one takes them over."""
 
@@ -79,10 +82,20 @@ def listen(
             if decided:
                 _add(seconds, finish(decided, without_task_run))
                 tried.update(decided)
+            _tell_of_failures([*carried, *decided])
             progress.show()
             if len(carried) < chunk_size and len(decided) < chunk_size:
                 listener.wait(SLOW_POLL_SECONDS)
                 time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
+
+
+def _tell_of_failures(order_ids: list[str]) -> None:
+    """Emit the events of those orders that have ended without a dispatch.
+
+    A dispatched one has its notice, and an event for each would cost more than the order.
+    """
+    statuses = statuses_of(order_ids) if order_ids else {}
+    emit_statuses([id_ for id_, status in statuses.items() if status in FAILED])
 
 
 def _decided(run_id: str, limit: int, tried: set[str]) -> list[str]:

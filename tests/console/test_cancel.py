@@ -79,7 +79,7 @@ def test_an_order_that_no_run_has_recorded_yet_is_cancelled_with_its_run(
         name=order_id if named else None,
     )
     shown = checkout("show", order_id, "--json").data
-    assert shown["next"] == "It is recorded as soon as its run begins."
+    assert shown["next"].startswith("It is recorded as soon as its run begins: ")
     asked = checkout("cancel", order_id, typed="n\n")
     assert (asked.status, asked.out) == (1, "")
     assert "is not recorded yet, and has taken nothing" in asked.err

@@ -57,9 +57,7 @@ def test_every_flow_that_is_deployed_is_watched_and_followed_up_as_its_kind_need
     listening = {
         name for name, each in deployed.items() if "listen_seconds" in each.get("parameters", {})
     }
-    # A batch that pauses is continued by recovery, whether it listens or not.
-    listening -= pausing
-    assert {name.partition("/")[0] for name in listening} == set(stand_by.FLOWS)
+    assert {name.partition("/")[0] for name in listening - pausing} == set(stand_by.FLOWS)
 
 
 def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_as_dead() -> None:

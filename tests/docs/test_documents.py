@@ -19,7 +19,7 @@ import orders
 import tasks
 from console.main import commands
 from deployments.demo import CASES
-from deployments.local import FIRST_ORDER
+from deployments.example_order import FIRST_ORDER
 from deployments.prefect_yaml import variables_of
 from docs import tables
 from flows.batch import batch_checkout

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Page
 from rich.console import Console
 
-from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER, PROJECT_DIR, LocalSystem
+from deployments.example_order import EXAMPLE_ORDER
+from deployments.local import CHECKOUT_DEPLOYMENT, PROJECT_DIR, LocalSystem
 from deployments.machine import exit_on_signals
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS

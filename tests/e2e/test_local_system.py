@@ -23,11 +23,11 @@ from sqlmodel import select
 
 from console.doctor import CHECKS
 from deployments.demo import demonstrate
+from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import open_store
 from deployments.local import (
     CHECKOUT_DEPLOYMENT,
     DISPATCH_DEPLOYMENT,
-    EXAMPLE_ORDER,
     PROJECT_DIR,
     WORK_POOL,
     LocalSystem,

@@ -17,8 +17,9 @@ import pytest
 from playwright.sync_api import expect
 from sqlmodel import select
 
+from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, EXAMPLE_ORDER
+from deployments.local import CHECKOUT_DEPLOYMENT
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.database import engine
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
@@ -74,6 +75,11 @@ def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: Pr
     """The run of an order that was typed into the deployment's form."""
     deployment_id = str(people_answer.api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
     ui.fill_run_form(deployment_id, TYPED_ORDER)
+    labels = ui.main.get_by_text(re.compile("^(Customer id|Copies|Cart|Payment method)\\b"))
+    assert [label.split(" (")[0] for label in labels.all_inner_texts()] == [
+        *("Customer id", "Copies", "Cart", "Payment method")
+    ]
+    assert_fits(ui.main)
     return ui.submit_run_form()
 
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from sqlmodel import select
 
+from deployments.example_order import FIRST_ORDER
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, FIRST_ORDER, PROJECT_DIR
+from deployments.local import CHECKOUT_DEPLOYMENT, PROJECT_DIR
 from store.models import Order, OrderStatus
 
 from .conftest import wait_until

@@ -14,6 +14,7 @@ from uuid import uuid4
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+import flows.batches.listening
 import flows.checkout
 import flows.compensation
 import flows.order.courier_wait
@@ -22,6 +23,7 @@ import flows.runs.continuation
 import flows.runs.pause
 import flows.runs.work_pool
 import orders.acceptance
+import orders.listening
 import store.embedded_gateway
 import store.outages
 import store.saga
@@ -35,7 +37,7 @@ import tests.faults.seams
 from store.bulk import Rows, increase, insert_missing
 from store.database import transaction
 from store.embedded_gateway import EmbeddedGateway
-from store.errors import CheckoutFailed
+from store.errors import CheckoutFailed, CourierWaitExpired
 from store.messages import CourierAnswer
 from store.models import (
     BEFORE_PIVOT,
@@ -51,11 +53,12 @@ from store.models import (
     utc_now,
 )
 from store.payments import Answer, Charge
-from store.saga import Backward, Forward, backward, forward, held_steps
+from store.saga import Backward, Forward, backward, forward, give_up, held_steps
 from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from store.table_topic import TableTopic
 from tests.faults.partners import BadLineGateway
+from tests.faults.world import LISTENING_SEEDS
 
 Patches = Sequence[tuple[Any, str, Any]]
 
@@ -419,3 +422,42 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
         return False
 
     return [(flows.runs.pause, "pool_is_closed", wrong)]
+
+
+@bug("I4 notice", "I4 pivot", seeds_from=LISTENING_SEEDS + 16)
+def a_batch_takes_over_what_waited_when_it_looked_last() -> Patches:
+    seen: dict[str, list[str]] = {}
+
+    def wrong(run_id: str) -> list[str]:
+        stopped = list(orders.listening._stopped(run_id))
+        waits = (col(Order.run_id).in_(stopped), col(Order.status) == OrderStatus.WAITING)
+        with transaction() as session:
+            session.execute(
+                update(Order)
+                .where(col(Order.id).in_(seen.get(run_id, [])))
+                .values(run_id=run_id, status=OrderStatus.WAITING)
+            )
+            seen[run_id] = list(session.scalars(select(Order.id).where(*waits)))
+        return stopped
+
+    return [(flows.batches.listening, "take_over_waiting", wrong)]
+
+
+@bug("I4 own reason", seeds_from=LISTENING_SEEDS + 12)
+def a_batch_that_stops_gives_up_what_still_waits() -> Patches:
+    def every_wait(run_id: str, _limit: int) -> list[str]:
+        if orders.listening.listens(run_id):
+            return []
+        waits = (col(Order.run_id) == run_id, col(Order.status) == OrderStatus.WAITING)
+        with transaction() as session:
+            return list(session.scalars(select(Order.id).where(*waits)))
+
+    def end(order_ids: Sequence[str]) -> None:
+        with transaction() as session:
+            waiting = lock_orders(session, order_ids).values()
+            give_up(session, [(order, CourierWaitExpired("it stops")) for order in waiting])
+
+    return [
+        (flows.batches.listening, "expired_waits", every_wait),
+        (flows.batches.listening, "expire_waits", end),
+    ]

@@ -18,9 +18,11 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound, Pause, TerminationSignal
 
+from flows.batch import batch_checkout
+from flows.batches.wait import BatchDecision
 from flows.checkout import store_checkout
 from flows.order.courier_wait import DispatchDecision
-from flows.runs.pause import Wait
+from flows.runs.pause import Form, Wait
 from store.errors import RefusedOrder
 from store.messages import CheckoutOrder
 from tests.faults.world import Killed, Process, World
@@ -47,11 +49,11 @@ class Input:
 
 @dataclass(eq=False)
 class Run:
-    """A flow run of the checkout, as the server knows it."""
+    """A flow run of the checkout, or of a batch without an order, as the server knows it."""
 
     id: UUID
     name: str
-    order: CheckoutOrder
+    order: CheckoutOrder | None
     wait: Wait
     states: list[State[Any]]
     deployment_id: UUID | None
@@ -64,6 +66,11 @@ class Run:
     process: Process | None = None
     started: bool = False
     changed_at: float = 0.0
+    listen_seconds: int = 0
+
+    @property
+    def order_id(self) -> str:
+        return (self.order.order_id or "") if self.order else ""
 
     @property
     def state(self) -> State[Any]:
@@ -93,7 +100,13 @@ class Server:
         self._by_key: dict[str, Run] = {}
 
     def create(
-        self, order: CheckoutOrder, wait: Wait, *, key: str | None = None, tags: Sequence[str] = ()
+        self,
+        order: CheckoutOrder | None,
+        wait: Wait,
+        *,
+        key: str | None = None,
+        tags: Sequence[str] = (),
+        listen_seconds: int = 0,
     ) -> Run:
         """Create a scheduled run; the same idempotency key gives the same run."""
         if key is not None and key in self._by_key:
@@ -107,11 +120,12 @@ class Server:
             deployment_id=UUID(int=1),
             tags=list(tags),
             changed_at=self.world.now,
+            listen_seconds=listen_seconds,
         )
         self.runs[run.id] = run
         if key is not None:
             self._by_key[key] = run
-        self.world.tell(f"{run.name} is created for order {order.order_id}")
+        self.world.tell(f"{run.name} is created for {run.order_id or 'a batch'}")
         return run
 
     def _state(
@@ -180,7 +194,8 @@ class Server:
         )
         status = self.propose(run, self._state(kind, name)).status
         if status == SetStateStatus.ACCEPT:
-            answer = DispatchDecision.model_validate(run_input)
+            form = DispatchDecision if run.order else BatchDecision
+            answer = form.model_validate(run_input)
             key = f"{prefix}-{run.pause_key}-response"
             run.inputs[key] = Input(key, answer.model_dump_json(), self.world.today())
         return status
@@ -314,6 +329,7 @@ def _seen(run: Run) -> Any:
         flow_id=UUID(int=2),
         deployment_id=run.deployment_id,
         tags=run.tags,
+        parameters={} if run.order else {"wait": run.wait, "listen_seconds": run.listen_seconds},
         work_pool_name=WORK_POOL,
         work_queue_id=QUEUE,
         next_scheduled_start_time=due,
@@ -361,7 +377,7 @@ class Prefect:
     def _be_poisoned(self, process: Process, step: str) -> None:
         """Kill the process of an order that kills its process each time it is billed."""
         run = process.owner
-        if isinstance(run, Run) and run.order.order_id in self.poison and step == "bill_customer":
+        if isinstance(run, Run) and run.order_id in self.poison and step == "bill_customer":
             self.world.tell(f"{process.name} dies of its order")
             process.doomed = True
             raise Killed
@@ -398,19 +414,25 @@ class Prefect:
         _name: str,
         *,
         parameters: dict[str, Any],
-        idempotency_key: str,
+        idempotency_key: str | None,
         tags: Sequence[str] = (),
         **_: object,
     ) -> FlowRun:
         self.get_client()._call()
-        order = CheckoutOrder.model_validate(parameters["order"])
-        run = self.server.create(order, "pause", key=idempotency_key, tags=tags)
+        order = CheckoutOrder.model_validate(parameters["order"]) if "order" in parameters else None
+        run = self.server.create(
+            order,
+            parameters.get("wait", "pause"),
+            key=idempotency_key,
+            tags=tags,
+            listen_seconds=parameters.get("listen_seconds", 0),
+        )
         self.get_client()._answer()
         return FlowRun.model_construct(id=run.id, name=run.name, flow_id=UUID(int=2))
 
     def pause_flow_run(
-        self, wait_for_input: type[DispatchDecision], timeout: int, poll_interval: int, key: str
-    ) -> DispatchDecision:
+        self, wait_for_input: type[Form], timeout: int, poll_interval: int, key: str
+    ) -> Form:
         """Pause as ``prefect.pause_flow_run`` does: poll for Running, then read the answer."""
         client, run_id = self.get_client(), self.running_id()
         run = self._pause(client, "Paused", timeout, key)
@@ -426,15 +448,13 @@ class Prefect:
         client._call()
         return self._answer_to(f"paused-{key}", wait_for_input)
 
-    def suspend_flow_run(
-        self, wait_for_input: type[DispatchDecision], timeout: int, key: str
-    ) -> DispatchDecision:
+    def suspend_flow_run(self, wait_for_input: type[Form], timeout: int, key: str) -> Form:
         """Suspend as ``prefect.suspend_flow_run`` does: the process ends here."""
         if self._pause(self.get_client(), "Suspended", timeout, key) is not None:
             raise Pause
         return self._answer_to(f"suspended-{key}", wait_for_input)
 
-    def _answer_to(self, key: str, form: type[DispatchDecision]) -> DispatchDecision:
+    def _answer_to(self, key: str, form: type[Form]) -> Form:
         """Read the answer; where there is none, Prefect makes an empty one, which may be wrong."""
         given = self.server.runs[self.running_id()].inputs.get(f"{key}-response")
         return form.model_validate_json(given.value if given is not None else "{}")
@@ -526,7 +546,7 @@ class Prefect:
         if not self._report(run, State(type=StateType.RUNNING, name="Running")).is_running():
             return
         try:
-            returned = store_checkout.fn(run.order, run.wait)
+            returned = _carry_out(run)
         except Pause:
             return
         except TerminationSignal:
@@ -575,6 +595,18 @@ class Prefect:
             except Exception as error:
                 self.world.tell(f"the hook of {run.name} failed: {error!r}"[:200])
                 self.world.when_failed(error)
+
+
+def _carry_out(run: Run) -> Any:
+    if run.order is not None:
+        return store_checkout.fn(run.order, run.wait)
+    return batch_checkout.fn(
+        wait=run.wait,
+        chunk_size=2,
+        concurrency=1,
+        tolerated_failures=1.0,
+        listen_seconds=run.listen_seconds,
+    )
 
 
 def _gives(value: object) -> Callable[..., object]:

@@ -12,6 +12,9 @@ from unittest.mock import patch
 
 from prefect import Flow, Task
 
+import flows.batch
+import flows.batches.listening
+import flows.batches.wait
 import flows.checkout
 import flows.compensation
 import flows.dispatch
@@ -85,6 +88,18 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (tasks.retries, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2)),
         (Task, "__call__", call_task),
         (Flow, "__call__", call_flow),
+        (flows.batch, "runtime", runtime),
+        (flows.batch, "few_collections", nullcontext),
+        (flows.batch, "Progress", lambda *_: SimpleNamespace(show=lambda **_: None, ended=[])),
+        (flows.batch, "publish", lambda *_: None),
+        (flows.batch, "task_runner", lambda _: _Runner(prefect)),
+        (flows.batches.listening, "time", clock),
+        (flows.batches.listening, "Listener", lambda _: _Poll(world)),
+        (
+            flows.batches.wait.BatchDecision,
+            "with_initial_data",
+            classmethod(lambda form, **_: form),
+        ),
         (flows.checkout, "runtime", runtime),
         (flows.checkout, "time", clock),
         (flows.runs.pause, "runtime", runtime),
@@ -113,6 +128,8 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         *(
             (module, "get_client", prefect.get_client)
             for module in (
+                flows.batch,
+                flows.batches.listening,
                 flows.compensation,
                 flows.runs.continuation,
                 flows.order.courier_wait,
@@ -140,6 +157,23 @@ class _Poll:
 
     def close(self) -> None:
         pass
+
+
+class _Runner:
+    """Stands in for a task runner: a chunk is carried out when it is submitted."""
+
+    def __init__(self, prefect: Prefect) -> None:
+        self._prefect = prefect
+
+    def __enter__(self) -> "_Runner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def submit(self, task: Task[..., Any], parameters: dict[str, Any]) -> SimpleNamespace:
+        result = self._prefect.call_task(task, **parameters)
+        return SimpleNamespace(result=lambda: result)
 
 
 class _FlowRun:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from flows.actions.drain import wake
 from flows.compensation import compensate
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
+from orders.intake import submit_orders
 from reports.audit import audit
 from seed.catalogue import empty
 from store.bulk import insert_missing
@@ -43,7 +45,7 @@ from tests.books_balance import ALWAYS, AT_REST, Violation, violations
 from tests.faults.chance import Chance
 from tests.faults.prefect_model import FINAL, Prefect, Run
 from tests.faults.seams import installed
-from tests.faults.world import FoundViolation, Process, Rates, World
+from tests.faults.world import LISTENING_SEEDS, FoundViolation, Process, Rates, World
 
 CHAOS_TURNS = 120
 """Turns of the chaos for the shop itself; each order adds as many as a checkout takes."""
@@ -57,6 +59,7 @@ SETTINGS = {
     "STORE_PAUSE_POLL_SECONDS": "20",
     "STORE_REMINDER_SECONDS": "100",
     "STORE_ASK_AGAIN_SECONDS": "90",
+    "STORE_ESCALATE_SECONDS": "150",
     "STORE_STALLED_SECONDS": "120",
     "STORE_MAX_CONTINUATIONS": "6",
     "STORE_VISIBILITY_TIMEOUT_SECONDS": "30",
@@ -64,6 +67,7 @@ SETTINGS = {
 MAX_CONTINUATIONS = int(SETTINGS["STORE_MAX_CONTINUATIONS"])
 WAKINGS = 3
 """A drain looks so often for runs that are paused."""
+BATCH_LISTENS_SECONDS = 40
 LISTEN_SECONDS = 3
 """A dispatcher's run is short here, so that many of them meet."""
 
@@ -133,6 +137,7 @@ class Course(NamedTuple):
     status: str
     error: str | None
     continuations: int
+    wait_until: datetime | None
     reserved: str | None
 
 
@@ -161,6 +166,8 @@ class Simulation:
         self.world.when_failed = self.expect
         self.orders_left = 0
         self.dispatchers: list[Process] = []
+        self.has_batches = seed >= LISTENING_SEEDS
+        self.next_batch = 0.0
         self.next_dispatch = 100.0
         self.next_recovery = 60.0
         self.stood: dict[tuple[str, int], str] = {}
@@ -262,6 +269,9 @@ class Simulation:
         ):
             self.next_dispatch = max(self.next_dispatch, world.now) + 100.0
             self._dispatch()
+        if self.has_batches and (world.now >= self.next_batch or chance.happens(0.002)):
+            self.next_batch = world.now + BATCH_LISTENS_SECONDS
+            self._listen()
         if world.now >= self.next_recovery or chance.happens(0.004):
             self.next_recovery = max(self.next_recovery, world.now) + 60.0
             self._recover()
@@ -316,6 +326,9 @@ class Simulation:
             self.prefect.poison.add(f"order-{number}")
         self.asked_for[f"order-{number}"] += 1
         self.world.tell(f"somebody orders {order.model_dump(exclude_none=True)}")
+        if self.has_batches and chance.happens(0.8):
+            self._submit(order)
+            return
         self.prefect.server.create(order, chance.weighted(["pause", "suspend"], [3, 1]))
 
     def _send_order_again(self) -> None:
@@ -323,6 +336,25 @@ class Simulation:
             order = self.chance.one_of(self.sent)
             self.asked_for[order.order_id or ""] += 1
             self.prefect.server.create(order, "pause")
+
+    def _submit(self, order: CheckoutOrder) -> None:
+        """Submit an order as a front end does, which tries again while the database is away."""
+
+        def submit() -> None:
+            while True:
+                try:
+                    submit_orders([order], "web")
+                except Exception as error:
+                    if not is_transient(error):
+                        raise
+                    self.world.sleep(5.0)
+                else:
+                    return
+
+        self.world.start("the front end", submit)
+
+    def _listen(self) -> None:
+        self.prefect.server.create(None, "pause", listen_seconds=BATCH_LISTENS_SECONDS)
 
     def _dispatch(self) -> None:
         self.dispatchers.append(
@@ -365,7 +397,9 @@ class Simulation:
         run = self._a_run(lambda run: run.state.type not in FINAL)
         if run is not None:
             self.world.tell(f"a person cancels {run.name}")
-            self.cancelled.add(run.order.order_id or "")
+            # A batch may own any order by the time when it ends.
+            sent = {order.order_id or "" for order in self.sent}
+            self.cancelled |= {run.order_id} if run.order else sent
             cancelling: State[None] = State(type=StateType.CANCELLING, name="Cancelling")
             self.prefect.server.propose(run, cancelling)
 
@@ -375,7 +409,7 @@ class Simulation:
         )
         if run is not None:
             self.world.tell(f"a person retries {run.name}")
-            self.asked_for[run.order.order_id or ""] += 1
+            self.asked_for[run.order_id] += 1
             retry: State[None] = State(type=StateType.SCHEDULED, name="AwaitingRetry")
             self.prefect.server.propose(run, retry)
 
@@ -481,6 +515,8 @@ class Simulation:
         for round_ in range(CALM_ROUNDS):
             if not self._alive(self.dispatchers):
                 self._dispatch()
+            if self.has_batches and round_ % 10 == 0:
+                self._listen()
             self._recover()
             until = world.now + (60.0 if round_ < CALM_ROUNDS // 2 else 1800.0)
             while world.now < until:
@@ -552,7 +588,8 @@ class Simulation:
         self.world.wrote = False
         self._must(violations(_onlooker(self.url), ALWAYS))
         for row in self._rows(
-            "SELECT o.id, o.attempt, o.status, o.error, o.continuations, s.order_id "
+            "SELECT o.id, o.attempt, o.status, o.error, o.continuations, "
+            "o.wait_until, s.order_id "
             "FROM orders o LEFT JOIN saga_log s ON s.order_id = o.id AND s.attempt = o.attempt "
             "AND s.step = 'check_inventory' ORDER BY o.id"
         ):
@@ -580,8 +617,15 @@ class Simulation:
                     f"{order.id} failed after {order.continuations} continuations",
                 )
             )
-        not_its_own = (order.error == "OrderCancelled" and order.id not in self.cancelled) or (
-            order.error == "BookOutOfStock" and order.reserved is not None
+        too_early = (
+            before != order.status
+            and order.wait_until is not None
+            and order.wait_until > self.world.today()
+        )
+        not_its_own = (
+            (order.error == "OrderCancelled" and order.id not in self.cancelled)
+            or (order.error == "BookOutOfStock" and order.reserved is not None)
+            or (order.error == "CourierWaitExpired" and too_early)
         )
         if not_its_own:
             raise FoundViolation(

@@ -15,11 +15,13 @@ from tests.faults.databases import new_database
 from tests.faults.deliberate_bugs import BUGS, Bug
 from tests.faults.prefect_model import Prefect
 from tests.faults.simulation import Outcome, simulate
+from tests.faults.world import LISTENING_SEEDS
 
 pytestmark = pytest.mark.timeout(600)
 """Simulations compute all the time, so a busy machine takes several times as long."""
 GROUPS, GROUP = 8, 12
 """Seeds for each run of the tests, in groups so that none takes too long."""
+SEEDS_WITH_BATCHES = 8
 SEEDS_TO_FIND_A_BUG = 300
 DULL: list[int] = []
 """No decisions: one order, without points, and nothing goes wrong."""
@@ -46,6 +48,11 @@ def test_whatever_happens_the_books_balance_and_every_order_ends(
     group: int, faults_url: str
 ) -> None:
     for seed in range(group * GROUP, (group + 1) * GROUP):
+        assert_no_violation(simulate(seed, faults_url))
+
+
+def test_so_it_is_with_batches_that_listen(faults_url: str) -> None:
+    for seed in range(LISTENING_SEEDS, LISTENING_SEEDS + SEEDS_WITH_BATCHES):
         assert_no_violation(simulate(seed, faults_url))
 
 

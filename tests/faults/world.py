@@ -23,6 +23,10 @@ BEGINNING = datetime(2030, 1, 1, 8, tzinfo=UTC)
 SIGTERM = 15
 
 
+LISTENING_SEEDS = 1_000_000
+"""From this seed on, orders are submitted to batches that listen as well."""
+
+
 class Killed(BaseException):
     """The process is dead: nothing in it may go on, and nobody may handle this."""
 

@@ -78,7 +78,11 @@ def owner(order_id: str) -> str:
     return order_row(order_id).run_id or ""
 
 
-def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(listens: Listening) -> None:
+def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(
+    listens: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(listening, "emit_statuses", told.extend)
     running = listens.start()
     submit(2, "early")
     wait_until(lambda: status("early-001") == "waiting", "the wait of the first ones")
@@ -93,6 +97,7 @@ def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(listens: L
     state = running.result()
 
     assert state.message == "6 orders: 5 dispatched, 1 compensated"
+    assert told == ["declined"]
     run = listens.batches.runs.client.read_flow_run(UUID(run_id_of(state)))
     assert listens.batches.runs.tasks_of(run) == []
     assert StateType.PAUSED not in listens.batches.runs.state_types(run.id)

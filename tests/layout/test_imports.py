@@ -15,7 +15,7 @@ ON_TOP = ("seed", "deployments", "web", "console")
 """They may import all of these, and those before them."""
 LINES_AT_MOST = 400
 LINES_OF_A_FUNCTION_AT_MOST = 70
-SHORT = ("store", "texts", "tasks", "orders", "reports", "flows", "web", "seed")
+SHORT = (*BELOW_FIRST, *ON_TOP)
 
 
 @cache

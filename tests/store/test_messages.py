@@ -465,3 +465,14 @@ def test_an_answer_without_an_outcome_is_not_one() -> None:
 )
 def test_money_is_written_as_people_read_it(cents: int, text: str) -> None:
     assert money(cents, "USD") == text
+
+
+def test_the_form_has_its_fields_in_the_order_in_which_a_person_thinks() -> None:
+    fields = CheckoutOrder.model_json_schema()["properties"]
+    # As PostgreSQL keeps them: by length, then by bytes.
+    kept = dict(sorted(fields.items(), key=lambda field: (len(field[0]), field[0])))
+    shown = sorted(kept.values(), key=lambda field: int(field["position"]))
+    assert [field["title"] for field in shown] == [
+        *("Customer id", "Book id", "Copies", "Cart", "Redeem points", "Order id"),
+        "Payment method",
+    ]

@@ -124,6 +124,20 @@ def test_a_call_outside_of_a_task_is_retried_as_a_task_is(waits: list[float]) ->
         assert delay * (1 - RETRY_JITTER) <= wait <= delay * (1 + RETRY_JITTER)
 
 
+def test_a_call_outside_of_a_task_knows_its_last_try(waits: list[float]) -> None:
+    last = []
+
+    @retried
+    def fail() -> None:
+        last.append(is_last_try())
+        raise an_outage(OperationalError)
+
+    with pytest.raises(OperationalError):
+        fail()
+    assert last == [*[False] * RETRIES, True]
+    assert is_last_try()
+
+
 @pytest.mark.parametrize(
     ("error", "calls"), [(an_outage(OperationalError), RETRIES + 1), (BookOutOfStock("gone"), 1)]
 )
