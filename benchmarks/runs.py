@@ -96,6 +96,7 @@ class Runs:
     command: str
     deployment_id: str
     started: int = 0
+    forks: dict[int, float] = field(default_factory=dict)
     figures: Figures = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def start(self, mode: str, wait: str = "pause") -> str:
@@ -153,7 +154,9 @@ class Runs:
     def cpu(self) -> dict[str, float]:
         """Return the seconds of a core that each part has taken since its start."""
         server, postgres, workers = self._trees()
-        forks = fork_servers()
+        for fork in fork_servers():
+            # One that has ended, or is too busy to answer, has taken what it had taken.
+            self.forks[fork.pid] = sum(map(_with_ended_children, _tree(fork)))
         worker = sum(_own(process) for process in workers)
         return {
             PARTS[0]: sum(map(_with_ended_children, server)),
@@ -164,7 +167,7 @@ class Runs:
             + sum(
                 _with_ended_children(process) for worker in workers for process in _tree(worker)[1:]
             )
-            + sum(_with_ended_children(process) for fork in forks for process in _tree(fork)),
+            + sum(self.forks.values()),
         }
 
     def _trees(self) -> tuple[list[psutil.Process], list[psutil.Process], list[psutil.Process]]:
