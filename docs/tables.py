@@ -1,6 +1,7 @@
 """The documents' tables, which `make docs` makes from the code."""
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tasks.steps import STEPS
 from tasks.undo import Undo
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
 
 def settings() -> str:
@@ -75,7 +77,7 @@ def deployments() -> str:
                 f"`{name}`",
                 ", ".join(schedule["slug"] for schedule in deployment.get("schedules", ()))
                 or "by hand",
-                deployment["description"].strip(),
+                _LINK.sub(r"\1", deployment["description"].strip()),
             )
             for name, deployment in deployed().items()
         ),

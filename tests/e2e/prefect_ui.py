@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 from playwright.sync_api import Locator, Page, ViewportSize, expect, sync_playwright
 
@@ -94,6 +95,15 @@ class PrefectUi:
                 field.set_checked(value)
             else:
                 field.fill(str(value))
+
+    def open_deployment(self, deployment_id: UUID) -> None:
+        """Open the deployment's page."""
+        self.page.goto(f"{self.url}/deployments/deployment/{deployment_id}")
+
+    def follow(self, link: str) -> None:
+        """Follow a link of the deployment's description."""
+        self.main.get_by_role("tab", name="Description").click()
+        self.main.get_by_role("link", name=link, exact=True).click()
 
     def submit_run_form(self) -> str:
         """Start the run; return its id."""

@@ -29,7 +29,7 @@ from tests.books_balance import assert_books_balance
 
 from .conftest import PASSWORD, USER, RunningSystem, checkout, status_of, wait_until
 from .no_dispatcher import no_dispatcher
-from .prefect_ui import PrefectUi, assert_fits, browser_page, see
+from .prefect_ui import WAIT_MS, PrefectUi, assert_fits, browser_page, see
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -54,10 +54,12 @@ def people_answer(local_system: RunningSystem) -> Iterator[RunningSystem]:
 def waiting_runs(people_answer: RunningSystem) -> dict[str, str]:
     """The runs, by order id, that wait for a person; their processes start during other tests."""
     return {
-        order_id: checkout(
-            people_answer.api,
-            {"orderId": order_id, "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 2},
-        ).id
+        order_id: str(
+            checkout(
+                people_answer.api,
+                {"orderId": order_id, "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 2},
+            ).id
+        )
         for order_id in ("without-a-courier", "cancelled-by-a-person")
     } | {"by-command": command(people_answer, "submit", *BY_COMMAND)["run_id"]}
 
@@ -175,6 +177,19 @@ def test_an_order_typed_into_the_deployments_form_waits_for_its_courier(
     # What was left empty in the form is left out, and not sent as an empty text.
     assert order.request == CheckoutOrder.model_validate(TYPED_ORDER).content()
     assert order.status == OrderStatus.WAITING
+
+
+def test_the_deployments_page_leads_to_the_orders_that_wait_and_those_that_failed(
+    people_answer: RunningSystem, typed_run: str, ui: PrefectUi
+) -> None:
+    deployment = people_answer.api.read_deployment_by_name(CHECKOUT_DEPLOYMENT)
+    order = ui.main.get_by_role("link", name=people_answer.api.read_run(typed_run).name)
+    for list_of, is_in_it in (("wait for an answer", True), ("failed today", False)):
+        ui.open_deployment(deployment.id)
+        ui.follow(list_of)
+        count = ui.main.get_by_text(re.compile(r"^\d+ Flow runs?$"))
+        expect(count).to_be_visible(timeout=WAIT_MS)
+        expect(order).to_have_count(int(is_in_it), timeout=WAIT_MS)
 
 
 def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_waits_on(
