@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from store.errors import NoCourierAvailable, QueueUnavailable, TopicRefused, TopicUnavailable
-from store.messages import OrderMessage
+from store.messages import ASSIGNED, OrderMessage
 from store.partners import order_queue
 from store.queue import MAX_RECEIVES
 from store.saga import abandon
@@ -86,7 +86,7 @@ def test_an_order_goes_by_sqs_to_a_courier_and_by_sns_to_the_shop(
     dispatcher.take_in(1)
     dispatcher.look_after()
     assert decisions("order-1") == CITY_VANS
-    assert [answer["courier"] for answer in dispatcher.resumed] == ["city-vans"]
+    assert [answer["outcome"] for answer in dispatcher.resumed] == [ASSIGNED]
     assert dispatcher.bodies() == [message("order-1", copies=3)], "kept until the order moved on"
 
     carry_on(["order-1"], after="find_couriers")
