@@ -57,5 +57,10 @@ def escalate_all(order_ids: list[str]) -> None:
         try:
             escalate(order_id)
         except (ObjectNotFound, *SERVER_AWAY) as error:
-            logger.warning("order %s gets no run of its own yet: %r", order_id, error)
+            logger.warning(
+                "order %s has no run of its own yet: %r",
+                order_id,
+                error,
+                extra={"order_id": order_id},
+            )
             return
