@@ -138,7 +138,7 @@ def _decided(run_id: str, limit: int, tried: set[str]) -> list[str]:
 
 
 class _AtPrefect:
-    """What a batch that listens asks and tells Prefect, one look at a time.
+    """A listening batch's looks at Prefect, one at a time.
 
     A look that takes long, since the server hangs, delays the next look and no order.
     """
