@@ -92,7 +92,7 @@ def backlog() -> Backlog:
 
 
 def is_listened() -> bool:
-    """Return whether a batch listens that has shown a heartbeat in the last minute."""
+    """Return whether a batch with a recent heartbeat listens."""
     now = utc_now()
     with reading() as session:
         found = session.scalars(

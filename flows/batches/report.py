@@ -99,7 +99,7 @@ class Progress:
 
 
 def pace_in_words(pace: Pace) -> str:
-    """Return the rate and the latencies as in ``12 orders a second dispatched``."""
+    """Return a batch's rate and latencies in a sentence."""
     minutes = f"the last {PACE_SECONDS // 60} minutes"
     if not pace.dispatched:
         return f"none dispatched in {minutes}"

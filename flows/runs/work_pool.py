@@ -40,7 +40,7 @@ def trying_once() -> Iterator[None]:
 
 
 def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool | None:
-    """Return whether the work pool of this run is paused, None if unknown.
+    """Return whether this run's work pool is paused, None if unknown.
 
     A run that was called, not taken from a pool, has none. A server that is away closes nothing:
     the run goes on, and looks again the next time.
