@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL
+from sqlalchemy import text
 
 from flows.actions.by_hand import ask_for_form
 from flows.batch import batch_checkout
@@ -27,11 +28,13 @@ from flows.dispatch import dispatch_orders
 from flows.runs.continuation import CONTINUATION
 from orders.batches import begin_batch, count_by_status, read_batch
 from orders.intake import submit_orders
+from store.database import reading
 from store.errors import InvalidDecision
 from store.messages import ASSIGNED
 from store.models import utc_now
 from store.notifications import Notice
 from store.table_topic import TableTopic
+from store.wakeups import ORDERS_TO_CARRY
 from tests.flows.batches import Batches, run_id_of, submit
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
@@ -120,6 +123,13 @@ def dispatch_all(*order_ids: str) -> None:
         return all(status(id_) == "dispatched" for id_ in order_ids)
 
     wait_until(look, f"the dispatch of {order_ids}")
+
+
+def a_session_listens() -> bool:
+    last = f"LISTEN {ORDERS_TO_CARRY}"
+    asked = text("SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query = :last")
+    with reading() as session:
+        return session.execute(asked, {"last": last}).first() is not None
 
 
 def owner(order_id: str) -> str:
@@ -212,6 +222,7 @@ def test_a_lost_notification_costs_one_slow_poll(
     monkeypatch.setattr("orders.intake.notify", lambda *_: None)
     monkeypatch.setattr("tasks.couriers.notify", lambda *_: None)
     running = listens.start()
+    wait_until(a_session_listens, "listening session")
     submit(1)
     let_couriers_be_found_for("o-000")
     listens.close()
