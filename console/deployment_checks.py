@@ -23,7 +23,9 @@ from deployments.automations import (
 )
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
+from orders.listening import backlog, is_listened
 from store.settings import settings
+from terminal.output import duration
 
 PREFECT_YAML = PROJECT_DIR / "prefect.yaml"
 
@@ -226,6 +228,38 @@ def _workers() -> Iterator[Diagnosis]:
                 )
 
 
+def _online() -> Iterator[Diagnosis]:
+    waiting = backlog()
+    name = settings().online_deployment
+    with open_server() as client:
+        found = _deployed(client).get(name)
+    is_off = found is None or found.paused
+    late = waiting.of_front_ends if is_off else waiting.orders
+    if not late:
+        yield ok(
+            "no order waits for the batch that listens"
+            + (f", which is off ({name})" if is_off else "")
+        )
+        return
+    says = f"{late} submitted orders wait, the oldest for {duration(waiting.oldest_seconds)}"
+    if is_off:
+        yield warning(
+            f"{says}: front ends submit orders, and {name} is "
+            + ("not deployed" if found is None else "paused"),
+            DEPLOY_AGAIN if found is None else "`checkout online on`",
+        )
+    elif is_listened():
+        yield warning(
+            f"{says}, although a batch listens",
+            "see its run's log: it has more than it can carry, or they fail to be claimed",
+        )
+    else:
+        yield warning(
+            f"{says}: {name} is on, and none of its runs listens",
+            f"see `work pools` and `workers`, then start one: `prefect deployment run {name}`",
+        )
+
+
 def _automations() -> Iterator[Diagnosis]:
     remedy = "run `python -m deployments.automations`"
     with open_server() as client:
@@ -272,5 +306,6 @@ DEPLOYMENT_CHECKS = (
     Check("limits", _limits, needs=("prefect server", "prefect.yaml")),
     Check("work pools", _work_pools, needs=("prefect server", "prefect.yaml")),
     Check("workers", _workers, needs=("prefect server", "prefect.yaml")),
+    Check("online", _online, needs=("prefect server", "migrations")),
     Check("automations", _automations, needs=("prefect server",)),
 )

@@ -50,6 +50,7 @@ FIELDS = (
     "wait_until",
     "continuations",
     "accepted_at",
+    "submitted_by",
     "updated_at",
     "run_id",
     "run_url",
@@ -220,6 +221,7 @@ def _as_data(told: Story) -> dict[str, Any]:
         "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
         "continuations": order.continuations,
         "accepted_at": order.created_at,
+        "submitted_by": order.submitted_by,
         "updated_at": order.updated_at,
         "run_id": order.run_id,
         "run_url": form_url(order),
@@ -243,6 +245,7 @@ def _print_header(told: Story, next_: str, held: str) -> None:
         if order.continuations
         else str(order.attempt),
         "customer": order.user_id,
+        "front end": order.submitted_by or "",
         "order": lines,
         "total": "not known yet"
         if order.total_cents is None

@@ -22,7 +22,7 @@ from store.errors import DatabaseVersionUnknown, PaymentRefused, and_more
 from store.partners import order_queue, stripe_gateway
 from store.queue import MAX_RECEIVES
 from store.sessions import STEP
-from store.settings import Settings, settings
+from store.settings import Settings, parse_tokens, settings
 from store.wrong_input import described
 from tasks.unsent import unsent_messages
 
@@ -32,6 +32,8 @@ OF_A_LEASH = "STORE_LEASH"
 """No setting: deployments/leash.py gives it to the processes that it starts."""
 NAMED = 5
 """Orders that stand still and are named; `checkout audit` names all of them."""
+LEAST_CHARACTERS = 8
+"""Different ones in a token; 48 random hexadecimal digits have fewer once in many millions."""
 LONG_HELD_SECONDS = 5
 """Locks change hands all the time in a rush, each within a second or two."""
 LEAST_STALLED_SECONDS = 60
@@ -75,6 +77,7 @@ def _store_settings() -> Iterator[Diagnosis]:
                 "set it to less",
             )
         )
+    unsafe += _front_end_tokens(chosen)
     known = {f"STORE_{name.upper()}" for name in Settings.model_fields} | {OF_A_LEASH}
     if PREFECT_YAML.is_file():
         known |= variables_of(PREFECT_YAML.read_text())
@@ -84,6 +87,24 @@ def _store_settings() -> Iterator[Diagnosis]:
         if name.startswith("STORE_") and name not in known
     ]
     yield from unsafe or [ok("the store's settings are safe")]
+
+
+def _front_end_tokens(chosen: Settings) -> Iterator[Diagnosis]:
+    if chosen.front_end_tokens is None:
+        return
+    tokens = parse_tokens(chosen.front_end_tokens)
+    if not tokens:
+        yield warning(
+            "STORE_FRONT_END_TOKENS is empty: `checkout serve` does not start",
+            "set it to name:token, or unset it where no front end is served",
+        )
+    for name, token in tokens.items():
+        if len(set(token)) < LEAST_CHARACTERS:
+            yield warning(
+                f"the token of {name} in STORE_FRONT_END_TOKENS has few different characters: who "
+                "guesses it submits and cancels orders",
+                "set it to one of `openssl rand -hex 24`",
+            )
 
 
 def _database() -> Iterator[Diagnosis]:

@@ -32,8 +32,6 @@ from flows.batches.limits import (
 )
 from flows.batches.listening import listen
 from flows.batches.report import (
-    SHOWN_EVERY_SECONDS,
-    SHOWN_EVERY_SECONDS_WHILE_LISTENING,
     Progress,
     publish,
     report_on,
@@ -115,8 +113,7 @@ def batch_checkout(
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
     batch = begin_batch(run_id, source, wait, listen_seconds)
-    every_seconds = SHOWN_EVERY_SECONDS_WHILE_LISTENING if listen_seconds else SHOWN_EVERY_SECONDS
-    progress = Progress(run_id, failed_of is None, batch.started_at, every_seconds)
+    progress = Progress(batch, takes_submitted=failed_of is None)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None

@@ -1,7 +1,8 @@
 """Reads and changes of batches that listen."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from sqlalchemy import exists, func, update
 from sqlmodel import col, select
@@ -14,11 +15,93 @@ from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.retries import retried
 
+PACE_SECONDS = 120
+"""The last orders' rate and latencies are of this time."""
+UNCLAIMED_SECONDS = 60
+"""A batch that listens claims an order within two seconds."""
+SILENT_SECONDS = 60
+"""A batch that listens records a heartbeat every five seconds."""
 LOOKED_AT = 100
 """Earlier batches that are taken over from at once; there are one or two."""
 ESCALATED_AT_MOST = 20
 """Waiting orders with a run of their own: people answer one at a time, and when all couriers are
 full, thousands wait that need no person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many orders were dispatched lately, and after what time.
+
+    The seconds are from an order's submission to its dispatch.
+    """
+
+    dispatched: int
+    median_seconds: float
+    p95_seconds: float
+
+
+@retried
+def pace_of_run(run_id: str) -> Pace:
+    """Return the pace of the run's orders over PACE_SECONDS.
+
+    Those are read by the time of their ending, so an hour's batch costs no more than its start.
+    """
+    seconds = func.extract("epoch", col(Order.updated_at) - col(Order.created_at))
+    with reading() as session:
+        dispatched, median, p95 = session.execute(
+            select(
+                func.count(),
+                func.percentile_cont(0.5).within_group(seconds),
+                func.percentile_cont(0.95).within_group(seconds),
+            ).where(
+                col(Order.status) == OrderStatus.DISPATCHED,
+                col(Order.updated_at) >= utc_now() - timedelta(seconds=PACE_SECONDS),
+                col(Order.run_id) == run_id,
+            )
+        ).one()
+        return Pace(dispatched, float(median or 0), float(p95 or 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Submitted orders that no batch has claimed for a minute.
+
+    ``of_front_ends`` counts those of them that a front end submitted.
+    """
+
+    orders: int
+    of_front_ends: int
+    oldest_seconds: float
+
+
+def backlog() -> Backlog:
+    """Return the submitted orders that have waited longer than UNCLAIMED_SECONDS."""
+    now = utc_now()
+    with reading() as session:
+        orders, of_front_ends, oldest = session.execute(
+            select(
+                func.count(),
+                func.count(col(Order.submitted_by)),
+                func.min(col(Order.updated_at)),
+            ).where(
+                col(Order.status) == OrderStatus.SUBMITTED,
+                col(Order.updated_at) < now - timedelta(seconds=UNCLAIMED_SECONDS),
+            )
+        ).one()
+        return Backlog(orders, of_front_ends, (now - oldest).total_seconds() if oldest else 0.0)
+
+
+def is_listened() -> bool:
+    """Return whether a batch with a recent heartbeat listens."""
+    now = utc_now()
+    with reading() as session:
+        found = session.scalars(
+            select(Batch.run_id).where(
+                col(Batch.listens_until) > now,
+                col(Batch.moved_at) > now - timedelta(seconds=SILENT_SECONDS),
+            )
+        )
+        return found.first() is not None
 
 
 @retried
@@ -78,6 +161,15 @@ def expired_waits(run_id: str, limit: int) -> list[str]:
                 .order_by(col(Order.id))
                 .limit(limit)
             )
+        )
+
+
+@retried
+def listen_until(run_id: str, until: datetime) -> None:
+    """Record a later end of the run's listening."""
+    with transaction() as session:
+        session.execute(
+            update(Batch).where(col(Batch.run_id) == run_id).values(listens_until=until)
         )
 
 

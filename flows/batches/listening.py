@@ -1,13 +1,16 @@
 """The listening of a batch, which carries orders as they come.
 
 Notifications of the database wake it, and it looks every two seconds without one. What it does for
-a few orders is the same as for a chunk of thousands, without Prefect's task runs.
+a few orders is the same as for a chunk of thousands, without Prefect's task runs. It asks Prefect
+in a thread of its own, so that orders go on while Prefect's server is away.
 """
 
 import logging
 import time
 from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from itertools import islice
 from uuid import UUID
@@ -21,10 +24,16 @@ from flows.batches.report import Progress
 from flows.dispatch import wake_batch
 from flows.order.events import emit_statuses
 from flows.runs.escalation import escalate_all
-from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed, trying_once
 from orders.batches import pages_of_run, touch_batch, waits_until
 from orders.intake import claim_orders
-from orders.listening import expired_waits, stop_listening, take_over_waiting, unanswered
+from orders.listening import (
+    expired_waits,
+    listen_until,
+    stop_listening,
+    take_over_waiting,
+    unanswered,
+)
 from orders.lookup import statuses_of
 from orders.waits import expire_waits
 from store.models import OrderStatus, utc_now
@@ -36,8 +45,10 @@ GROUP_SECONDS = 0.6
 """What comes in within this time is carried together: half of what an order's step costs is the
 same for one as for fifty."""
 LOOK_AROUND_SECONDS = 5.0
-"""How often the heartbeat is recorded and the work pool, earlier batches and ended waits are looked
-at: a call of Prefect's API each."""
+"""How often the heartbeat is recorded, and expired waits, earlier batches and the work pool are
+looked at."""
+LATE_SECONDS = 20.0
+"""A look at Prefect that takes longer means that its server hangs; it waits for a minute."""
 FAILED = (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 HAND_OVER = timedelta(seconds=60)
 """How long a batch that has stopped goes on while its orders wait: the next one takes them over."""
@@ -63,16 +74,29 @@ def listen(
         progress: Where it shows how far it is.
         seconds: Where the seconds of each step are added.
     """
-    around = _Around(run_id, chunk_size)
     tried: set[str] = set()
-    with closing(Listener(ORDERS_TO_CARRY)) as listener:
+    next_look = 0.0
+    with (
+        trying_once(),
+        closing(Listener(ORDERS_TO_CARRY)) as listener,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        prefect = _AtPrefect(run_id, progress, thread)
         while utc_now() < until + HAND_OVER:
             began = time.monotonic()
-            is_over = utc_now() >= until
-            if around.pool_is_closed():
+            if began >= next_look:
+                next_look = began + LOOK_AROUND_SECONDS
+                _look_around(run_id, chunk_size)
+                prefect.look(takes_over=utc_now() < until)
+            if prefect.pool_is_closed:
                 # Before the caller's last look: from now on decisions wake a run that is paused.
                 stop_listening(run_id)
                 return
+            if prefect.is_away and utc_now() >= until:
+                # No next batch can start.
+                until = utc_now() + HAND_OVER
+                listen_until(run_id, until)
+            is_over = utc_now() >= until
             if is_over and waits_until(run_id) is None:
                 return
             carried = [] if is_over else claim_orders(run_id, chunk_size)
@@ -83,10 +107,16 @@ def listen(
                 _add(seconds, finish(decided, without_task_run))
                 tried.update(decided)
             _tell_of_failures([*carried, *decided])
-            progress.show()
             if len(carried) < chunk_size and len(decided) < chunk_size:
                 listener.wait(SLOW_POLL_SECONDS)
                 time.sleep(max(0.0, began + GROUP_SECONDS - time.monotonic()))
+
+
+def _look_around(run_id: str, chunk_size: int) -> None:
+    """Record the heartbeat and expire waits."""
+    touch_batch(run_id)
+    if expired := expired_waits(run_id, chunk_size):
+        expire_waits(expired)
 
 
 def _tell_of_failures(order_ids: list[str]) -> None:
@@ -107,27 +137,56 @@ def _decided(run_id: str, limit: int, tried: set[str]) -> list[str]:
     return list(islice((id_ for page in pages for id_ in page if id_ not in tried), limit))
 
 
-class _Around:
-    """What a batch that listens looks at every few seconds."""
+class _AtPrefect:
+    """A listening batch's looks at Prefect, one at a time.
 
-    def __init__(self, run_id: str, chunk_size: int) -> None:
+    A look that takes long, since the server hangs, delays the next look and no order.
+    """
+
+    def __init__(self, run_id: str, progress: Progress, thread: ThreadPoolExecutor) -> None:
         self._run_id = run_id
-        self._chunk_size = chunk_size
-        self._next_look = 0.0
+        self._progress = progress
+        self._thread = thread
+        self._looking: Future[None] | None = None
         self._taken_from: set[str] = set()
+        self._looks_since = 0.0
+        self._closed: bool | None = False
 
+    @property
     def pool_is_closed(self) -> bool:
-        """Look around when due and return whether the pool is closed."""
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + LOOK_AROUND_SECONDS
-        touch_batch(self._run_id)
-        if expired := expired_waits(self._run_id, self._chunk_size):
-            expire_waits(expired)
-        escalate_all(unanswered(self._run_id))
-        self._taken_from.update(take_over_waiting(self._run_id))
+        """Return whether the last look found the work pool closed."""
+        return bool(self._closed)
+
+    @property
+    def is_away(self) -> bool:
+        """Return whether Prefect's server did not answer, or does not in time."""
+        is_late = time.monotonic() - self._looks_since > LATE_SECONDS
+        hangs = self._looking is not None and not self._looking.done() and is_late
+        return hangs or self._closed is None
+
+    def look(self, *, takes_over: bool) -> None:
+        """Begin a look, unless one is under way.
+
+        Args:
+            takes_over: Whether waiting orders of batches that have stopped are taken over.
+
+        Raises:
+            Exception: the look before has failed.
+        """
+        if self._looking is not None:
+            if not self._looking.done():
+                return
+            self._looking.result()
+        self._looks_since = time.monotonic()
+        self._looking = self._thread.submit(copy_context().run, self._look, takes_over)
+
+    def _look(self, takes_over: bool) -> None:
+        self._closed = pool_is_closed()
+        if takes_over:
+            self._taken_from.update(take_over_waiting(self._run_id))
         self._taken_from = {id_ for id_ in self._taken_from if not _has_ended(id_)}
-        return pool_is_closed()
+        escalate_all(unanswered(self._run_id))
+        self._progress.show()
 
 
 def _has_ended(run_id: str) -> bool:

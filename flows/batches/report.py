@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel
 from flows.order.events import TIMELINES_AT_MOST, publish_timelines, timeline_url
 from orders.batches import FailedOrder, count_by_status, failed_orders, sums_of_run
 from orders.intake import Intake
+from orders.listening import PACE_SECONDS, Pace, pace_of_run
 from orders.lookup import count_orders
 from store.messages import money
 from store.models import ENDED, Batch, OrderStatus, utc_now
@@ -38,8 +38,6 @@ MESSAGE_SHOWN = 200
 GONE = 100
 """Orders without a customer that the report names; its message counts all of them."""
 SHOWN_EVERY_SECONDS = 1.0
-SHOWN_EVERY_SECONDS_WHILE_LISTENING = 5.0
-"""A call of Prefect's API and a count each, for minutes on end."""
 LOOKING_SHARE = 20
 BARS = 12
 
@@ -50,16 +48,10 @@ on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_prog
 class Progress:
     """The progress of a batch, as an artifact and a terminal bar."""
 
-    def __init__(
-        self,
-        run_id: str,
-        takes_submitted: bool,
-        since: datetime,
-        every_seconds: float = SHOWN_EVERY_SECONDS,
-    ) -> None:
-        self._run_id = run_id
-        self._since = since
-        self._every_seconds = every_seconds
+    def __init__(self, batch: Batch, *, takes_submitted: bool) -> None:
+        self._run_id = batch.run_id
+        self._since = batch.started_at
+        self._listens = batch.listens_until is not None
         self._takes_submitted = takes_submitted
         self._artifact: UUID | None = None
         self._next_look = time.monotonic()
@@ -80,7 +72,7 @@ class Progress:
         except Exception:
             logger.exception("the batch's progress could not be shown; it is not affected")
         took = time.monotonic() - began
-        self._next_look = began + max(self._every_seconds, LOOKING_SHARE * took)
+        self._next_look = began + max(SHOWN_EVERY_SECONDS, LOOKING_SHARE * took)
 
     def _look(self) -> None:
         counts = count_by_status(self._run_id)
@@ -94,13 +86,28 @@ class Progress:
         if (listener := on_progress.get()) is not None:
             listener(int(passed), total)
         share = round(100 * passed / total, 1)
+        description = "The batch's orders"
+        if self._listens:
+            description = f"{description}: {pace_in_words(pace_of_run(self._run_id))}"
         if self._artifact is None:
             created: Any = create_progress_artifact(
-                progress=share, key="batch-progress", description="The batch's orders"
+                progress=share, key="batch-progress", description=description
             )
             self._artifact = created
         else:
-            update_progress_artifact(self._artifact, progress=share)
+            update_progress_artifact(self._artifact, progress=share, description=description)
+
+
+def pace_in_words(pace: Pace) -> str:
+    """Return a batch's rate and latencies in a sentence."""
+    minutes = f"the last {PACE_SECONDS // 60} minutes"
+    if not pace.dispatched:
+        return f"none dispatched in {minutes}"
+    return (
+        f"{rate(pace.dispatched, PACE_SECONDS).removeprefix(', ')} dispatched in {minutes}, half "
+        f"within {pace.median_seconds:.1f} s of their submission, 95 % within "
+        f"{pace.p95_seconds:.1f} s"
+    )
 
 
 class BatchReport(BaseModel):

@@ -5,7 +5,8 @@ then does what is quick, and keeps no process for what is long, so that the work
 """
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, Pause, PrefectHTTPStatusError
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Scheduled
 
 from store.errors import RunTakenAway
@@ -27,8 +29,18 @@ RESCHEDULED = "rescheduled for when its work pool is resumed"
 """Message of the state in which a run waits for its pool to be open again."""
 
 
-def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool:
-    """Return whether the work pool of this run is paused.
+@contextmanager
+def trying_once() -> Iterator[None]:
+    """Call Prefect without the client's own retries, which take minutes.
+
+    For calls that do no harm when they fail, and are made again.
+    """
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield
+
+
+def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool | None:
+    """Return whether this run's work pool is paused, None if unknown.
 
     A run that was called, not taken from a pool, has none. A server that is away closes nothing:
     the run goes on, and looks again the next time.
@@ -40,12 +52,18 @@ def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool:
     if run_id is None:
         return False
     try:
-        with nullcontext(open_client) if open_client else get_client(sync_client=True) as client:
+        with (
+            trying_once(),
+            nullcontext(open_client) if open_client else get_client(sync_client=True) as client,
+        ):
             pool = _pool_of(client, run_id)
             return pool is not None and client.read_work_pool(pool).is_paused
-    except (ObjectNotFound, *SERVER_AWAY) as error:
-        logger.warning("it is not known whether the work pool is closed: %r", error)
+    except ObjectNotFound as error:
+        logger.warning("the work pool of this run does not exist: %r", error)
         return False
+    except SERVER_AWAY as error:
+        logger.warning("it is not known whether the work pool is closed: %r", error)
+        return None
 
 
 def _pool_of(client: SyncPrefectClient, run_id: str) -> str | None:

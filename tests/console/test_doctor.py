@@ -1,5 +1,6 @@
 """The doctor says of every part that it is well or what to do, whatever else is missing."""
 
+import hashlib
 import json
 import os
 import re
@@ -33,13 +34,15 @@ from console import prefect_checks
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS, diagnose
 from console.main import main
+from orders.batches import begin_batch
+from orders.intake import submit_orders
 from store.database import engine, migrate, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
 from tasks.couriers import record_answer
 from tests.flows.runs import Runs
-from tests.shop import NOWHERE, give_back, placed, set_order
+from tests.shop import NOWHERE, an_order, give_back, placed, set_order
 from tests.store.test_blockers import held_up, seen
 
 SAFE = {
@@ -145,6 +148,25 @@ def test_an_unsafe_setting_of_the_store_is_named(
     [diagnosis] = looked("store settings")
     assert diagnosis.verdict == verdict
     assert f"STORE_{name.upper()}" in diagnosis.says
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (" , ", "STORE_FRONT_END_TOKENS is empty"),
+        ("web:" + 24 * "ab", "the token of web in STORE_FRONT_END_TOKENS has few different"),
+    ],
+)
+def test_front_end_tokens_that_are_empty_or_easy_to_guess_are_told(
+    database: str, setting: Callable[[str, object], None], tokens: str, says: str
+) -> None:
+    setting("front_end_tokens", tokens)
+    [diagnosis] = looked("store settings")
+    assert diagnosis.verdict == Verdict.WARNING
+    assert diagnosis.says.startswith(says)
+    assert "abab" not in diagnosis.says + diagnosis.remedy
+    setting("front_end_tokens", f"web:{hashlib.sha256(b'web').hexdigest()}")
+    assert verdicts("store settings") == {Verdict.OK}
 
 
 def test_a_read_only_database_is_to_be_mended(
@@ -407,6 +429,31 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
     }
     assert verdicts("continuations") == verdicts("work pools") == {Verdict.MEND}
     assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True]
+
+
+def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(runs: Runs) -> None:
+    def says(after: str) -> bool:
+        [found] = looked("online")
+        return found.verdict == Verdict.WARNING and f"{after}" in f"{found.says} -> {found.remedy}"
+
+    submit_orders([an_order("of-a-file")])
+    set_order("of-a-file", updated_at=utc_now() - timedelta(minutes=2))
+    assert verdicts("online") == {Verdict.OK}
+    submit_orders([an_order("of-the-web")], "web")
+    set_order("of-the-web", updated_at=utc_now() - timedelta(minutes=3))
+    assert says("is not deployed -> apply prefect.yaml")
+    flow_id = runs.client.create_flow_from_name("batch-checkout")
+    deployment_id = runs.client.create_deployment(flow_id, "online", paused=True)
+    try:
+        assert says("1 submitted orders wait, the oldest for 3 m")
+        assert says("is paused -> `checkout online on`")
+        runs.client.resume_deployment(deployment_id)
+        assert says("2 submitted orders wait")
+        assert says("none of its runs listens -> see `work pools` and `workers`")
+        begin_batch("00000000-0000-0000-0000-000000000001", None, listen_seconds=60)
+        assert says("although a batch listens")
+    finally:
+        runs.client.delete_deployment(deployment_id)
 
 
 @pytest.fixture

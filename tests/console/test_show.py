@@ -1,5 +1,6 @@
 """One order's story on the command line: where it stands, what comes next, one timeline."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -236,3 +237,11 @@ def test_a_run_that_no_worker_takes_is_said_to_be_replaced(database: str) -> Non
         order_row("o-1"), AwaitingRetry(), utc_now(), is_known=True
     )
     give_back("o-1")
+
+
+def test_the_front_end_that_submitted_an_order_is_named(checkout: Call, database: str) -> None:
+    submit_orders([an_order("of-the-web")], "web")
+    submit_orders([an_order("of-a-file")])
+    assert re.search(r"front end +web\n", checkout("show", "of-the-web").out)
+    assert "front end" not in checkout("show", "of-a-file").out
+    assert checkout("show", "of-the-web", "--json").data["submitted_by"] == "web"

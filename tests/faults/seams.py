@@ -5,6 +5,7 @@ below them, the clock, ids, sleeping, and the partners. A name that production g
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -55,6 +56,11 @@ class OneAfterAnother:
     def map(self, call: Callable[[A], B], items: Iterable[A]) -> list[B]:
         return [call(item) for item in items]
 
+    def submit(self, call: Callable[..., B], *args: Any) -> "Future[B]":
+        done: Future[B] = Future()
+        done.set_result(call(*args))
+        return done
+
 
 @contextmanager
 def installed(world: World, prefect: Prefect) -> Iterator[None]:
@@ -90,11 +96,18 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (Flow, "__call__", call_flow),
         (flows.batch, "runtime", runtime),
         (flows.batch, "few_collections", nullcontext),
-        (flows.batch, "Progress", lambda *_: SimpleNamespace(show=lambda **_: None, ended=[])),
+        (
+            flows.batch,
+            "Progress",
+            lambda *_, **__: SimpleNamespace(show=lambda **_: None, ended=[]),
+        ),
         (flows.batch, "publish", lambda *_: None),
         (flows.batch, "task_runner", lambda _: _Runner(prefect)),
         (flows.batches.listening, "time", clock),
         (flows.batches.listening, "Listener", lambda _: _Poll(world)),
+        (flows.batches.listening, "ThreadPoolExecutor", OneAfterAnother),
+        (flows.batches.listening, "trying_once", nullcontext),
+        (flows.runs.work_pool, "trying_once", nullcontext),
         (
             flows.batches.wait.BatchDecision,
             "with_initial_data",

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 import pytest
 from prefect.settings import PREFECT_UI_URL, temporary_settings
 
-from flows.batches.report import BatchReport, lasting, markdown, rate
+from flows.batches.report import BatchReport, lasting, markdown, pace_in_words, rate
 from orders.batches import FailedOrder
+from orders.listening import Pace
 from store.settings import settings
 from tests.shop import NOWHERE
 from texts.pictures import bars
@@ -75,6 +76,14 @@ def test_a_rate_is_told_in_a_unit_in_which_it_is_not_nothing(
     orders: int, seconds: float, told: str
 ) -> None:
     assert rate(orders, seconds) == told
+
+
+def test_the_pace_of_a_listening_batch_is_told_as_rate_and_latencies() -> None:
+    assert pace_in_words(Pace(1_200, 0.84, 1.46)) == (
+        "10 orders a second dispatched in the last 2 minutes, half within 0.8 s of their "
+        "submission, 95 % within 1.5 s"
+    )
+    assert pace_in_words(Pace(0, 0.0, 0.0)) == "none dispatched in the last 2 minutes"
 
 
 def test_a_length_of_time_is_told_in_minutes_where_it_has_some() -> None:

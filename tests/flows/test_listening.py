@@ -3,12 +3,22 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+)
 from prefect.client.schemas.objects import State, StateType
+from prefect.settings import PREFECT_API_URL
+from sqlalchemy import text
 
 from flows.actions.by_hand import ask_for_form
 from flows.batch import batch_checkout
@@ -18,11 +28,13 @@ from flows.dispatch import dispatch_orders
 from flows.runs.continuation import CONTINUATION
 from orders.batches import begin_batch, count_by_status, read_batch
 from orders.intake import submit_orders
+from store.database import reading
 from store.errors import InvalidDecision
 from store.messages import ASSIGNED
 from store.models import utc_now
 from store.notifications import Notice
 from store.table_topic import TableTopic
+from store.wakeups import ORDERS_TO_CARRY
 from tests.flows.batches import Batches, run_id_of, submit
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
@@ -55,16 +67,55 @@ class Listening:
         self._closed.set()
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what comes by itself come sooner."""
+    monkeypatch.setattr(listening, "LOOK_AROUND_SECONDS", 0.2)
+    monkeypatch.setattr(listening, "SLOW_POLL_SECONDS", 0.2)
+    monkeypatch.setattr(listening, "GROUP_SECONDS", 0.05)
+
+
 @pytest.fixture
 def listens(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
     closed = threading.Event()
-    monkeypatch.setattr(listening, "LOOK_AROUND_SECONDS", 0.2)
     monkeypatch.setattr(listening, "pool_is_closed", closed.is_set)
     yield Listening(batches, closed)
     closed.set()
 
 
+@contextmanager
+def a_server_that_hangs() -> Iterator[None]:
+    """Stop Prefect's server of this session for as long as the block lasts."""
+    port = urlsplit(PREFECT_API_URL.value() or "").port
+    (pid,) = {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
+        and connection.pid
+    }
+    server = psutil.Process(pid)
+    server.suspend()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
 def let_couriers_be_found_for(*order_ids: str) -> None:
+    """Have couriers accept these as they come to wait, until all are dispatched."""
+
+    def look() -> bool:
+        waiting = [id_ for id_ in order_ids if status(id_) == "waiting"]
+        if waiting:
+            carry_on(waiting, "find_couriers", after="prepare_order")
+        return all(status(id_) == "dispatched" for id_ in order_ids)
+
+    wait_until(look, f"the dispatch of {order_ids}")
+
+
+def dispatch_all(*order_ids: str) -> None:
     """Let dispatchers follow each other until all of these are dispatched."""
 
     def look() -> bool:
@@ -72,6 +123,13 @@ def let_couriers_be_found_for(*order_ids: str) -> None:
         return all(status(id_) == "dispatched" for id_ in order_ids)
 
     wait_until(look, f"the dispatch of {order_ids}")
+
+
+def a_session_listens() -> bool:
+    last = f"LISTEN {ORDERS_TO_CARRY}"
+    asked = text("SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query = :last")
+    with reading() as session:
+        return session.execute(asked, {"last": last}).first() is not None
 
 
 def owner(order_id: str) -> str:
@@ -86,12 +144,12 @@ def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(
     running = listens.start()
     submit(2, "early")
     wait_until(lambda: status("early-001") == "waiting", "the wait of the first ones")
-    report = dispatch_orders(listen_seconds=2)
+    report = dispatch_orders(listen_seconds=1)
     assert (report.decided, report.resumed, queued()) == (2, 0, [])
     wait_until(lambda: status("early-001") == "dispatched", "the dispatch of the first ones")
     submit(3, "late")
     submit_orders([an_order("declined", payment_method="pm_card_chargeDeclined")])
-    let_couriers_be_found_for("late-000", "late-001", "late-002")
+    dispatch_all("late-000", "late-001", "late-002")
     wait_until(lambda: status("declined") == "compensated", "the compensation")
     listens.close()
     state = running.result()
@@ -101,7 +159,16 @@ def test_orders_are_carried_as_they_come_and_their_run_is_not_resumed(
     run = listens.batches.runs.client.read_flow_run(UUID(run_id_of(state)))
     assert listens.batches.runs.tasks_of(run) == []
     assert StateType.PAUSED not in listens.batches.runs.state_types(run.id)
-    assert listens.batches.artifacts(str(run.id))["batch-progress"] == 100
+    (progress,) = listens.batches.runs.client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
+            key=ArtifactFilterKey(any_=["batch-progress"]),
+        )
+    )
+    assert progress.data == 100
+    assert "2 orders a minute dispatched in the last 2 minutes, half" in (
+        progress.description or ""
+    )
     assert (stock(), kept_cents(), queued()) == (495, 5 * 20_00, [])
 
 
@@ -125,12 +192,37 @@ def test_the_dispatcher_leaves_what_it_has_decided_to_the_batch_that_listens(
     assert (queued(), set(woken)) == (["of-another"], {str(run.id)})
 
 
+def test_orders_and_the_listening_go_on_while_prefects_server_hangs(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "HAND_OVER", timedelta(seconds=1))
+    monkeypatch.setattr(listening, "LATE_SECONDS", 0.3)
+    with Pool(batches.runs) as pool:
+        parameters = {"chunk_size": 10, "tolerated_failures": 1.0, "listen_seconds": 3}
+        run = pool.start(batch_checkout, **parameters)
+        pool.work()
+        submit(1)
+        wait_until(lambda: status("o-000") == "waiting", "the wait")
+        end = read_batch(str(run.id)).listens_until
+        assert end is not None
+        with a_server_that_hangs():
+            wait_until(lambda: utc_now() > end + listening.HAND_OVER, "the end of the listening")
+            submit(1, "late")
+            wait_until(lambda: status("late-000") == "waiting", "the wait of the late one")
+            carry_on(["o-000", "late-000"], "find_couriers", after="prepare_order")
+            wait_until(lambda: status("late-000") == "dispatched", "the dispatch")
+        wait_until(lambda: pool.state_of(run) == "Completed", "the end of the batch")
+        pool.finish()
+    assert count_by_status(str(run.id)) == {"dispatched": 2}
+
+
 def test_a_lost_notification_costs_one_slow_poll(
     listens: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orders.intake.notify", lambda *_: None)
     monkeypatch.setattr("tasks.couriers.notify", lambda *_: None)
     running = listens.start()
+    wait_until(a_session_listens, "listening session")
     submit(1)
     let_couriers_be_found_for("o-000")
     listens.close()
@@ -140,8 +232,8 @@ def test_a_lost_notification_costs_one_slow_poll(
 def test_the_next_one_takes_over_what_waits_and_the_one_before_ends(listens: Listening) -> None:
     set_capacities(only=5)
     placed("holds-the-courier", "find_couriers", 5)
-    first = listens.start(seconds=3)
     submit(2)
+    first = listens.start(seconds=2)
     wait_until(lambda: status("o-001") == "waiting", "the wait")
     second = listens.start()
     state = first.result()
@@ -160,8 +252,8 @@ def test_one_that_no_other_follows_waits_as_a_batch_does_until_one_comes_after_a
     monkeypatch.setattr(listening, "HAND_OVER", timedelta(0))
     set_capacities(only=5)
     placed("holds-the-courier", "find_couriers", 5)
-    first = listens.start(seconds=2)
     submit(1)
+    first = listens.start(seconds=2)
     run = listens.batches.paused()
     assert (owner("o-000"), status("o-000")) == (str(run.id), "waiting")
     second = listens.start()
@@ -244,7 +336,7 @@ def test_an_order_that_cannot_be_handed_over_keeps_no_other_from_it(
         wait_until(lambda: status("bad-000") == "waiting", "the wait")
         dispatch_orders(listen_seconds=1)
         submit(1)
-        let_couriers_be_found_for("o-000")
+        dispatch_all("o-000")
         assert status("bad-000") == "dispatching"
     listens.close()
     assert running.result().message == "2 orders: 2 dispatched"
@@ -255,7 +347,6 @@ def test_one_in_a_closed_pool_suspends_and_its_orders_go_on(
 ) -> None:
     monkeypatch.setattr("flows.actions.drain.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("flows.actions.drain.QUIET_SECONDS", 0.5)
-    monkeypatch.setattr(listening, "LOOK_AROUND_SECONDS", 0.2)
     with Pool(batches.runs) as pool:
         run = pool.start(
             batch_checkout,
@@ -298,7 +389,7 @@ def test_an_order_that_no_courier_takes_gets_a_form_of_its_own_and_is_charged_on
     run = checkouts.client.read_flow_run(UUID(owner("o-000")))
     assert run.parameters["wait"] == "suspend"
     executed = checkouts.execute(run)
-    wait_until(lambda: checkouts.client.read_flow_run(run.id).state_name == "Paused", "its form")
+    checkouts.paused("o-000")
     answered = checkouts.answer(run, outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
     assert answered == "ACCEPT"
     assert executed.result().is_completed()

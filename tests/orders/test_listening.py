@@ -6,17 +6,22 @@ from datetime import timedelta
 import pytest
 
 from orders.batches import begin_batch
+from orders.intake import submit_orders
 from orders.listening import (
     ESCALATED_AT_MOST,
+    backlog,
     expired_waits,
     hand_over_waiting,
+    is_listened,
     listens,
+    pace_of_run,
     stop_listening,
     take_over_waiting,
     unanswered,
 )
-from store.models import utc_now
-from tests.shop import assign, at_once, order_row, placed, set_order
+from store.database import transaction
+from store.models import Batch, utc_now
+from tests.shop import an_order, assign, at_once, order_row, placed, set_order
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -83,3 +88,39 @@ def test_what_has_waited_to_its_end_is_found() -> None:
     batch_with("o-1", "o-2")
     set_order("o-2", wait_until=utc_now())
     assert expired_waits("first", 10) == ["o-2"]
+
+
+def test_the_pace_is_of_what_this_batch_has_dispatched_lately() -> None:
+    batch_with(run_id="first")
+    assert pace_of_run("first").dispatched == 0
+    now = utc_now()
+    for number, seconds in enumerate((1, 2, 3, 9)):
+        placed(f"o-{number}", "dispatch_order", run_id="first")
+        set_order(f"o-{number}", created_at=now - timedelta(seconds=seconds), updated_at=now)
+    placed("old", "dispatch_order", run_id="first")
+    set_order("old", updated_at=now - timedelta(hours=1))
+    placed("of-another", "dispatch_order", run_id="second")
+    placed("waits", "prepare_order", run_id="first")
+    pace = pace_of_run("first")
+    assert (pace.dispatched, pace.median_seconds) == (4, 2.5)
+    assert pace.p95_seconds == pytest.approx(8.1)
+
+
+def test_what_no_batch_has_claimed_for_a_minute_is_counted() -> None:
+    submit_orders([an_order("new"), an_order("of-a-file")])
+    submit_orders([an_order("of-the-web")], "web")
+    assert (backlog().orders, backlog().oldest_seconds) == (0, 0.0)
+    for id_, minutes in (("of-a-file", 3), ("of-the-web", 2)):
+        set_order(id_, updated_at=utc_now() - timedelta(minutes=minutes))
+    found = backlog()
+    assert (found.orders, found.of_front_ends, found.oldest_seconds // 60) == (2, 1, 3)
+
+
+def test_a_batch_listens_while_its_heart_beats() -> None:
+    batch_with(run_id="nightly", listen_seconds=0)
+    assert not is_listened()
+    batch_with(run_id="first")
+    assert is_listened()
+    with transaction() as session:
+        session.get_one(Batch, "first").moved_at = utc_now() - timedelta(minutes=2)
+    assert not is_listened()

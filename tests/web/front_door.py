@@ -50,6 +50,12 @@ class FrontDoor:
         )
         wait_until(self._answers, "answer of the door")
 
+    def start_unless_up(self) -> None:
+        """Start it again if a test has killed it."""
+        if self._process.poll() is not None:
+            self.client.close()
+            self.start()
+
     def end(self, how: signal.Signals) -> None:
         self._process.send_signal(how)
         self._process.wait(timeout=60)
