@@ -54,7 +54,7 @@ def listen(
 
     After that it claims no more. It finishes what is decided while the next batch that listens
     takes over what still waits; what none has taken over in a minute is left to the caller. It
-    ends early when the work pool is closed.
+    ends early when the work pool is paused.
 
     Args:
         run_id: The batch's run.
@@ -117,7 +117,7 @@ class _Around:
         self._taken_from: set[str] = set()
 
     def pool_is_closed(self) -> bool:
-        """Look around when due and return whether the pool is closed."""
+        """Look around when due and return whether the pool is paused."""
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_AROUND_SECONDS

@@ -1,6 +1,6 @@
 """The executing run's work pool, and rescheduling the run to it.
 
-A pool is closed when Prefect has it paused: its workers get no run. A run that was begun before
+A pool is closed when it is paused in Prefect: its workers get no run. A run that was begun before
 then does what is quick, and keeps no process for what is long, so that the workers can be stopped.
 """
 
@@ -44,7 +44,7 @@ def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool:
             pool = _pool_of(client, run_id)
             return pool is not None and client.read_work_pool(pool).is_paused
     except (ObjectNotFound, *SERVER_AWAY) as error:
-        logger.warning("it is not known whether the work pool is closed: %r", error)
+        logger.warning("it is not known whether the work pool is paused: %r", error)
         return False
 
 
