@@ -1,5 +1,6 @@
 """The doctor's checks of deployments, schedules, pools, workers and automations."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,10 @@ LEAST_HEARTBEATS = 3
 
 
 PAGE = 200
+
+
+WORK_POOL_VARIABLE = "STORE_WORK_POOL"
+"""Names the pool in prefect.yaml when it is applied."""
 
 
 DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
@@ -172,9 +177,11 @@ def _limits() -> Iterator[Diagnosis]:
 
 
 def pool_names(client: SyncPrefectClient) -> set[str]:
-    """Return the work pools of the deployments of prefect.yaml."""
+    """Return the work pools of the deployments of prefect.yaml, and STORE_WORK_POOL's."""
     deployed = _deployed(client)
-    return {
+    # The one that the next `prefect deploy --all` takes: without it, the command fails.
+    next_pool = os.environ.get(WORK_POOL_VARIABLE)
+    return ({next_pool} if next_pool else set()) | {
         pool
         for name in _wanted()
         if name in deployed and (pool := deployed[name].work_pool_name) is not None
@@ -201,7 +208,10 @@ def _work_pools() -> Iterator[Diagnosis]:
             else:
                 yield ok(f"the work pool {name} takes runs")
     if not names:
-        yield mend("no deployment of prefect.yaml has a work pool", DEPLOY_AGAIN)
+        yield mend(
+            "no deployment of prefect.yaml has a work pool",
+            f"set {WORK_POOL_VARIABLE} to the name of one, and {DEPLOY_AGAIN}",
+        )
 
 
 def _workers() -> Iterator[Diagnosis]:
@@ -300,11 +310,12 @@ def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
 
 DEPLOYMENT_CHECKS = (
     Check("prefect.yaml", _prefect_yaml),
+    # Before the deployments, which are refused without their pool.
+    Check("work pools", _work_pools, needs=("prefect server", "prefect.yaml")),
     Check("deployments", _deployments, needs=("prefect server", "prefect.yaml")),
     Check("continuations", _continuations, needs=("prefect server", "settings")),
     Check("schedules", _schedules, needs=("prefect server", "prefect.yaml")),
     Check("limits", _limits, needs=("prefect server", "prefect.yaml")),
-    Check("work pools", _work_pools, needs=("prefect server", "prefect.yaml")),
     Check("workers", _workers, needs=("prefect server", "prefect.yaml")),
     Check("online", _online, needs=("prefect server", "migrations")),
     Check("automations", _automations, needs=("prefect server",)),

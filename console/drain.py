@@ -24,13 +24,12 @@ def drain(
     """Pause the work pool and hand waiting orders over before workers stop.
 
     Ends when no run of the pool has a process; with status 1 if time is up before that. The pool
-    stays closed, whatever happens here, until `checkout reopen`.
+    stays paused, whatever happens here, until `checkout reopen`.
     """
     progress = terminal(stderr=True)
     with prefect_client() as client:
         name = pool or pools.pool_of_checkouts(client)
-        of_pool = f" --pool {pool}" if pool else ""
-        progress.print(f"Closing work pool {name}; `checkout reopen{of_pool}` opens it.")
+        progress.print(f"Pausing work pool {name}; `checkout reopen --pool {name}` resumes it.")
         report = pools.drain(
             client,
             name,
@@ -52,10 +51,11 @@ def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
         print_json(report.model_dump())
     elif report.was_closed:
         terminal().print(
-            f"Work pool {report.pool} is open. Orders whose wait was prolonged: {report.prolonged}",
+            f"Work pool {report.pool} is resumed. Orders whose wait was prolonged: "
+            f"{report.prolonged}",
         )
     else:
-        terminal().print(f"Work pool {report.pool} was open already.")
+        terminal().print(f"Work pool {report.pool} was not paused.")
     return 0
 
 
@@ -69,10 +69,10 @@ def _print(report: pools.DrainReport) -> None:
             expendable=["id", "flow"],
         )
     lines = [
-        f"Work pool {report.pool} is closed"
+        f"Work pool {report.pool} is paused"
         + ("; its workers can be stopped." if report.drained else ", and NOT drained: time is up."),
         f"Suspended runs, open to an answer: {report.suspended}",
-        f"Runs that start when it is opened: {report.scheduled}",
+        f"Runs that start when it is resumed: {report.scheduled}",
     ]
     if report.giving_back:
         lines.append(f"Orders that are being compensated: {report.giving_back}")

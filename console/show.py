@@ -55,7 +55,7 @@ FIELDS = (
     "run_id",
     "run_url",
 )
-"""What `checkout show --json` says of the order itself."""
+"""The order's own fields in the JSON of `checkout show`."""
 
 
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:

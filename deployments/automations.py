@@ -42,8 +42,12 @@ SILENT_HEARTBEATS = 4
 """Three heartbeats may be lost, or late on a busy machine, before a run counts as dead."""
 SILENCE_SECONDS = SILENT_HEARTBEATS * HEARTBEAT_SECONDS
 ENDED_BADLY = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "Cancelled")}
-OUTDATED = "store: recovery starts when a checkout's run has ended badly"
-"""An automation of earlier versions. It would start a run for each, which waits for its slot."""
+OUTDATED = (
+    # It would start a run for each, which waits for its slot.
+    "store: recovery starts when a checkout's run has ended badly",
+    "store: a run without a sign of life is marked as crashed",
+)
+"""Automations of earlier versions."""
 OUTDATED_SCHEDULES = {
     RECOVERY_DEPLOYMENT: "every-minute",
     DISPATCH_DEPLOYMENT: "every-five-minutes",
@@ -62,7 +66,7 @@ def automations(silence_seconds: int) -> list[Automation]:
     of_any = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
     return [
         Automation(
-            name="store: a run without a sign of life is marked as crashed",
+            name="store: a run without heartbeats is marked as crashed",
             description="Its process is gone; recover_orders then lets its order go on.",
             trigger=EventTrigger(
                 # Running as well: a process may die before its first heartbeat.
@@ -70,8 +74,8 @@ def automations(silence_seconds: int) -> list[Automation]:
                 # Not `prefect.flow-run.*`: the Running of a resume would end the watch for good.
                 expect={
                     "prefect.flow-run.heartbeat",
-                    # From these on the run has no process, which is no death: it was suspended,
-                    # or given back to its work pool.
+                    # From these on the run has no process, which is no death: it was suspended
+                    # or rescheduled.
                     "prefect.flow-run.Suspended",
                     "prefect.flow-run.Resuming",
                     "prefect.flow-run.Completed",
@@ -87,7 +91,7 @@ def automations(silence_seconds: int) -> list[Automation]:
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
-                    message=f"no sign of life for {silence_seconds} s",
+                    message=f"no heartbeat for {silence_seconds} s",
                 )
             ],
         ),
@@ -109,8 +113,9 @@ async def apply(silence_seconds: int) -> list[str]:
     """
     wanted = automations(silence_seconds)
     async with get_client() as client:
-        for outdated in await client.read_automations_by_name(OUTDATED):
-            await client.delete_automation(outdated.id)
+        for name in OUTDATED:
+            for outdated in await client.read_automations_by_name(name):
+                await client.delete_automation(outdated.id)
     for automation in wanted:
         # Names are no keys for Prefect: creating one twice makes two.
         try:

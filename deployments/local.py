@@ -197,7 +197,7 @@ class LocalSystem:
                 )
 
     def run_module(self, module: str, *arguments: str) -> None:
-        """Run `python -m module` in the system's environment.
+        """Run a module of the project in the system's environment.
 
         Raises:
             LocalSystemError: it ended with another status than 0.

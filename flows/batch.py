@@ -164,7 +164,7 @@ class _Work:
         for step, spent in carried:
             self.seconds[step] += spent
         if next(chunks, None) is not None:
-            # The pool is closed; the run goes on when it is open again.
+            # The pool is paused; the run goes on when it is resumed.
             reschedule_run()
 
 

@@ -84,7 +84,7 @@ class InHand:
 def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     """Find couriers for the orders in the queue and resume their runs.
 
-    It ends early when its work pool is closed, when its schedule is switched off, and when another
+    It ends early when its work pool is paused, when its schedule is switched off, and when another
     run of its deployment is due. When it dies, a stand-by follows it (see `flows.runs.stand_by`).
 
     Args:

@@ -55,7 +55,7 @@ logger = logging.getLogger("store.recovery")
 
 ROUND_SECONDS = 60.0
 LOOK_SECONDS = 10.0
-"""How soon it is seen that a run has ended badly, or that the work pool is closed."""
+"""How soon it is seen that a run has ended badly, or that the work pool is paused."""
 CANCELLING_TIME = timedelta(seconds=45)
 """How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
 
@@ -92,7 +92,7 @@ class RecoveryReport(BaseModel):
 def recover_orders(limit: int = 500, listen_seconds: int = 0) -> RecoveryReport:
     """Finish or compensate orders that their own runs will not finish.
 
-    It ends early when its work pool is closed, when its schedule is switched off, and when another
+    It ends early when its work pool is paused, when its schedule is switched off, and when another
     run of its deployment is due. When it dies, a stand-by follows it (see `flows.runs.stand_by`).
 
     Args:
@@ -162,7 +162,7 @@ def _round(client: SyncPrefectClient, limit: int) -> RecoveryReport:
             if move != Move.LEAVE and len(moves[move]) < limit:
                 moves[move].append(order)
     for move, orders in moves.items():
-        # The rest is for the next round, which is when the pool is open again.
+        # The rest is for the next round, which is when the pool is resumed.
         if pool_is_closed(client):
             break
         _make(move, orders, client, report)

@@ -75,7 +75,8 @@ class Settings(BaseSettings):
     timezone: str = Field(
         default="UTC",
         description="IANA name of the time zone of the times that the shop reads in forms, "
-        "timelines and notices, such as `Europe/Berlin`. Commands and logs stay in UTC.",
+        "timelines, notices and names of runs, such as `Europe/Berlin`. Commands and logs stay in "
+        "UTC.",
     )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,

@@ -2,10 +2,10 @@
 
 No waiting order is refunded for it.
 
-The pool is closed (Prefect's own pause, kept by Prefect and seen in its UI), so that its workers
+The pool is paused (Prefect keeps that and shows it in its UI), so that its workers
 get no run. The runs under way end what is quick; those that wait are woken without an answer, find
-their pool closed, and suspend: they keep no process, stay open to an answer, and go on with any
-worker once the pool is open again. Draining again, or opening a pool that is open, does no harm.
+their pool paused, and suspend: they keep no process, stay open to an answer, and go on with any
+worker once the pool is resumed. Draining or resuming it again does no harm.
 """
 
 import logging
@@ -57,7 +57,7 @@ QUIET_SECONDS = 15.0
 RECOVERY_SECONDS = 60.0
 """No worker executes `recover_orders` now, so the drain does, as often as its schedule."""
 LAST_CHANCE = timedelta(minutes=10)
-"""What is left of each order's wait when the pool is opened: couriers are sought again first."""
+"""What is left of each order's wait when the pool is resumed: couriers are sought again first."""
 
 
 class RunUnderWay(BaseModel):
@@ -91,7 +91,7 @@ class ReopenReport(BaseModel):
     pool: str
     was_closed: bool
     prolonged: int
-    """Orders whose wait got more time, since no courier was sought while the pool was closed."""
+    """Orders whose wait got more time, since no courier was sought while the pool was paused."""
 
 
 def pool_of_checkouts(client: SyncPrefectClient) -> str:
@@ -121,7 +121,7 @@ def drain(
     Args:
         client: Prefect's client.
         pool: The work pool.
-        timeout_seconds: How long to wait at most; the pool stays closed in any case.
+        timeout_seconds: How long to wait at most; the pool stays paused in any case.
         report: Called with what is under way, whenever that has changed.
 
     Returns:
@@ -165,12 +165,12 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
     """Resume the pool if it is paused.
 
     What was answered to suspended runs is recorded first, so that no dispatcher decides otherwise
-    before they come to read it. While the pool was closed no courier was sought, which is no
+    before they come to read it. While the pool was paused no courier was sought, which is no
     customer's fault: an order whose wait has ended since, or is about to, waits a little
     longer.
 
     Returns:
-        Whether the pool was closed, and how many orders got more time.
+        Whether the pool was paused, and how many orders got more time.
 
     Raises:
         WorkPoolNotFound: there is no such pool.
@@ -206,7 +206,7 @@ def wake(client: SyncPrefectClient, run_ids: Sequence[UUID]) -> None:
     """Resume paused runs without an answer so that they check their pool."""
     for id_ in run_ids:
         answer: OrchestrationResult[Any] = client.set_flow_run_state(
-            id_, Running(message="woken: its work pool is closed")
+            id_, Running(message="woken: its work pool is paused")
         )
         logger.info("run %s is woken: %s", id_, answer.status.value)
 

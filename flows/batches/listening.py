@@ -65,7 +65,7 @@ def listen(
 
     After that it claims no more. It finishes what is decided while the next batch that listens
     takes over what still waits; what none has taken over in a minute is left to the caller. It
-    ends early when the work pool is closed.
+    ends early when the work pool is paused.
 
     Args:
         run_id: The batch's run.
@@ -154,7 +154,7 @@ class _AtPrefect:
 
     @property
     def pool_is_closed(self) -> bool:
-        """Return whether the last look found the work pool closed."""
+        """Return whether the last look found the work pool paused."""
         return bool(self._closed)
 
     @property

@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 from prefect import runtime
 
+from store.settings import settings
+
 
 def name_by_time(what: str) -> str:
     """Return the run's name by its start, such as `recovery 22:00`.
@@ -41,7 +43,7 @@ def name_of_undo() -> str:
 
 
 def _started() -> datetime:
-    """Return when the run starts, in the time zone of this machine."""
+    """Return when the run starts, in the shop's time zone."""
     now = datetime.now(UTC)
     # A worker takes a run some seconds before it is due.
-    return max(now, runtime.flow_run.scheduled_start_time or now).astimezone()
+    return max(now, runtime.flow_run.scheduled_start_time or now).astimezone(settings().zone)

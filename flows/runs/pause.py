@@ -98,7 +98,7 @@ def pause_run(
 ) -> tuple[str, Form] | None:
     """Pause this run once, until its resume or time-out.
 
-    With ``suspend``, or while the run's work pool is closed, the process ends here, and the run
+    With ``suspend``, or while the run's work pool is paused, the process ends here, and the run
     starts over from its top when it is resumed; see :meth:`Question.take_left`.
 
     Args:

@@ -86,7 +86,7 @@ def why_unbegun(client: SyncPrefectClient, run: FlowRun, now: datetime) -> str:
     except ObjectNotFound:
         return f"its work pool {name} is gone"
     if pool.is_paused:
-        return f"its work pool {name} is paused; `checkout reopen --pool {name}` opens it"
+        return f"its work pool {name} is paused; `checkout reopen --pool {name}` resumes it"
     if not has_worker(client, name):
         return f"no worker of {name} is online; `prefect worker start --pool {name}` starts one"
     return f"its run is {run.state_name}: a worker of {name} takes it as soon as it has room"

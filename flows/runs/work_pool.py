@@ -1,6 +1,6 @@
 """The executing run's work pool, and rescheduling the run to it.
 
-A pool is closed when Prefect has it paused: its workers get no run. A run that was begun before
+A pool is closed when it is paused in Prefect: its workers get no run. A run that was begun before
 then does what is quick, and keeps no process for what is long, so that the workers can be stopped.
 """
 
@@ -62,7 +62,7 @@ def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool | None:
         logger.warning("the work pool of this run does not exist: %r", error)
         return False
     except SERVER_AWAY as error:
-        logger.warning("it is not known whether the work pool is closed: %r", error)
+        logger.warning("it is not known whether the work pool is paused: %r", error)
         return None
 
 

@@ -1,6 +1,7 @@
 """The doctor says of every part that it is well or what to do, whatever else is missing."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_EXTRA_LOGGERS,
     PREFECT_RUNNER_CRASH_ON_CANCELLATION_FAILURE,
     PREFECT_UI_URL,
@@ -34,6 +37,8 @@ from console import prefect_checks
 from console.diagnosis import Diagnosis, Verdict
 from console.doctor import CHECKS, diagnose
 from console.main import main
+from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automations
+from deployments.local import PROJECT_DIR
 from orders.batches import begin_batch
 from orders.intake import submit_orders
 from store.database import engine, migrate, transaction
@@ -42,6 +47,7 @@ from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
 from tasks.couriers import record_answer
 from tests.flows.runs import Runs
+from tests.polling import wait_until
 from tests.shop import NOWHERE, an_order, give_back, placed, set_order
 from tests.store.test_blockers import held_up, seen
 
@@ -479,17 +485,84 @@ def paused_deployments(runs: Runs) -> Iterator[Runs]:
 def test_the_remedies_of_paused_deployments_and_schedules_are_commands_that_work(
     paused_deployments: Runs,
 ) -> None:
-    environment = {
-        **os.environ,
-        "PREFECT_API_URL": PREFECT_API_URL.value(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     remedies = [diagnosis.remedy for diagnosis in looked("schedules")]
     assert len(remedies) == 3
     for remedy in remedies:
-        (command,) = re.findall("`(.*)`", remedy)
-        said = subprocess.run(
-            ["/bin/sh", "-c", command], env=environment, capture_output=True, text=True, check=False
-        )
-        assert said.returncode == 0, f"{command}: {said.stdout} {said.stderr}"
+        follow(remedy)
     assert verdicts("schedules") == {Verdict.OK}
+
+
+def follow(remedy: str) -> None:
+    """Run the command that a remedy names."""
+    with following(remedy) as started:
+        said, _ = started.communicate()
+    assert started.returncode == 0, f"{remedy}: {said}"
+
+
+@contextmanager
+def following(remedy: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start the command that a remedy names, and end what is left of it."""
+    (command,) = re.findall("`(.*)`", remedy)
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    }
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command}"],
+        cwd=PROJECT_DIR,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()
+
+
+@pytest.fixture
+def missing_pool(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of the pool for the next `prefect deploy --all`, which does not exist yet."""
+    name = "of-the-remedies"
+    monkeypatch.setenv("STORE_WORK_POOL", name)
+    yield name
+    runs.client.delete_work_pool(name)
+
+
+def test_the_remedies_of_work_pools_and_workers_are_commands_that_work(
+    runs: Runs, missing_pool: str
+) -> None:
+    # `prefect deploy --all` is refused without its pool, so that comes first.
+    order = [check.name for check in CHECKS]
+    assert order.index("work pools") < order.index("deployments")
+    follow(of_pool("work pools", missing_pool).remedy)
+    assert of_pool("work pools", missing_pool).verdict is Verdict.OK
+    runs.client.update_work_pool(missing_pool, WorkPoolUpdate(is_paused=True))
+    follow(of_pool("work pools", missing_pool).remedy)
+    assert of_pool("work pools", missing_pool).verdict is Verdict.OK
+    with following(of_pool("workers", missing_pool).remedy):
+        wait_until(
+            lambda: of_pool("workers", missing_pool).verdict is Verdict.OK, "worker of the remedy"
+        )
+
+
+def of_pool(check: str, pool: str) -> Diagnosis:
+    """What a check says of one pool, whichever others there are on the session's server."""
+    (found,) = (each for each in looked(check) if pool in each.says)
+    return found
+
+
+@pytest.mark.usefixtures("paused_deployments")
+def test_the_remedy_of_missing_automations_is_a_command_that_works(runs: Runs) -> None:
+    names = [each.name for each in automations(SILENCE_SECONDS)]
+    try:
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS}):
+            (remedy,) = {each.remedy for each in looked("automations")}
+            follow(remedy)
+            assert verdicts("automations") == {Verdict.OK}
+    finally:
+        for automation in itertools.chain(*map(runs.client.read_automations_by_name, names)):
+            runs.client.delete_automation(automation.id)

@@ -23,7 +23,10 @@ from deployments.migrate import main as migrate_command
 from seed.__main__ import main as seed
 from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
+from store.messages import OrderMessage
 from store.models import QueuedMessage, utc_now
+from store.partners import order_queue
+from store.queue import QueueDepth
 from store.settings import settings
 from terminal.output import duration, print_json, print_table, quiet_runs, terminal
 
@@ -322,21 +325,31 @@ def test_a_dead_letter_is_listed_put_back_and_dropped_by_its_id(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = utc_now()
+    of_order = OrderMessage(order_id="o-1", attempt=1, copies=2).model_dump_json()
     with transaction() as session:
         session.add_all(
-            QueuedMessage(id=id_, body="{}", visible_at=now, dead_at=now, dead_reason="poison")
-            for id_ in ("m-1", "m-2")
+            QueuedMessage(id=id_, body=body, visible_at=now, dead_at=now, dead_reason="poison")
+            for id_, body in (("m-1", "{}"), ("m-2", of_order))
         )
+        session.add(QueuedMessage(id="alive", body=of_order, visible_at=now))
     assert main(["dead-letters", "list"]) == 0
-    assert re.search(r"m-1 +│ unreadable +│ +0 │ poison", capsys.readouterr().out)
+    listed = capsys.readouterr().out
+    assert re.search(r"m-1 +│ unreadable +│ +0 │ poison", listed)
+    assert re.search(r"m-2 +│ o-1 +│ +0 │ poison", listed)
+    assert main(["dead-letters", "list", "--json"]) == 0
+    letters = json.loads(capsys.readouterr().out)
+    assert [(each["id"], each["order_id"]) for each in letters] == [("m-1", None), ("m-2", "o-1")]
     assert main(["dead-letters", "redrive", "m-1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"id": "m-1", "redriven": 1}
     assert main(["dead-letters", "drop", "m-2"]) == 0
     assert capsys.readouterr().out == "Dead letter m-2: dropped.\n"
     assert main(["dead-letters", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
-    assert main(["dead-letters", "drop", "m-2"]) == 1
-    assert "there is no dead letter m-2; `checkout dead-letters list`" in capsys.readouterr().err
+    for gone in ("m-2", "alive"):
+        assert main(["dead-letters", "drop", gone]) == 1
+        said = capsys.readouterr().err
+        assert f"there is no dead letter {gone}; `checkout dead-letters list`" in said
+    assert order_queue().depth() == QueueDepth(ready=2, in_hand=0, dead=0)
 
 
 def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:

@@ -248,7 +248,7 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     assert re.search(f"{id_} +│ not begun +│", checkout("list").out)
     assert f"as soon as its run begins: {why}." in checkout("show", id_).out
     deployment.client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
-    paused = f"its work pool {pool} is paused; `checkout reopen --pool {pool}` opens it"
+    paused = f"its work pool {pool} is paused; `checkout reopen --pool {pool}` resumes it"
     assert listed()[id_]["message"] == paused
     assert id_ not in checkout("list", "--status", "started", "--json").out
     deployment.client.delete_flow_run(run.id)

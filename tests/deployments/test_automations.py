@@ -60,7 +60,7 @@ def test_every_flow_that_is_deployed_is_watched_and_followed_up_as_its_kind_need
     assert {name.partition("/")[0] for name in listening - pausing} == set(stand_by.FLOWS)
 
 
-def test_a_run_that_shows_a_sign_of_life_or_gives_its_process_up_is_not_counted_as_dead() -> None:
+def test_a_run_that_sends_heartbeats_or_has_no_process_is_not_counted_as_dead() -> None:
     (silent,) = automations.automations(SILENCE_SECONDS)
     assert isinstance(silent.trigger, EventTrigger)
     # A run that dies before its first heartbeat counts as well.

@@ -1,5 +1,6 @@
-"""Every command that a document shows is one that its program takes; none of them is run."""
+"""Every command that a document or a remedy names is taken by its program; none is run."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import boto3
 import pytest
@@ -15,6 +17,7 @@ from cyclopts import App, CycloptsError
 from prefect.cli._app import _app as prefect_commands
 from uv import find_uv_bin
 
+from console.doctor import CHECKS
 from console.main import command_line
 from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
 
@@ -28,6 +31,17 @@ OF_PYTHON = {"venv"}
 OF_THE_SHELL = {".", "cd", "export", "set"}
 _BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _PLACEHOLDER = re.compile(r"<[a-z ]+>")
+_INLINE = re.compile(r"`((?:checkout|prefect|make|python -m) [^`]+)`")
+PRODUCT = (
+    *("console", "deployments", "flows", "fork_server", "orders", "reports", "seed", "store"),
+    *("tasks", "terminal", "texts", "web"),
+)
+CHECKS_LIKE_COMMANDS = {check.name for check in CHECKS}
+"""Such as `prefect server`, in the runbook."""
+PLACEHOLDER = str(UUID(int=0))
+"""What stands for a value: it may be a name or an id."""
+IN_PLACE_OF = {"PORT": "9100", "STEP": "bill_customer"}
+"""What stands for a placeholder that not every word can replace."""
 _ASSIGNMENT = re.compile(r"^[A-Z_]+=")
 
 
@@ -41,6 +55,39 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     end = words.index("&&") if "&&" in words else len(words)
                     yield str(document.relative_to(PROJECT_DIR)), words[:end]
                     words = words[end + 1 :]
+
+
+def remedies() -> set[tuple[str, str]]:
+    """Each command within a sentence of the runbook or of the product's texts, and its place."""
+    runbook = PROJECT_DIR / "docs" / "runbook.md"
+    return {
+        (str(path.relative_to(PROJECT_DIR)), command)
+        for path, text in [(runbook, runbook.read_text()), *texts_of_product()]
+        for command in (" ".join(found.split()) for found in _INLINE.findall(text))
+        if command not in CHECKS_LIKE_COMMANDS
+    }
+
+
+def texts_of_product() -> Iterator[tuple[Path, str]]:
+    """Each text of the product's code, with a placeholder for each value."""
+    for folder in PRODUCT:
+        for path in sorted((PROJECT_DIR / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            within = {
+                id(part)
+                for each in ast.walk(tree)
+                if isinstance(each, ast.JoinedStr)
+                for part in each.values
+            }
+            for each in ast.walk(tree):
+                if isinstance(each, ast.JoinedStr):
+                    yield path, "".join(map(text_of, each.values))
+                elif isinstance(each, ast.Constant) and id(each) not in within:
+                    yield path, str(each.value)
+
+
+def text_of(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else PLACEHOLDER
 
 
 def program(words: list[str]) -> tuple[str, list[str]]:
@@ -93,14 +140,8 @@ def parse_aws(arguments: list[str]) -> None:
             assert option.removeprefix("--").removeprefix("no-") in known, option
 
 
-@pytest.mark.parametrize(
-    ("document", "name", "arguments"),
-    COMMANDS,
-    ids=[f"{document}: {name} {' '.join(rest)}"[:90] for document, name, rest in COMMANDS],
-)
-def test_a_command_that_a_document_shows_is_taken_by_its_program(
-    document: str, name: str, arguments: list[str]
-) -> None:
+def check(name: str, arguments: list[str]) -> None:
+    """Have a program read its arguments."""
     match name:
         case "make":
             assert {each for each in arguments if "=" not in each} <= make_targets()
@@ -117,10 +158,31 @@ def test_a_command_that_a_document_shows_is_taken_by_its_program(
             parse_installation(name, arguments)
         case _:
             assert name in OF_THE_SYSTEM | OF_THE_SHELL, name
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "arguments"),
+    COMMANDS,
+    ids=[f"{document}: {name} {' '.join(rest)}"[:90] for document, name, rest in COMMANDS],
+)
+def test_a_command_that_a_document_shows_is_taken_by_its_program(
+    document: str, name: str, arguments: list[str]
+) -> None:
+    check(name, arguments)
     for argument in arguments:
         path = argument.removeprefix("file://")
         if path.startswith("deployments/"):
             assert (PROJECT_DIR / path).exists(), path
+
+
+@pytest.mark.parametrize(("place", "command"), sorted(remedies()))
+def test_a_command_that_a_remedy_names_is_taken_by_its_program(place: str, command: str) -> None:
+    words = shlex.split(command.partition(" > ")[0])
+    name, *arguments = [IN_PLACE_OF.get(word, word) for word in words]
+    app = {"checkout": command_line, "prefect": lambda: prefect_commands}.get(name)
+    # One that is only named, without its arguments, has to exist.
+    if app is None or app().parse_commands(arguments)[2]:
+        check(name, arguments)
 
 
 def test_a_command_that_its_program_does_not_take_is_found() -> None:

@@ -219,7 +219,7 @@ def _take_the_server_away(shop: Shop) -> None:
 
 
 def _let_a_run_fall_silent(shop: Shop) -> None:
-    """Have two runs without an order that give one sign of life each: one is suspended then."""
+    """Have two runs without an order that send one heartbeat each: one is suspended then."""
     checkout = httpx.get(f"{shop.local.api_url}/deployments/name/{CHECKOUT_DEPLOYMENT}").json()
     for name in ("it-is-silent-and-suspended", "it-falls-silent"):
         started = {
@@ -363,8 +363,8 @@ def test_a_run_without_a_sign_of_life_is_marked_as_crashed_by_the_automation(sho
     wait_until(lambda: shop.state("it-falls-silent") == "Crashed", "end of the silent run")
     state = shop.api.read_run(shop.runs["it-falls-silent"].id).state
     assert state is not None
-    assert state.message == "no sign of life for 120 s"
-    # Its sign of life is older, but a suspended run has no process that could give another one.
+    assert state.message == "no heartbeat for 120 s"
+    # Its heartbeat is older, but a suspended run has no process that could send another one.
     assert shop.state("it-is-silent-and-suspended") == "Suspended"
 
 

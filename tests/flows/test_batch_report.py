@@ -102,6 +102,24 @@ def test_a_name_of_any_origin_is_text_in_a_picture() -> None:
     assert bars("nothing", {}) == ""
 
 
+def test_the_bars_of_a_picture_are_as_long_as_their_values() -> None:
+    (data,) = re.findall("base64,(.*?)\\)", bars("Seconds", {"one": 4.0, "two": 1.0}, " s"))
+    picture = drawn(data)
+    _background, *drawn_bars = (each for each in picture.iter() if each.tag.endswith("rect"))
+    first, second = (int(each.attrib["width"]) for each in drawn_bars)
+    assert first == 4 * second
+    assert [each.text for each in picture.iter() if each.text] == ["one", "4.0 s", "two", "1.0 s"]
+
+
+@pytest.mark.usefixtures("database_url")
+def test_a_long_batch_is_drawn_at_a_dozen_moments_with_its_last() -> None:
+    ended_by = [(float(second), second) for second in range(1, 36)]
+    text = markdown(REPORT.model_copy(update={"ended_by": ended_by}), "run")
+    (told,) = re.findall(r"!\[Orders that had ended: (.*?)\]", text)
+    moments = told.split(", ")
+    assert (len(moments), moments[0], moments[-1]) == (12, "2.0 s 2", "35.0 s 35")
+
+
 @pytest.fixture
 def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_DATABASE_URL", NOWHERE)

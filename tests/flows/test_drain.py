@@ -59,7 +59,7 @@ def test_waiting_orders_are_handed_over_answered_meanwhile_and_dispatched_once(p
     assert report.drained
     assert (report.suspended, report.under_way, report.giving_back) == (2, [], 0)
     assert report.first_wait_ends in [order_row(id_).wait_until for id_ in ("waits", "answered")]
-    # The third comes to its wait in the closed pool.
+    # The third comes to its wait in the paused pool.
     assert all(isinstance(left, Pause) for left in pool.ended())
     assert {pool.state_of(run) for run in (waits, answered, in_hand)} == {"Suspended"}
     assert status("waits") == "waiting"
@@ -86,7 +86,7 @@ def test_an_answer_counts_whose_run_was_marked_as_crashed_while_the_pool_was_clo
     said = pool.runs.answer(run, outcome=ASSIGNED, courier="swift-bikes", answered_by="Ada")
     assert said == "ACCEPT"
     # As the automation does that watches the runs' heartbeats.
-    pool.client.set_flow_run_state(run.id, Crashed(message="no sign of life for 120 s"))
+    pool.client.set_flow_run_state(run.id, Crashed(message="no heartbeat for 120 s"))
 
     pool.reopen()
 
@@ -241,11 +241,11 @@ def test_the_commands_close_and_open_the_pool_of_the_checkouts(
     assert main(["drain", "--pool", pool.name, "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["under_way"] == []
-    assert f"`checkout reopen --pool {pool.name}` opens it" in said.err
+    assert f"`checkout reopen --pool {pool.name}` resumes it" in said.err
     assert main(["reopen"]) == 0
     assert not pool.client.read_work_pool(pool.name).is_paused
     assert main(["reopen"]) == 0
-    assert "was open already" in capsys.readouterr().out
+    assert "was not paused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

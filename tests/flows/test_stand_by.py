@@ -197,10 +197,11 @@ def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(
 
 def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
     client = upkeep.client
-    outdated = next(iter(automations.automations(120))).model_copy(
-        update={"name": automations.OUTDATED, "enabled": False}
-    )
-    client.create_automation(AutomationCore(**outdated.model_dump(exclude={"id"})))
+    for name in automations.OUTDATED:
+        outdated = next(iter(automations.automations(120))).model_copy(
+            update={"name": name, "enabled": False}
+        )
+        client.create_automation(AutomationCore(**outdated.model_dump(exclude={"id"})))
     made = []
     for flow, name in (
         (recover_orders, automations.RECOVERY_DEPLOYMENT),
@@ -218,7 +219,8 @@ def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
     try:
         applied = asyncio.run(automations.apply(120))
         automations.start_recovery()
-        assert client.read_automations_by_name(automations.OUTDATED) == []
+        for name in automations.OUTDATED:
+            assert client.read_automations_by_name(name) == []
         for deployment_id in made:
             schedules_left = client.read_deployment(deployment_id).schedules
             assert [schedule.slug for schedule in schedules_left] == ["every-two-hours"]

@@ -267,8 +267,8 @@ def test_a_round_of_recovery_that_died_keeps_others_away_until_its_death_is_know
     # It holds its deployment's only slot. Another run waits for that, without a process.
     waiting = next_round()
     assert waiting.state_name == "AwaitingConcurrencySlot"
-    # What the automation does after two minutes without a sign of life.
-    shop.api.set_state(dead.id, "CRASHED", "Crashed", "no sign of life")
+    # What the automation does after two minutes without a heartbeat.
+    shop.api.set_state(dead.id, "CRASHED", "Crashed", "no heartbeat")
     shop.api.set_state(waiting.id, "PENDING", "Pending", "")
     assert shop.api.read_run(waiting.id).state_name == "Pending"
     shop.api.set_state(waiting.id, "CANCELLED", "Cancelled", "")

@@ -36,7 +36,7 @@ NEWEST = PROJECT_DIR / ".venv" / "bin" / "python"
 ORDERS_OF_A_KIND = 10
 """One in ten is declined, one is out of stock, one is too large for every courier."""
 ANSWERED = 4
-MARKED_AS_DEAD = re.compile(r"was continued 1 times$|is Crashed: no sign of life")
+MARKED_AS_DEAD = re.compile(r"was continued 1 times$|is Crashed: no heartbeat")
 """Some suspended runs on 3.8.8 (`findings/prefect_late_heartbeat.sh`): a heartbeat that reaches the
 server after the `Suspended` has them marked as crashed. Their orders go on, nothing is refunded."""
 FIRST = Literal["drain", "server"]
