@@ -20,11 +20,18 @@ from flows.batches.chunk import DECIDED, check_out, finish
 from flows.batches.report import Progress
 from flows.dispatch import wake_batch
 from flows.order.events import emit_statuses
+from flows.runs.answers_left import record_answers_left
 from flows.runs.escalation import escalate_all
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from orders.batches import pages_of_run, touch_batch, waits_until
 from orders.intake import claim_orders
-from orders.listening import expired_waits, stop_listening, take_over_waiting, unanswered
+from orders.listening import (
+    expired_waits,
+    stop_listening,
+    stopped_batches,
+    take_over_waiting,
+    unanswered,
+)
 from orders.lookup import statuses_of
 from orders.waits import expire_waits
 from store.models import OrderStatus, utc_now
@@ -63,7 +70,7 @@ def listen(
         progress: Where it shows how far it is.
         seconds: Where the seconds of each step are added.
     """
-    around = _Around(run_id, chunk_size)
+    around = _Around(run_id, until, chunk_size)
     tried: set[str] = set()
     with closing(Listener(ORDERS_TO_CARRY)) as listener:
         while utc_now() < until + HAND_OVER:
@@ -110,8 +117,9 @@ def _decided(run_id: str, limit: int, tried: set[str]) -> list[str]:
 class _Around:
     """What a batch that listens looks at every few seconds."""
 
-    def __init__(self, run_id: str, chunk_size: int) -> None:
+    def __init__(self, run_id: str, until: datetime, chunk_size: int) -> None:
         self._run_id = run_id
+        self._until = until
         self._chunk_size = chunk_size
         self._next_look = 0.0
         self._taken_from: set[str] = set()
@@ -125,9 +133,24 @@ class _Around:
         if expired := expired_waits(self._run_id, self._chunk_size):
             expire_waits(expired)
         escalate_all(unanswered(self._run_id))
-        self._taken_from.update(take_over_waiting(self._run_id))
+        # Two that have stopped would take the same orders from each other.
+        if utc_now() < self._until:
+            self._take_over()
         self._taken_from = {id_ for id_ in self._taken_from if not _has_ended(id_)}
         return pool_is_closed()
+
+    def _take_over(self) -> None:
+        for from_run in stopped_batches(self._run_id):
+            # Woken first: from then on Prefect accepts no further answer to its form.
+            _has_ended(from_run)
+            try:
+                with get_client(sync_client=True) as client:
+                    record_answers_left(client, from_run, [])
+            except SERVER_AWAY as error:
+                logger.warning("the orders of batch %s stay with it for now: %r", from_run, error)
+                continue
+            if take_over_waiting(from_run, self._run_id):
+                self._taken_from.add(from_run)
 
 
 def _has_ended(run_id: str) -> bool:
