@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Mapping
 
+import psycopg
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from store.errors import OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
 from store.outages import is_outage
@@ -42,9 +44,14 @@ def answer_errors(app: FastAPI) -> None:
         named = Problem(field, reason) if colon and " " not in field else Problem("", str(error))
         return answer(_status_of(error), [named])
 
+    # By their own classes too: an answer for `Exception` is raised again after it, which logs each
+    # request of an outage with its traceback and closes the connection under the next request.
+    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(psycopg.Error)
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         if is_outage(error):
+            logger.warning("a request was refused in an outage: %s", type(error).__name__)
             again = "the database is away; send the same request again"
             return answer(503, [Problem("", again)], {"Retry-After": "1"})
         logger.error("a request failed", exc_info=error)

@@ -1,9 +1,10 @@
 """A front end submits orders, follows and cancels them, and loses none that was accepted."""
 
+import asyncio
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +21,7 @@ from store.saga import abandon
 from tests.polling import wait_until
 from tests.shop import an_order, at_once, carry_on, order_row, placed, status, stock
 from tests.web.front_door import TOKEN, FrontDoor
+from web.app import create_app
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -211,6 +213,21 @@ def test_no_accepted_order_is_lost_when_the_door_is_killed(
     served.start()
     sent_again = served.client.post("/orders", json=order(accepted[0], quantity=1))
     assert (sent_again.status_code, an_order(accepted[0]).order_id) == (200, accepted[0])
+
+
+def test_an_outage_of_the_database_is_an_answer_and_no_defect_of_the_door(
+    setting: Callable[[str, object], None],
+) -> None:
+    setting("database_url", "postgresql+psycopg://postgres@127.0.0.1:1/store")
+
+    async def ask() -> httpx.Response:
+        # The transport raises what the application has not answered for good.
+        door = httpx.ASGITransport(create_app({"web": TOKEN}))
+        async with httpx.AsyncClient(transport=door, base_url="http://door") as client:
+            return await client.get("/health")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
 def test_the_log_holds_no_customer_and_no_token(served: FrontDoor, database: str) -> None:
