@@ -4,11 +4,13 @@ import logging
 from collections.abc import Mapping
 
 import psycopg
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from store.errors import OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
 from store.outages import is_outage
@@ -28,7 +30,14 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, error.detail, error.headers)  # type: ignore[arg-type]
+        # What the router refuses, an unknown path or method, has a text alone.
+        detail: object = error.detail
+        found = [Problem("", detail)] if isinstance(detail, str) else detail
+        return answer(error.status_code, found, error.headers)  # type: ignore[arg-type]
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return answer(400, [Problem("", "the request broke off")])
 
     @app.exception_handler(ValidationError)
     async def wrong(_: Request, error: ValidationError) -> JSONResponse:
