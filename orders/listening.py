@@ -105,35 +105,32 @@ def is_listened() -> bool:
 
 
 @retried
-def take_over_waiting(run_id: str) -> list[str]:
-    """Take over the waiting orders of batches that have stopped listening.
+def take_over_waiting(from_run: str, to_run: str) -> bool:
+    """Take over the waiting orders of a batch that has stopped listening.
 
-    Only those of batches are taken that listened and have stopped. An order that has moved on, or
-    has another owner by now, is left alone.
+    An order that has moved on, or has another owner by now, is left alone.
 
     Args:
-        run_id: The run that listens.
+        from_run: The batch's run.
+        to_run: The run that listens.
 
     Returns:
-        The runs from which orders were taken.
+        Whether an order was taken.
     """
-    taken_from = []
-    for from_run in _stopped(run_id):
-        with transaction(WHOLE_RUN) as session:
-            order_ids = lock_orders_where(
-                session,
-                col(Order.run_id) == from_run,
-                col(Order.status) == OrderStatus.WAITING,
-            )
-            rows = [{"id": id_} for id_ in order_ids]
-            update_rows(session, Order, rows, run_id=run_id, updated_at=utc_now())
-        if order_ids:
-            taken_from.append(from_run)
-    return taken_from
+    with transaction(WHOLE_RUN) as session:
+        order_ids = lock_orders_where(
+            session,
+            col(Order.run_id) == from_run,
+            col(Order.status) == OrderStatus.WAITING,
+        )
+        rows = [{"id": id_} for id_ in order_ids]
+        update_rows(session, Order, rows, run_id=to_run, updated_at=utc_now())
+    return bool(order_ids)
 
 
-def _stopped(run_id: str) -> Sequence[str]:
-    """Return the other batches that have stopped listening and still wait."""
+@retried
+def stopped_batches(run_id: str) -> Sequence[str]:
+    """Return the other batches that listened, have stopped, and still wait."""
     with reading() as session:
         waits = exists().where(
             col(Order.run_id) == col(Batch.run_id), col(Order.status) == OrderStatus.WAITING

@@ -3,10 +3,14 @@
 import logging
 from collections.abc import Mapping
 
-from fastapi import FastAPI, HTTPException, Request
+import psycopg
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from store.errors import OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
 from store.outages import is_outage
@@ -26,7 +30,14 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, error.detail, error.headers)  # type: ignore[arg-type]
+        # What the router refuses, an unknown path or method, has a text alone.
+        detail: object = error.detail
+        found = [Problem("", detail)] if isinstance(detail, str) else detail
+        return answer(error.status_code, found, error.headers)  # type: ignore[arg-type]
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return answer(400, [Problem("", "the request broke off")])
 
     @app.exception_handler(ValidationError)
     async def wrong(_: Request, error: ValidationError) -> JSONResponse:
@@ -42,9 +53,14 @@ def answer_errors(app: FastAPI) -> None:
         named = Problem(field, reason) if colon and " " not in field else Problem("", str(error))
         return answer(_status_of(error), [named])
 
+    # By their own classes too: an answer for `Exception` is raised again after it, which logs each
+    # request of an outage with its traceback and closes the connection under the next request.
+    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(psycopg.Error)
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         if is_outage(error):
+            logger.warning("a request was refused in an outage: %s", type(error).__name__)
             again = "the database is away; send the same request again"
             return answer(503, [Problem("", again)], {"Retry-After": "1"})
         logger.error("a request failed", exc_info=error)

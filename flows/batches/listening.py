@@ -23,6 +23,7 @@ from flows.batches.chunk import DECIDED, check_out, finish
 from flows.batches.report import Progress
 from flows.dispatch import wake_batch
 from flows.order.events import emit_statuses
+from flows.runs.answers_left import record_answers_left
 from flows.runs.escalation import escalate_all
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed, trying_once
 from orders.batches import pages_of_run, touch_batch, waits_until
@@ -31,6 +32,7 @@ from orders.listening import (
     expired_waits,
     listen_until,
     stop_listening,
+    stopped_batches,
     take_over_waiting,
     unanswered,
 )
@@ -183,10 +185,23 @@ class _AtPrefect:
     def _look(self, takes_over: bool) -> None:
         self._closed = pool_is_closed()
         if takes_over:
-            self._taken_from.update(take_over_waiting(self._run_id))
+            self._take_over()
         self._taken_from = {id_ for id_ in self._taken_from if not _has_ended(id_)}
         escalate_all(unanswered(self._run_id))
         self._progress.show()
+
+    def _take_over(self) -> None:
+        for from_run in stopped_batches(self._run_id):
+            # Woken first: from then on Prefect accepts no further answer to its form.
+            _has_ended(from_run)
+            try:
+                with get_client(sync_client=True) as client:
+                    record_answers_left(client, from_run, [])
+            except SERVER_AWAY as error:
+                logger.warning("the orders of batch %s stay with it for now: %r", from_run, error)
+                continue
+            if take_over_waiting(from_run, self._run_id):
+                self._taken_from.add(from_run)
 
 
 def _has_ended(run_id: str) -> bool:

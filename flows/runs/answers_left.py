@@ -2,7 +2,7 @@
 
 Prefect accepts an answer for a run whose process is dead and keeps it among the run's inputs. An
 accepted answer counts whatever becomes of the run, so hooks, recovery and the commands ask here
-before they expire, cancel, replace or give up an order.
+before they expire, cancel, replace, take over or give up an order.
 """
 
 from collections.abc import Iterable

@@ -91,7 +91,10 @@ class StandBy:
 
 
 def keep(client: SyncPrefectClient, pool: str | None, soon: list[FlowRun]) -> set[UUID]:
-    """Create missing stand-bys, and delete those of deployments that are off.
+    """Create missing stand-bys, and delete surplus ones and those that are off.
+
+    Two runs that look at the same moment both create one. Of several the one with the lowest id
+    stays, so that two that look never delete all of them.
 
     Args:
         client: Prefect's client.
@@ -100,8 +103,14 @@ def keep(client: SyncPrefectClient, pool: str | None, soon: list[FlowRun]) -> se
 
     Returns:
         The ids of the deployments that are off: paused, or without an active schedule.
+
+    Raises:
+        ObjectNotFound: another run has deleted a stand-by first; the next look finds all right.
     """
-    stand_bys = {run.deployment_id: run.id for run in soon if TAG in run.tags}
+    stand_bys: dict[UUID | None, UUID] = {}
+    for run in sorted((run for run in soon if TAG in run.tags), key=lambda run: run.id):
+        if stand_bys.setdefault(run.deployment_id, run.id) != run.id:
+            client.delete_flow_run(run.id)
     off = set()
     for deployment in client.read_deployments(
         flow_filter=_listening(), work_pool_filter=_named(pool)

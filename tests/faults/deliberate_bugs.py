@@ -428,17 +428,16 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
 def a_batch_takes_over_what_waited_when_it_looked_last() -> Patches:
     seen: dict[str, list[str]] = {}
 
-    def wrong(run_id: str) -> list[str]:
-        stopped = list(orders.listening._stopped(run_id))
-        waits = (col(Order.run_id).in_(stopped), col(Order.status) == OrderStatus.WAITING)
+    def wrong(from_run: str, to_run: str) -> bool:
+        waits = (col(Order.run_id) == from_run, col(Order.status) == OrderStatus.WAITING)
         with transaction() as session:
             session.execute(
                 update(Order)
-                .where(col(Order.id).in_(seen.get(run_id, [])))
-                .values(run_id=run_id, status=OrderStatus.WAITING)
+                .where(col(Order.id).in_(seen.get(to_run, [])))
+                .values(run_id=to_run, status=OrderStatus.WAITING)
             )
-            seen[run_id] = list(session.scalars(select(Order.id).where(*waits)))
-        return stopped
+            seen[to_run] = list(session.scalars(select(Order.id).where(*waits)))
+        return True
 
     return [(flows.batches.listening, "take_over_waiting", wrong)]
 

@@ -28,10 +28,11 @@ from flows.dispatch import dispatch_orders
 from flows.runs.continuation import CONTINUATION
 from orders.batches import begin_batch, count_by_status, read_batch
 from orders.intake import submit_orders
-from store.database import reading
+from orders.listening import listens as listens_now
+from store.database import reading, transaction
 from store.errors import InvalidDecision
-from store.messages import ASSIGNED
-from store.models import utc_now
+from store.messages import ASSIGNED, BatchAnswer
+from store.models import Batch, utc_now
 from store.notifications import Notice
 from store.table_topic import TableTopic
 from store.wakeups import ORDERS_TO_CARRY
@@ -130,6 +131,11 @@ def a_session_listens() -> bool:
     asked = text("SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query = :last")
     with reading() as session:
         return session.execute(asked, {"last": last}).first() is not None
+
+
+def set_listened(run_id: str) -> None:
+    with transaction() as session:
+        session.get_one(Batch, run_id).listens_until = utc_now()
 
 
 def owner(order_id: str) -> str:
@@ -304,6 +310,40 @@ def test_a_listening_and_a_nightly_batch_share_the_orders(listens: Listening) ->
     ]
     assert sum(done) == 10
     assert (stock(), kept_cents()) == (490, 10 * 20_00)
+
+
+def test_an_answer_that_a_stopped_batch_has_not_read_counts_before_its_orders_are_taken_over(
+    listens: Listening,
+) -> None:
+    run = listens.batches.died()
+    set_listened(str(run.id))
+    placed("o-000", "prepare_order", run_id=str(run.id))
+    answer = BatchAnswer(outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    listens.batches.runs.client.create_flow_run_input(
+        run.id, "paused-batch-1-response", answer.model_dump_json()
+    )
+    running = listens.start()
+    wait_until(lambda: status("o-000") == "dispatching" or owner("o-000") != str(run.id), "a look")
+    assert (status("o-000"), order_row("o-000").courier_id) == ("dispatching", "city-vans")
+    listens.close()
+    running.result()
+    carry_on(["o-000"], after="find_couriers")
+
+
+def test_a_batch_that_has_stopped_takes_nothing_over(listens: Listening) -> None:
+    set_capacities(only=5)
+    placed("holds-the-courier", "find_couriers", 5)
+    before = listens.batches.died()
+    set_listened(str(before.id))
+    stopped = listens.start(seconds=1)
+    submit(1)
+    wait_until(lambda: status("o-000") == "waiting", "the wait")
+    wait_until(lambda: not listens_now(owner("o-000")), "the end of the listening")
+    placed("of-another", "prepare_order", run_id=str(before.id))
+    set_order("o-000", wait_until=utc_now())
+    assert stopped.result().message == "1 orders: 1 compensated"
+    assert owner("of-another") == str(before.id)
+    carry_on(["holds-the-courier"], after="find_couriers")
 
 
 def test_a_wait_that_ends_while_it_listens_is_given_back(listens: Listening) -> None:

@@ -114,6 +114,24 @@ def test_a_run_that_listens_puts_its_stand_by_off_and_makes_the_other_flows(
     assert upkeep.end()[0].is_completed()
 
 
+def test_of_two_stand_bys_that_were_made_at_the_same_moment_one_stays(upkeep: Upkeep) -> None:
+    upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
+    twins = [
+        stand_by.create(upkeep.client, upkeep.ids[recover_orders], timedelta(seconds=90))
+        for _ in range(2)
+    ]
+    upkeep.listen(recover_orders)
+    wait_until(lambda: len(scheduled(upkeep)) == 1, "one stand-by")
+    upkeep.looks_again(recover_orders)
+    assert scheduled(upkeep) == [min(twins)]
+    upkeep.end()
+
+
+def scheduled(upkeep: Upkeep) -> list[UUID]:
+    runs = upkeep.runs_of(recover_orders)
+    return [run.id for run in runs if run.state_type == StateType.SCHEDULED]
+
+
 def test_a_run_that_has_died_is_followed_by_its_stand_by(
     upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from orders.listening import (
     listens,
     pace_of_run,
     stop_listening,
+    stopped_batches,
     take_over_waiting,
     unanswered,
 )
@@ -41,20 +43,22 @@ def test_only_what_waits_in_a_batch_that_has_stopped_is_taken_over() -> None:
     batch_with("nightly", run_id="nightly", listen_seconds=0)
     placed("started", "bill_customer", run_id="first")
     assign("decided")
-    assert (take_over_waiting("second"), owner("waits")) == ([], "first")
+    assert stopped_batches("second") == []
     stop_listening("first")
     assert not listens("first")
-    assert take_over_waiting("second") == ["first"]
+    assert (stopped_batches("second"), stopped_batches("first")) == (["first"], [])
+    assert take_over_waiting("first", "second")
     owners = [owner(id_) for id_ in ("waits", "decided", "started", "nightly")]
     assert owners == ["second", "first", "first", "nightly"]
-    assert take_over_waiting("second") == []
+    assert stopped_batches("second") == []
+    assert not take_over_waiting("first", "third")
 
 
 def test_two_that_take_over_at_once_share_nothing() -> None:
     batch_with("o-1", "o-2")
     stop_listening("first")
-    taken = at_once([lambda: take_over_waiting("second"), lambda: take_over_waiting("third")])
-    assert sorted(map(str, taken)) == ["['first']", "[]"]
+    taken = at_once([partial(take_over_waiting, "first", to) for to in ("second", "third")])
+    assert sorted(map(str, taken)) == ["False", "True"]
     assert owner("o-1") == owner("o-2")
 
 

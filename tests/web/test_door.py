@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -222,6 +222,51 @@ def test_no_accepted_order_is_lost_when_the_door_is_killed(
             each.result()
     assert {status(order_id) for order_id in accepted} == {"submitted"}
     assert asyncio.run(sent_to_another_door(order(accepted[0], quantity=1))) == 200
+
+
+def test_an_outage_of_the_database_is_an_answer_and_no_defect_of_the_door(
+    setting: Callable[[str, object], None],
+) -> None:
+    setting("database_url", "postgresql+psycopg://postgres@127.0.0.1:1/store")
+
+    async def ask() -> httpx.Response:
+        # The transport raises what the application has not answered for good.
+        door = httpx.ASGITransport(create_app({"web": TOKEN}))
+        async with httpx.AsyncClient(transport=door, base_url="http://door") as client:
+            return await client.get("/health")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_a_client_that_goes_away_in_its_request_is_no_defect() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    request = {
+        "type": "http",
+        "method": "POST",
+        "path": "/orders",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {TOKEN}".encode())],
+    }
+    asyncio.run(create_app({"web": TOKEN})(request, receive, send))
+    assert sent[0]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"), [("GET", "/nowhere", 404), ("DELETE", "/orders", 405)]
+)
+def test_what_the_door_does_not_have_is_answered_as_any_error(
+    door: httpx.Client, method: str, path: str, code: int
+) -> None:
+    answer = door.request(method, path)
+    assert (answer.status_code, errors(answer)[0][0]) == (code, "")
 
 
 def test_the_log_holds_no_customer_and_no_token(served: FrontDoor, database: str) -> None:
