@@ -10,6 +10,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
@@ -25,7 +26,7 @@ from flows.batches.bulk import as_one, few_collections, forget_results
 from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
 from flows.runs.stand_by import StandBy
-from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
+from flows.runs.work_pool import SERVER_AWAY, pool_is_closed, trying_once
 from orders.decisions import Decided, decisions_of
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
@@ -100,6 +101,8 @@ def dispatch_orders(listen_seconds: int = 285) -> DispatchReport:
     deadline = time.monotonic() + listen_seconds
     with (
         few_collections(),
+        # What Prefect does not answer is asked again soon, and the database decides alone.
+        trying_once(),
         closing(order_queue()) as queue,
         get_client(sync_client=True) as client,
         ThreadPoolExecutor(RESUMERS) as resumers,
@@ -200,7 +203,10 @@ def look_after(
                 to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
-    report.resumed += sum(resumers.map(partial(resume, client), to_resume.values()))
+    resuming = [
+        resumers.submit(copy_context().run, resume, client, each) for each in to_resume.values()
+    ]
+    report.resumed += sum(each.result() for each in resuming)
     queue.delete(done)
     report.deleted += len(done)
     queue.hide(

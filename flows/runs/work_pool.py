@@ -33,7 +33,8 @@ RESCHEDULED = "rescheduled for when its work pool is resumed"
 def trying_once() -> Iterator[None]:
     """Call Prefect without the client's own retries, which take minutes.
 
-    For calls that do no harm when they fail, and are made again.
+    For calls that do no harm when they fail, and are made again. It copies Prefect's settings,
+    which takes some 50 ms: enter it once for a loop.
     """
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         yield
@@ -52,10 +53,7 @@ def pool_is_closed(open_client: SyncPrefectClient | None = None) -> bool | None:
     if run_id is None:
         return False
     try:
-        with (
-            trying_once(),
-            nullcontext(open_client) if open_client else get_client(sync_client=True) as client,
-        ):
+        with nullcontext(open_client) if open_client else get_client(sync_client=True) as client:
             pool = _pool_of(client, run_id)
             return pool is not None and client.read_work_pool(pool).is_paused
     except ObjectNotFound as error:

@@ -4,7 +4,7 @@ The flows, tasks, hooks, saga log and database are production's own. What is rep
 below them, the clock, ids, sleeping, and the partners. A name that production gives up fails here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -52,9 +52,6 @@ class OneAfterAnother:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-    def map(self, call: Callable[[A], B], items: Iterable[A]) -> list[B]:
-        return [call(item) for item in items]
 
     def submit(self, call: Callable[..., B], *args: Any) -> "Future[B]":
         done: Future[B] = Future()
@@ -107,7 +104,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.batches.listening, "Listener", lambda _: _Poll(world)),
         (flows.batches.listening, "ThreadPoolExecutor", OneAfterAnother),
         (flows.batches.listening, "trying_once", nullcontext),
-        (flows.runs.work_pool, "trying_once", nullcontext),
+        (flows.dispatch, "trying_once", nullcontext),
         (
             flows.batches.wait.BatchDecision,
             "with_initial_data",

@@ -1,17 +1,29 @@
 """The dispatcher: every message in the queue ends right, and no order waits for nothing."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
+    temporary_settings,
+)
 
 from flows import dispatch
 from flows.dispatch import DispatchReport, dispatch_orders
+from orders.batches import begin_batch
 from store.database import transaction
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, OrderMessage
 from store.models import Courier
 from store.table_queue import TableQueue
+from tasks.couriers import find_couriers
 from tests.flows.runs import Runs
 from tests.polling import wait_until
 from tests.shop import (
+    Bare,
     an_order,
     assign,
     assigned_copies,
@@ -191,3 +203,37 @@ def test_a_message_that_cannot_be_read_is_logged_without_its_content(
     assert " cannot be read: " in caplog.text
     kept_about_it = caplog.text + str(reason)
     assert [each for each in PERSONAL if each in kept_about_it] == []
+
+
+class Unavailable(BaseHTTPRequestHandler):
+    """Answers as a proxy whose server is away."""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_orders_of_a_batch_that_listens_are_decided_while_prefects_server_is_away(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = "00000000-0000-0000-0000-000000000001"
+    begin_batch(run_id, None, listen_seconds=60)
+    placed("o-1", "prepare_order", run_id=run_id)
+    monkeypatch.setattr("flows.dispatch.find_couriers", Bare(find_couriers))
+    with HTTPServer(("127.0.0.1", 0), Unavailable) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        away = {
+            PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api",
+            PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
+            # As a worker has it: minutes.
+            PREFECT_CLIENT_MAX_RETRIES: 10,
+        }
+        with temporary_settings(away):
+            report = dispatch_orders.fn(listen_seconds=1)
+        server.shutdown()
+    assert (report.decided, report.deleted) == (1, 1)
+    assert (status("o-1"), queued()) == ("dispatching", [])
