@@ -19,6 +19,7 @@ from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
 from store.saga import abandon
 from tests.shop import end_run, give_back, placed, set_capacities, status
+from texts.forms import HOW, why_batch_waits
 
 RUN = str(uuid4())
 
@@ -126,4 +127,20 @@ def test_a_form_offers_the_couriers_and_has_a_refused_answer_filled_in_but_by_no
     )
     emptied = form(outcome=NO_COURIER)
     assert (emptied.courier, emptied.reason, emptied.answered_by) == ("", "", "")
+    end_run("o-1")
+
+
+def test_the_state_message_of_a_wait_says_what_was_refused_who_has_room_and_how_to_answer(
+    database: str,
+) -> None:
+    placed("o-1", "prepare_order", 5)
+    set_capacities(city_vans=5, night_rail=4)
+    why = ask(read_order("o-1"), "no such courier").why
+    assert why.startswith("The last answer was refused: no such courier. Order o-1 waits for ")
+    assert "Couriers with room for its 5 copies: city-vans (5 copies free). To answer, " in why
+    assert why.endswith(HOW)
+    assert ask(read_order("o-1"), "").why.startswith("Order o-1 waits for a courier until ")
+    batch = why_batch_waits({"waiting": 2}, None, "**Refused.** why")
+    assert batch.startswith("Refused. why 2 orders of this batch wait for a courier.")
+    assert batch.endswith(HOW)
     end_run("o-1")
