@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -494,14 +496,18 @@ def test_the_remedies_of_paused_deployments_and_schedules_are_commands_that_work
 
 def follow(remedy: str) -> None:
     """Run the command that a remedy names."""
-    with following(remedy) as started:
-        said, _ = started.communicate()
-    assert started.returncode == 0, f"{remedy}: {said}"
+    with following(remedy) as (started, said):
+        status = started.wait(120)
+        said.seek(0)
+        assert status == 0, f"{remedy}: {said.read()}"
 
 
 @contextmanager
-def following(remedy: str) -> Iterator["subprocess.Popen[str]"]:
-    """Start the command that a remedy names, and end what is left of it."""
+def following(remedy: str) -> Iterator[tuple["subprocess.Popen[bytes]", IO[str]]]:
+    """Start the command that a remedy names, and kill it at the end.
+
+    Yields it and the file of its output.
+    """
     (command,) = re.findall("`(.*)`", remedy)
     environment = {
         **os.environ,
@@ -509,18 +515,20 @@ def following(remedy: str) -> Iterator["subprocess.Popen[str]"]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     }
-    with subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {command}"],
-        cwd=PROJECT_DIR,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as started:
+    # No pipe: a worker that nobody listens to stands still when it is full.
+    with tempfile.TemporaryFile("w+") as said:
+        started = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command}"],
+            cwd=PROJECT_DIR,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
         try:
-            yield started
+            yield started, said
         finally:
-            started.terminate()
+            started.kill()
+            started.wait()
 
 
 @pytest.fixture
