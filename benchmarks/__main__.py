@@ -33,7 +33,8 @@ def main(*, only: Annotated[str | None, Parameter(validator=_is_known)] = None) 
     Args:
         only: Run this one alone.
     """
-    console = Console()
+    # Wide enough for every table, also in a file.
+    console = Console(width=max(Console().width, 140))
     with ground() as prepared:
         for name, module in BENCHMARKS.items():
             if only in (None, name):
