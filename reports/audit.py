@@ -19,11 +19,10 @@ from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
 from reports import book_rules, order_rules
+from reports.checkpoint import ALL_ORDERS, CHANGED_ORDERS
 from reports.rules import Check
-from store.models import (
-    UtcDateTime,
-    utc_now,
-)
+from store.checkpoint import AuditCheckpoint
+from store.models import UtcDateTime, utc_now
 from store.partners import movements_query
 
 FORGOTTEN_SECONDS = 3600
@@ -52,14 +51,16 @@ class Finding:
         return f"{warning}{self.invariant}: {self.subject} {self.facts}"
 
 
-def audit(session: Session) -> Iterator[Finding]:
+def audit(session: Session, since: AuditCheckpoint | None = None) -> Iterator[Finding]:
     """Yield all findings and warnings of the database.
 
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
+        since: The last clean audit, to check only orders that have changed since, and all books,
+            customers and couriers. None checks all orders.
     """
     for check in checks():
-        yield from _findings(session, check)
+        yield from _findings(session, check, since)
 
 
 def forgotten_orders(session: Session) -> Iterator[Finding]:
@@ -75,12 +76,15 @@ def is_compared_with_gateway() -> bool:
     return movements_query() is not None
 
 
-def _findings(session: Session, check: Check) -> Iterator[Finding]:
+def _findings(
+    session: Session, check: Check, since: AuditCheckpoint | None = None
+) -> Iterator[Finding]:
     now = utc_now()
     rules = "\n".join(
         f"WHEN {rule.broken_if} THEN {number}" for number, rule in enumerate(check.rules)
     )
     query = (
+        f"{CHANGED_ORDERS if since else ALL_ORDERS} "
         f"SELECT * FROM (SELECT subject.*, CASE {rules} END AS broken_rule "
         f"FROM ({check.rows}) subject) found WHERE broken_rule IS NOT NULL"
     )
@@ -88,6 +92,7 @@ def _findings(session: Session, check: Check) -> Iterator[Finding]:
         query,
         forgotten=now - timedelta(seconds=FORGOTTEN_SECONDS),
         unclaimed=now - timedelta(seconds=UNCLAIMED_SECONDS),
+        **({"before": since.before} if since else {}),
     )
     rows = session.execute(statement, execution_options={"yield_per": ROWS_AT_ONCE})
     for row in rows:

@@ -172,6 +172,8 @@ class Order(SQLModel, table=True):
             "updated_at",
             postgresql_where=text("status IN ('dispatched', 'rejected', 'compensated')"),
         ),
+        Index("orders_by_age", "created_at", "id"),
+        Index("orders_by_customer", "user_id"),
     )
 
     id: str = Field(primary_key=True, max_length=ID_LENGTH)
@@ -241,6 +243,7 @@ class OrderLine(SQLModel, table=True):
     """
 
     __tablename__ = "order_lines"
+    __table_args__ = (Index("order_lines_by_book", "book_id"),)
 
     order_id: str = Field(primary_key=True, foreign_key="orders.id", max_length=ID_LENGTH)
     book_id: str = Field(primary_key=True, max_length=ID_LENGTH)
