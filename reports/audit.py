@@ -19,7 +19,7 @@ from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
 from reports import book_rules, order_rules
-from reports.checkpoint import ALL_ORDERS, CHANGED_ORDERS
+from reports.checkpoint import ALL_ORDERS, narrow
 from reports.rules import Check
 from store.checkpoint import AuditCheckpoint
 from store.models import UtcDateTime, utc_now
@@ -56,11 +56,15 @@ def audit(session: Session, since: AuditCheckpoint | None = None) -> Iterator[Fi
 
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
+            It serves one audit.
         since: The last clean audit, to check only orders that have changed since, and all books,
             customers and couriers. None checks all orders.
     """
+    if since is not None:
+        narrow(session, since)
+    counted_before = "" if since else ALL_ORDERS
     for check in checks():
-        yield from _findings(session, check, since)
+        yield from _findings(session, check, counted_before)
 
 
 def forgotten_orders(session: Session) -> Iterator[Finding]:
@@ -76,15 +80,13 @@ def is_compared_with_gateway() -> bool:
     return movements_query() is not None
 
 
-def _findings(
-    session: Session, check: Check, since: AuditCheckpoint | None = None
-) -> Iterator[Finding]:
+def _findings(session: Session, check: Check, counted_before: str = "") -> Iterator[Finding]:
     now = utc_now()
     rules = "\n".join(
         f"WHEN {rule.broken_if} THEN {number}" for number, rule in enumerate(check.rules)
     )
     query = (
-        f"{CHANGED_ORDERS if since else ALL_ORDERS} "
+        f"{counted_before} "
         f"SELECT * FROM (SELECT subject.*, CASE {rules} END AS broken_rule "
         f"FROM ({check.rows}) subject) found WHERE broken_rule IS NOT NULL"
     )
@@ -92,7 +94,6 @@ def _findings(
         query,
         forgotten=now - timedelta(seconds=FORGOTTEN_SECONDS),
         unclaimed=now - timedelta(seconds=UNCLAIMED_SECONDS),
-        **({"before": since.before} if since else {}),
     )
     rows = session.execute(statement, execution_options={"yield_per": ROWS_AT_ONCE})
     for row in rows:
