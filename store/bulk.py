@@ -7,6 +7,7 @@ Statements stay the same whatever the number of rows, so they are compiled once.
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -106,7 +107,7 @@ def insert_missing(
     table = _table_of(model)
     key = [column.name for column in table.primary_key.columns]
     # Whoever inserts a key that another transaction has inserted waits for it, so all go by key.
-    values = sorted(rows, key=lambda row: [row[name] for name in key])
+    values = sorted(rows, key=itemgetter(*key))
     if not values:
         return []
     statement = (
@@ -115,7 +116,7 @@ def insert_missing(
         .on_conflict_do_nothing()
         .returning(*table.primary_key.columns)
     )
-    return [tuple(row) for row in session.execute(statement)]
+    return [tuple(row) for row in read_rows(session, statement)]
 
 
 def update_rows(session: Session, model: type[SQLModel], rows: Rows, **same: Any) -> None:
@@ -192,9 +193,8 @@ def _table_of(model: type[SQLModel]) -> Table:
 def _as_table(table: Table, rows: Rows) -> FromClause:
     """Return rows as a table, with the types of ``table``'s columns."""
     columns = [column(name, table.c[name].type) for name in rows[0]]
-    moments = [each.name for each in columns if isinstance(each.type, UtcDateTime)]
-    if moments:
-        rows = [{**row, **{name: _moment(row[name]) for name in moments}} for row in rows]
+    for name in (each.name for each in columns if isinstance(each.type, UtcDateTime)):
+        _require_zones(row[name] for row in rows)
     given = bindparam(None, list(rows), type_=JSON)
     return (
         func.json_to_recordset(given)
@@ -211,6 +211,8 @@ def _matches(table: Table, given: FromClause, rows: Rows) -> ColumnElement[bool]
     return and_(among(table.c[first], [row[first] for row in rows]), same_key)
 
 
-def _moment(value: datetime | None) -> str | None:
-    """Return a moment as text, since JSON has no moments."""
-    return None if value is None else in_utc(value).isoformat()
+def _require_zones(moments: Iterable[datetime | None]) -> None:
+    """Raise ValueError for a moment without its zone."""
+    for moment in moments:
+        if moment is not None:
+            in_utc(moment)
