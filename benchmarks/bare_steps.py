@@ -13,7 +13,7 @@ from benchmarks.ground import RUN_ID, answer
 from flows.batches.chunk import STEPS
 from flows.dispatch import GROUP
 from orders.batches import begin_batch, pages_of_run
-from orders.decisions import decisions_of
+from orders.decisions import decisions_of, runs_of_open_orders
 from orders.intake import claim_orders
 from store.messages import OrderMessage
 from store.models import OrderStatus
@@ -51,7 +51,7 @@ def main(chunk_size: int) -> None:
             break
         with timed("find_couriers"):
             messages = [OrderMessage.model_validate_json(message.body) for message in received]
-            decisions_of(messages)
+            runs_of_open_orders(messages)
             find_couriers.fn(messages)
             decisions_of(messages)
         with timed("delete"):

@@ -27,7 +27,7 @@ from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
 from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed, trying_once
-from orders.decisions import Decided, decisions_of
+from orders.decisions import Decided, decisions_of, runs_of_open_orders
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage
@@ -166,14 +166,13 @@ def look_after(
     )
     if not due:
         return
-    known = decisions_of([held.message for held in due])
-    undecided = [held.message for held in due if known[held.message].is_open]
-    if undecided:
-        cancelled = _cancelled(client, {known[message].run_id for message in undecided})
-        to_decide = [m for m in undecided if known[m].run_id not in cancelled]
+    open_ = runs_of_open_orders([held.message for held in due])
+    if open_:
+        cancelled = _cancelled(client, set(open_.values()))
+        to_decide = [message for message, run_id in open_.items() if run_id not in cancelled]
         if to_decide:
             report.decided += len(find_couriers(as_one(to_decide)))
-            known = decisions_of([held.message for held in due])
+    known = decisions_of([held.message for held in due])
     to_resume = {}
     done = []
     for held in due:

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.bulk import among, insert_missing, update_rows
+from store.bulk import among, insert_missing, read_rows, update_rows
 from store.database import reading, transaction
 from store.errors import BatchNotFound
 from store.models import (
@@ -136,18 +136,13 @@ def pages_of_run(run_id: str, statuses: Sequence[OrderStatus], size: int) -> Ite
 @retried
 def _page(run_id: str, status: OrderStatus, after: str, size: int) -> list[str]:
     with reading() as session:
-        return list(
-            session.scalars(
-                select(Order.id)
-                .where(
-                    col(Order.run_id) == run_id,
-                    col(Order.status) == status,
-                    col(Order.id) > after,
-                )
-                .order_by(Order.id)
-                .limit(size)
-            )
+        page = (
+            select(Order.id)
+            .where(col(Order.run_id) == run_id, col(Order.status) == status, col(Order.id) > after)
+            .order_by(Order.id)
+            .limit(size)
         )
+        return [id_ for (id_,) in read_rows(session, page)]
 
 
 @retried

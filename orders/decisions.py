@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from sqlalchemy import select as select_columns
@@ -44,6 +45,24 @@ class DecidedOrder(NamedTuple):
     run_id: str | None
 
 
+def runs_of_open_orders(messages: Sequence[OrderMessage]) -> dict[OrderMessage, str | None]:
+    """Return the messages whose orders wait for a decision, with their runs."""
+    with reading() as session:
+        found = read_rows(
+            session,
+            select(Order.id, Order.attempt, Order.run_id).where(
+                among(col(Order.id), {message.order_id for message in messages}),
+                col(Order.status) == OrderStatus.WAITING,
+            ),
+        )
+    runs = {(order_id, attempt): run_id for order_id, attempt, run_id in found}
+    return {
+        message: runs[key]
+        for message in messages
+        if (key := (message.order_id, message.attempt)) in runs
+    }
+
+
 def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided]:
     """Return where the order of each message stands.
 
@@ -51,6 +70,8 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
     another attempt.
     """
     ids = {message.order_id for message in messages}
+    # Thousands of decisions are a few couriers'.
+    answer_of = cache(_answer)
     with reading() as session:
         orders = {
             row[0]: DecidedOrder._make(row)
@@ -62,13 +83,8 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
             )
         }
         answers = {
-            (order_id, attempt): CourierAnswer(
-                outcome=ASSIGNED if courier_id else NO_COURIER,
-                courier=courier_id or "",
-                reason=reason,
-                answered_by=decided_by,
-            )
-            for order_id, attempt, courier_id, reason, decided_by in read_rows(
+            (order_id, attempt): answer_of(*decision)
+            for order_id, attempt, *decision in read_rows(
                 session,
                 select_columns(
                     col(Decision.order_id),
@@ -90,6 +106,15 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
             )
             for message in messages
         }
+
+
+def _answer(courier_id: str | None, reason: str, decided_by: str) -> CourierAnswer:
+    return CourierAnswer(
+        outcome=ASSIGNED if courier_id else NO_COURIER,
+        courier=courier_id or "",
+        reason=reason,
+        answered_by=decided_by,
+    )
 
 
 class BatchOfOrder(NamedTuple):

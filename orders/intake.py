@@ -21,7 +21,7 @@ from orders.acceptance import new_order, refused_method, require_same
 from orders.batches import touch_batch
 from orders.files import Reject, read_orders
 from orders.sources import opened, put_beside
-from store.bulk import among, insert_missing, insert_rows, update_rows
+from store.bulk import among, insert_missing, insert_rows, read_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import CheckoutOrder
@@ -175,7 +175,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        claimed = session.scalars(oldest).all()
+        claimed = [id_ for (id_,) in read_rows(session, oldest)]
         if claimed:
             update_rows(
                 session,
@@ -187,7 +187,7 @@ def claim_orders(run_id: str, limit: int) -> list[str]:
                 currency=settings().currency,
                 updated_at=utc_now(),
             )
-        return list(claimed)
+        return claimed
 
 
 @retried_task

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from store.bulk import update_rows
+from store.bulk import among, read_rows, update_rows
 from store.database import reading, transaction
 from store.errors import (
     CourierWaitExpired,
@@ -24,23 +24,23 @@ from store.sessions import WHOLE_RUN
 def expire_waits(order_ids: Sequence[str]) -> None:
     """End the expired waits of orders, which are then to be compensated."""
     with transaction() as session:
-        waiting = [
-            order
-            for order in lock_orders(session, order_ids).values()
-            if order.status == OrderStatus.WAITING
-            and order.wait_until is not None
-            and order.wait_until <= utc_now()
-        ]
+        orders = lock_orders(session, order_ids)
+        expired = read_rows(
+            session,
+            select(Order.id, Order.wait_until).where(
+                among(col(Order.id), orders),
+                col(Order.status) == OrderStatus.WAITING,
+                col(Order.wait_until) <= utc_now(),
+            ),
+        )
         give_up(
             session,
             [
                 (
-                    o,
-                    CourierWaitExpired(
-                        f"no courier answered until {o.wait_until:%Y-%m-%d %H:%M:%S} UTC"
-                    ),
+                    orders[id_],
+                    CourierWaitExpired(f"no courier answered until {until:%Y-%m-%d %H:%M:%S} UTC"),
                 )
-                for o in waiting
+                for id_, until in expired
             ],
         )
 

@@ -8,6 +8,7 @@ again at any time; an order that has its step already is passed over.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -43,13 +44,13 @@ class Forward:
     """A step under way for a group, inside its transaction.
 
     ``todo`` are the orders that lack the step, in the order in which they were given.
-    ``intents`` are the records that :meth:`intend` made in an earlier transaction.
+    ``intents`` are those of which :meth:`intend` made a record in an earlier transaction.
     """
 
     step: str
     session: Session
     todo: list[SagaOrder]
-    intents: dict[str, StepRecord]
+    intents: set[str]
     _done: list[str]
     _stopped: list[OrderError]
     _new: list[dict[str, Any]] = field(default_factory=list)
@@ -145,11 +146,10 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             for id_ in order_ids
             if id_ in orders and orders[id_].status in GOING_FORWARD
         ]
-        known = {r.order_id: r for r in records(session, live, [step])}
-        done = {id_ for id_, r in known.items() if r.state == StepState.DONE}
-        intents = {id_: r for id_, r in known.items() if r.state == StepState.INTENDED}
+        known = _states(session, step, live)
+        intents = {id_ for id_, state in known.items() if state == StepState.INTENDED}
         # Whatever is intended had the step before it when it was.
-        ready = intents.keys() | _with_the_step_before(
+        ready = intents | _with_the_step_before(
             session, step, [order for order in live if order.id not in known]
         )
         group = Forward(
@@ -157,7 +157,7 @@ def forward(step: str, order_ids: Sequence[str]) -> Iterator[Forward]:
             session=session,
             todo=[order for order in live if order.id in ready],
             intents=intents,
-            _done=[order.id for order in live if order.id in done],
+            _done=[order.id for order in live if known.get(order.id) == StepState.DONE],
             _stopped=[
                 recorded_error(order.error, order.message)
                 for order in orders.values()
@@ -185,9 +185,11 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
 
     They have all the others then: none is done without the one before it.
     """
+    steps_before = [*takewhile(lambda each: each.name != step, steps())][::-1]
     by_before: dict[str | None, list[SagaOrder]] = {}
     for order in orders:
-        by_before.setdefault(_step_before(order, step), []).append(order)
+        last = next((each.name for each in steps_before if each.is_awaited(order)), None)
+        by_before.setdefault(last, []).append(order)
     ready: set[str] = set()
     for before, group in by_before.items():
         if before is None:
@@ -196,17 +198,6 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
             states = _states(session, before, group)
             ready.update(id_ for id_, state in states.items() if state == StepState.DONE)
     return ready
-
-
-def _step_before(order: SagaOrder, name: str) -> str | None:
-    """Return the last step before ``name`` that the order waits for."""
-    before = None
-    for step in steps():
-        if step.name == name:
-            break
-        if step.is_awaited(order):
-            before = step.name
-    return before
 
 
 def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:

@@ -29,7 +29,6 @@ class SagaOrder(NamedTuple):
     points_redeemed: int
     due_cents: int | None
     courier_id: str | None
-    wait_until: datetime | None
     error: str | None
     message: str | None
 
@@ -128,6 +127,8 @@ _STEP_RECORD = [getattr(SagaRecord, name) for name in StepRecord._fields]
 
 def records(session: Session, orders: Sequence[SagaOrder], of: Sequence[str]) -> list[StepRecord]:
     """Return the records of the orders' present attempts for these steps."""
+    if not orders:
+        return []
     attempt = {order.id: order.attempt for order in orders}
     found = read_rows(
         session,

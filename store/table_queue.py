@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.bulk import among, insert_rows, update_rows
+from store.bulk import among, insert_rows, read_rows, update_rows
 from store.database import reading, transaction
 from store.models import QueuedMessage, utc_now
 from store.queue import MAX_RECEIVES, QueueDepth, ReceivedMessage
@@ -49,13 +49,14 @@ class TableQueue:
         now = utc_now()
         hidden_until = now + timedelta(seconds=settings().visibility_timeout_seconds)
         with transaction() as session:
-            visible = session.execute(
+            visible = read_rows(
+                session,
                 select(QueuedMessage.id, QueuedMessage.body, QueuedMessage.receive_count)
                 .where(col(QueuedMessage.dead_at).is_(None), col(QueuedMessage.visible_at) <= now)
                 .order_by(col(QueuedMessage.visible_at))
                 .limit(limit)
-                .with_for_update(skip_locked=True)
-            ).all()
+                .with_for_update(skip_locked=True),
+            )
             received = [
                 ReceivedMessage(id_, body, count + 1, receipt=f"{id_}:{count + 1}")
                 for id_, body, count in visible
@@ -84,9 +85,9 @@ class TableQueue:
         if messages:
             with transaction() as session:
                 session.execute(
-                    delete(QueuedMessage).where(
-                        among(col(QueuedMessage.id), [m.id for m in messages])
-                    )
+                    delete(QueuedMessage)
+                    .where(among(col(QueuedMessage.id), [m.id for m in messages]))
+                    .execution_options(synchronize_session=False)
                 )
 
     def hide(self, messages: Sequence[ReceivedMessage], seconds: int) -> None:
@@ -100,12 +101,13 @@ class TableQueue:
     def _set(self, messages: Sequence[ReceivedMessage], **columns: Any) -> None:
         received = {message.id: message.receive_count for message in messages}
         with transaction() as session:
-            found = session.execute(
+            found = read_rows(
+                session,
                 select(QueuedMessage.id, QueuedMessage.receive_count)
                 .where(among(col(QueuedMessage.id), received))
                 .order_by(QueuedMessage.id)
-                .with_for_update()
-            ).all()
+                .with_for_update(),
+            )
             in_hand = [{"id": id_} for id_, count in found if count == received[id_]]
             update_rows(session, QueuedMessage, in_hand, **columns)
             if columns["visible_at"] <= utc_now():

@@ -23,7 +23,7 @@ from store.models import Customer
 from store.partners import payment_gateway
 from store.payments import Charge
 from store.saga import backward, forward
-from store.saga_log import SagaOrder, StepRecord
+from store.saga_log import SagaOrder, StepRecord, records
 from tasks.retries import is_last_try, retried_task
 from tasks.undo import Taken
 
@@ -51,9 +51,11 @@ def bill_customer(order_ids: list[str]) -> list[str]:
     with forward("bill_customer", order_ids) as intents:
         to_bill = [order for order in intents.todo if order.due_cents]
         customers = _present_customers(intents.session, to_bill)
+        intended = [order for order in to_bill if order.id in intents.intents]
+        before = {r.order_id: r for r in records(intents.session, intended, ["bill_customer"])}
         charges = {}
         for order in to_bill:
-            intent = intents.intents.get(order.id)
+            intent = before.get(order.id)
             if intent is None and order.user_id not in customers:
                 intents.fail(order, CustomerGone(f"customer {order.user_id} is gone"))
                 continue

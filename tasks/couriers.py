@@ -104,7 +104,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         counting = _decisions(session, order)
         if counting and _says(counting[0], answer):
             return counting[0]
-        late = Decision(**_row(order, answer, accepted=False))
+        late = Decision(**_row(order, answer), accepted=False)
         session.add(late)
         session.flush()
         logger.warning(
@@ -223,14 +223,16 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
     """Make each answer its order's decision. Orders and couriers must be locked."""
     if not decided:
         return
-    insert_rows(session, Decision, [_row(o, answer, accepted=True) for o, answer in decided])
+    now = utc_now()
+    rows = [_row(order, answer) for order, answer in decided]
+    insert_rows(session, Decision, rows, accepted=True, decided_at=now)
     assigned = [(order, answer) for order, answer in decided if answer.outcome == ASSIGNED]
     update_rows(
         session,
         Order,
         [{"id": order.id, "courier_id": answer.courier} for order, answer in assigned],
         status=OrderStatus.DISPATCHING,
-        updated_at=utc_now(),
+        updated_at=now,
     )
     copies: dict[str, int] = {}
     for order, answer in assigned:
@@ -247,7 +249,7 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
     notify(session, ORDERS_TO_CARRY, ORDERS_CHANGED)
 
 
-def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str, Any]:
+def _row(order: SagaOrder, answer: CourierAnswer) -> dict[str, Any]:
     return {
         "order_id": order.id,
         "attempt": order.attempt,
@@ -255,8 +257,6 @@ def _row(order: SagaOrder, answer: CourierAnswer, *, accepted: bool) -> dict[str
         "courier_id": answer.courier or None,
         "reason": answer.reason,
         "decided_by": answer.answered_by,
-        "accepted": accepted,
-        "decided_at": utc_now(),
     }
 
 

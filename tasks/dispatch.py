@@ -23,7 +23,6 @@ from store.messages import OrderMessage
 from store.models import (
     Book,
     Courier,
-    OrderLine,
     OrderStatus,
     SagaRecord,
     StepState,
@@ -35,6 +34,7 @@ from store.saga import forward
 from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from tasks.couriers import lock_couriers
+from tasks.inventory import books_of, lines_by_order
 from tasks.retries import is_last_try, retried_task
 from tasks.unsent import keep_and_tell
 from texts.notices import dispatched
@@ -187,13 +187,13 @@ def _publish(notices: Sequence[Notice]) -> tuple[set[str], TopicUnavailable | To
 
 
 def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
-    ids = [order.id for order in orders]
-    titles: dict[str, list[str]] = {id_: [] for id_ in ids}
-    for order_id, quantity, title in read_rows(
-        session,
-        select(OrderLine.order_id, OrderLine.quantity, Book.title)
-        .join(Book, col(Book.id) == col(OrderLine.book_id))
-        .where(among(col(OrderLine.order_id), ids)),
-    ):
-        titles[order_id].append(f"{quantity} of “{title}”")
-    return [dispatched(order, titles[order.id]) for order in orders]
+    lines = lines_by_order(session, [order.id for order in orders])
+    found = read_rows(
+        session, select(Book.id, Book.title).where(among(col(Book.id), books_of(lines)))
+    )
+    titles: dict[str, str] = dict(found)
+    notices = []
+    for order in orders:
+        known = ((copies, titles[id_]) for id_, copies in lines[order.id] if id_ in titles)
+        notices.append(dispatched(order, [f"{copies} of “{title}”" for copies, title in known]))
+    return notices

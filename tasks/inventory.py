@@ -35,10 +35,8 @@ def check_inventory(order_ids: list[str]) -> list[str]:
             first one's reason.
     """
     with forward("check_inventory", order_ids) as step:
-        lines = _lines_by_order(step.session, [order.id for order in step.todo])
-        books = _lock_books(
-            step.session, {book_id for of_order in lines.values() for book_id, _ in of_order}
-        )
+        lines = lines_by_order(step.session, [order.id for order in step.todo])
+        books = _lock_books(step.session, books_of(lines))
         left = {id_: book.quantity for id_, book in books.items()}
         largest = step.session.scalar(select(func.max(Courier.capacity_copies))) or 0
         for order in step.todo:
@@ -107,7 +105,7 @@ def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) ->
     return {"copies": {}, "written_off": copies}
 
 
-def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
+def lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
     """Return each order's lines as book ids and numbers of copies."""
     lines: dict[str, list[tuple[str, int]]] = {id_: [] for id_ in order_ids}
     for order_id, book_id, quantity in read_rows(
@@ -118,6 +116,11 @@ def _lines_by_order(session: Session, order_ids: Sequence[str]) -> dict[str, lis
     ):
         lines[order_id].append((book_id, quantity))
     return lines
+
+
+def books_of(lines: Mapping[str, Sequence[tuple[str, int]]]) -> set[str]:
+    """Return the ids of the books in these lines."""
+    return {book_id for of_order in lines.values() for book_id, _ in of_order}
 
 
 class ShelfBook(NamedTuple):

@@ -1,11 +1,14 @@
 """The task ``calculate_total``, which has no undo."""
 
-from sqlmodel import col, select
+from collections.abc import Iterable
+
+from sqlmodel import Session, col, select
 
 from store.bulk import among, read_rows, update_rows
 from store.errors import BookHasNoPrice
 from store.models import Book, OrderLine
 from store.saga import forward
+from tasks.inventory import books_of, lines_by_order
 from tasks.retries import retried_task
 
 
@@ -22,19 +25,14 @@ def calculate_total(order_ids: list[str]) -> list[str]:
         BookHasNoPrice: no order goes on; a price was taken away since the copies were reserved.
     """
     with forward("calculate_total", order_ids) as step:
-        priced: dict[str, list[tuple[str, int, int | None]]] = {o.id: [] for o in step.todo}
-        for order_id, book_id, quantity, price_cents in read_rows(
-            step.session,
-            select(OrderLine.order_id, OrderLine.book_id, OrderLine.quantity, Book.price_cents)
-            .join(Book, col(Book.id) == col(OrderLine.book_id), isouter=True)
-            .where(among(col(OrderLine.order_id), priced)),
-        ):
-            priced[order_id].append((book_id, quantity, price_cents))
+        lines = lines_by_order(step.session, [order.id for order in step.todo])
+        prices = _prices(step.session, books_of(lines))
         unit_prices = []
         for order in step.todo:
             total_cents = 0
             unpriced = None
-            for book_id, quantity, price_cents in priced[order.id]:
+            for book_id, quantity in lines[order.id]:
+                price_cents = prices.get(book_id)
                 if price_cents is None:
                     unpriced = book_id
                     break
@@ -53,3 +51,11 @@ def calculate_total(order_ids: list[str]) -> list[str]:
             )
         update_rows(step.session, OrderLine, unit_prices)
     return step.going_on()
+
+
+def _prices(session: Session, book_ids: Iterable[str]) -> dict[str, int | None]:
+    """Return the books' prices in cents, without the books that are gone."""
+    found = read_rows(
+        session, select(Book.id, Book.price_cents).where(among(col(Book.id), book_ids))
+    )
+    return dict(found)

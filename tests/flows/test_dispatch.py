@@ -176,7 +176,7 @@ def test_an_error_of_the_dispatcher_loses_no_message(
 ) -> None:
     placed("o-1", "prepare_order", 3)
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "decisions_of", lambda _messages: 1 / 0)
+        patch.setattr(dispatch, "runs_of_open_orders", lambda _messages: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             listen(2)
     assert queued() == ["o-1"]
