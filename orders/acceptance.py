@@ -1,7 +1,9 @@
 """Acceptance of orders and the attempts that begin again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, exists
 from sqlalchemy import select as select_columns
@@ -121,12 +123,8 @@ def begin_attempt(
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
                 method = _method_of(session, order)
-                attempt = {
-                    "id": order_id,
-                    "attempt": found.attempt + 1,
-                    "payment_method": method,
-                }
-                _begin_again(session, [attempt], run_id, asked_by)
+                ended = _EndedAttempt._make(getattr(found, n) for n in _EndedAttempt._fields)
+                _begin_again(session, [(ended, method)], run_id, asked_by)
                 found.wait = wait
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
@@ -150,8 +148,7 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     with transaction() as session:
         failed = session.execute(
             select_columns(
-                col(Order.id),
-                col(Order.attempt),
+                *(getattr(Order, name) for name in _EndedAttempt._fields),
                 col(Order.request),
                 col(Customer.payment_method),
             )
@@ -166,17 +163,13 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             .limit(limit)
             .with_for_update(skip_locked=True, of=Order)
         ).all()
-        attempts = [
-            {
-                "id": id_,
-                "attempt": attempt + 1,
-                # A customer may have another card by now.
-                "payment_method": request["paymentMethod"] or customers,
-            }
-            for id_, attempt, request, customers in failed
+        # A customer may have another card by now.
+        ended = [
+            (_EndedAttempt._make(columns), request["paymentMethod"] or customers_method)
+            for *columns, request, customers_method in failed
         ]
-        _begin_again(session, attempts, run_id, asked_by=run_id)
-        return [id_ for id_, *_ in failed]
+        _begin_again(session, ended, run_id, asked_by=run_id)
+        return [each.id for each, _ in ended]
 
 
 @retried
@@ -198,17 +191,48 @@ def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
+class _EndedAttempt(NamedTuple):
+    """An order's columns with the end of its attempt."""
+
+    id: str
+    attempt: int
+    status: str
+    error: str | None
+    currency: str
+    updated_at: datetime
+
+
+def _begin_again(
+    session: Session, ended: Sequence[tuple[_EndedAttempt, str]], run_id: str, asked_by: str
+) -> None:
     """Reset ended orders to a new attempt and record the request.
 
-    ``attempts`` are the orders' ids, each with the number and the payment method of its new
-    attempt. The rows must be locked.
+    ``ended`` are the orders, each with the payment method of its new attempt. How the last one
+    ended is kept with the request, since the order's row is that of the new one. The rows must be
+    locked.
     """
-    _put_back(session, attempts, run_id)
+    _put_back(
+        session,
+        [
+            {"id": each.id, "attempt": each.attempt + 1, "payment_method": method}
+            for each, method in ended
+        ],
+        run_id,
+    )
     insert_rows(
         session,
         Attempt,
-        [{"order_id": row["id"], "attempt": row["attempt"]} for row in attempts],
+        [
+            {
+                "order_id": each.id,
+                "attempt": each.attempt + 1,
+                "previous_status": each.status,
+                "previous_error": each.error,
+                "previous_currency": each.currency,
+                "previous_ended_at": each.updated_at,
+            }
+            for each, _ in ended
+        ],
         asked_by=asked_by,
         began_at=utc_now(),
     )

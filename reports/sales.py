@@ -1,0 +1,174 @@
+"""Sales of a period by day, title, customer, courier or error.
+
+Each amount counts at the moment when it moved: a charge when it was captured, a refund when it was
+made. So the periods add up, and one that is over stays as it is. Money of several currencies is
+never added up.
+"""
+# ruff: noqa: S608  (the queries are put together from the code's own constants alone)
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Literal
+
+from sqlmodel import Session
+
+from reports.attempts import FAILED, ROWS_AT_ONCE, Period, attempts_query, period_bounds
+from reports.audit import with_moments
+from store.models import ENDED
+from store.sql import sql_list
+
+By = Literal["day", "title", "customer", "courier", "error"]
+COUNTS: Mapping[str, tuple[str, str]] = {
+    "orders": ("accepted_at", "CASE WHEN attempt = 1 THEN 1 END"),
+    "retried": ("began_at", "CASE WHEN attempt > 1 THEN 1 END"),
+    "dispatched": ("dispatched_at", "1"),
+    "failed": ("ended_at", f"CASE WHEN status IN {FAILED} THEN 1 END"),
+}
+"""What counts an order once, with its moment."""
+COPIES: Mapping[str, tuple[str, str]] = {"copies": ("dispatched_at", "copies")}
+SHARED: Mapping[str, tuple[str, str]] = {
+    "points_redeemed": ("redeemed_at", "points_redeemed"),
+    "points_restored": ("restored_at", "points_restored"),
+    "captured_cents": ("captured_at", "captured_cents"),
+    "refunded_cents": ("refunded_at", "refunded_cents"),
+    "by_hand_cents": ("refunded_at", "by_hand_cents"),
+    "in_doubt_cents": ("captured_at", "in_doubt_cents"),
+}
+"""What an order has as a whole, and its titles share."""
+MOVES = {**COUNTS, **COPIES, **SHARED}
+"""Each amount with its moment, as columns of :func:`reports.attempts.attempts_query`."""
+_KEYS: Mapping[By, str] = {
+    "day": "CAST(CAST(at AT TIME ZONE :zone AS DATE) AS TEXT)",
+    "title": "book_id",
+    "customer": "user_id",
+    "courier": "COALESCE(courier, '')",
+    "error": "COALESCE(error, '')",
+}
+_WEIGHTS = """
+    SELECT order_id, book_id, quantity, weight, SUM(weight) OVER (PARTITION BY order_id) AS weights
+    FROM (
+      SELECT order_id, book_id, quantity,
+        -- A quantity weighs where nothing has a price.
+        CAST(CASE WHEN SUM(quantity * unit_price_cents) OVER (PARTITION BY order_id) > 0
+          THEN quantity * COALESCE(unit_price_cents, 0) ELSE quantity END AS NUMERIC) AS weight
+      FROM order_lines
+    ) weighed"""
+_SKEW = "INTERVAL '1 day'"
+"""More than the clocks of two machines, which set an order's moments, can be apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sales:
+    """The sales of one day, title, customer, courier or error.
+
+    Attributes:
+        key: The day in ISO 8601, the id, or the error's name; empty for none.
+        currency: The ISO 4217 code.
+        amounts: Each of ``MOVES``; money in minor units.
+        why: The errors of the failed attempts, each with their number.
+        title: The book's title, by title.
+    """
+
+    key: str
+    currency: str
+    amounts: Mapping[str, int]
+    why: Mapping[str, int]
+    title: str | None = None
+
+    @property
+    def net_cents(self) -> int:
+        """Return what was captured and not refunded, in minor units."""
+        return self.amounts["captured_cents"] - self.amounts["refunded_cents"]
+
+
+def sales(session: Session, by: By, period: Period) -> Iterator[Sales]:
+    """Yield the sales of a period, sorted by key and currency.
+
+    Memory does not grow with the orders.
+
+    By title an order counts for each of its titles. Its money and points are shared out to them by
+    their price, to the cent: each gets its share rounded down, and what is left over goes, a cent
+    each, to those with the largest remainders.
+
+    Args:
+        session: One of :func:`store.database.snapshot`, so that all of it is of one moment.
+        by: What the sales are grouped by.
+        period: The days.
+    """
+    rows = session.execute(
+        _grouped(session, by, period), execution_options={"yield_per": ROWS_AT_ONCE}
+    )
+    for (key, currency), group in groupby(rows, lambda row: (row.key, row.currency)):
+        amounts = dict.fromkeys(MOVES, 0)
+        why: Counter[str] = Counter()
+        for row in group:
+            for name in MOVES:
+                amounts[name] += int(row._mapping[name] or 0)
+            if row.failed:
+                why[row.error] += int(row.failed)
+        yield Sales(key, currency, amounts, dict(why.most_common()), row.title)
+
+
+def _grouped(session: Session, by: By, period: Period) -> Any:
+    sums = ", ".join(f"SUM(amount) FILTER (WHERE move = '{name}') AS {name}" for name in MOVES)
+    bounds = period_bounds(session, period)
+    of_titles = by == "title"
+    within = "".join(f" AND at {sign} :{name}" for name, sign in _SIGNS.items() if name in bounds)
+    query = f"""
+        WITH moved AS (
+          SELECT order_id, attempt, user_id, courier, error, currency, move, at, amount
+          FROM ({attempts_query(_may_move(bounds))}) tried
+          CROSS JOIN LATERAL (VALUES {_moves()}) AS moves (move, at, amount)
+          WHERE at IS NOT NULL AND amount <> 0 {within}
+        )
+        SELECT grouped.*, {"books.title" if of_titles else "NULL"} AS title FROM (
+          SELECT {_KEYS[by]} AS key, currency, error, {sums}
+          FROM {_shared_out() if of_titles else "moved"} GROUP BY 1, 2, 3
+        ) grouped {"LEFT JOIN books ON books.id = grouped.key" if of_titles else ""}
+        ORDER BY key COLLATE "C", currency"""
+    return with_moments(query, **bounds).bindparams(
+        **({"zone": period.zone} if by == "day" else {})
+    )
+
+
+_SIGNS = {"since": ">=", "until": "<"}
+
+
+def _may_move(bounds: Mapping[str, datetime]) -> str:
+    """Return the condition that an order may have moves in the period."""
+    conditions = {
+        "until": f"o.created_at < :until + {_SKEW}",
+        "since": f"NOT (o.status IN {sql_list(ENDED)} AND o.updated_at < :since - {_SKEW})",
+    }
+    return " AND ".join(conditions[name] for name in bounds) or "TRUE"
+
+
+def _moves() -> str:
+    """Return the rows into which an attempt is taken apart."""
+    return ", ".join(
+        f"('{name}', {moment}, CAST({amount} AS BIGINT))"
+        for name, (moment, amount) in MOVES.items()
+    )
+
+
+def _shared_out() -> str:
+    """Return the moves, shared out to each order's titles."""
+    shared, copies = sql_list(list(SHARED)), sql_list(list(COPIES))
+    return f"""(
+          SELECT user_id, courier, error, currency, move, at, book_id,
+            CASE WHEN move IN {copies} THEN quantity WHEN move NOT IN {shared} THEN amount
+              ELSE rounded_down + CASE WHEN ROW_NUMBER() OVER (
+                  PARTITION BY order_id, attempt, move ORDER BY remainder DESC, book_id
+                ) <= amount - SUM(rounded_down) OVER (PARTITION BY order_id, attempt, move)
+                THEN 1 ELSE 0 END
+            END AS amount
+          FROM (
+            SELECT moved.*, line.book_id, line.quantity,
+              DIV(amount * line.weight, line.weights) AS rounded_down,
+              MOD(amount * line.weight, line.weights) AS remainder
+            FROM moved JOIN ({_WEIGHTS}) line ON line.order_id = moved.order_id
+          ) divided
+        ) shared_out"""
