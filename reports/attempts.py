@@ -6,13 +6,14 @@ payment gateway.
 """
 # ruff: noqa: S608  (the queries are put together from the code's own constants alone)
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 from sqlmodel import Session
 
+from reports.archived import IN_PLACE, archived_pages
 from reports.audit import with_moments
 from store import sql
 from store.models import ENDED, OrderStatus, StepState, UtcDateTime
@@ -59,24 +60,36 @@ def period_bounds(session: Session, period: Period) -> dict[str, datetime]:
 def read_attempts(session: Session, period: Period) -> Iterator[Row[Any]]:
     """Yield the attempts of a period's orders, by acceptance.
 
-    An order is the period's in which it was accepted. Memory does not grow with the orders.
+    An order is the period's in which it was accepted. Those in archives come first. Memory does not
+    grow with the orders.
 
     Args:
         session: One of :func:`store.database.snapshot`.
         period: The days.
+
+    Raises:
+        ArchiveDamaged, ArchiveRefused, ArchiveUnavailable: as :func:`reports.sales.sales`.
     """
     bounds = period_bounds(session, period)
+    of_page = with_moments(_accepted_query(bounds, f"WITH {IN_PLACE}"), **bounds)
+    for page in archived_pages(session, bounds):
+        yield from session.execute(of_page, page)
+    yield from session.execute(
+        with_moments(_accepted_query(bounds), **bounds),
+        execution_options={"yield_per": ROWS_AT_ONCE},
+    )
+
+
+def _accepted_query(bounds: Mapping[str, datetime], tables: str = "") -> str:
     conditions = {"since": "o.created_at >= :since", "until": "o.created_at < :until"}
-    query = f"""
+    return f"""
+        {tables}
         SELECT tried.*, (
           SELECT STRING_AGG(l.book_id || ' x ' || l.quantity, ', ' ORDER BY l.book_id)
           FROM order_lines l WHERE l.order_id = tried.order_id
         ) AS books
         FROM ({attempts_query(" AND ".join(conditions[name] for name in bounds) or "TRUE")}) tried
         ORDER BY accepted_at, order_id, attempt"""
-    yield from session.execute(
-        with_moments(query, **bounds), execution_options={"yield_per": ROWS_AT_ONCE}
-    )
 
 
 def attempts_query(orders: str) -> str:

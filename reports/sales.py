@@ -8,13 +8,17 @@ never added up.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import reduce
+from heapq import merge
 from itertools import groupby
 from typing import Any, Literal
 
+from sqlalchemy import Row
 from sqlmodel import Session
 
+from reports.archived import IN_PLACE, SKEW, archived_pages
 from reports.attempts import FAILED, ROWS_AT_ONCE, Period, attempts_query, period_bounds
 from reports.audit import with_moments
 from store.models import ENDED
@@ -56,8 +60,7 @@ _WEIGHTS = """
           THEN quantity * COALESCE(unit_price_cents, 0) ELSE quantity END AS NUMERIC) AS weight
       FROM order_lines
     ) weighed"""
-_SKEW = "INTERVAL '1 day'"
-"""More than the clocks of two machines, which set an order's moments, can be apart."""
+_SKEW = f"INTERVAL '{SKEW.days} day'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ class Sales:
 def sales(session: Session, by: By, period: Period) -> Iterator[Sales]:
     """Yield the sales of a period, sorted by key and currency.
 
-    Memory does not grow with the orders.
+    Orders in archives count as those in the tables. Memory does not grow with the orders, and with
+    the customers or titles only as far as they are archived.
 
     By title an order counts for each of its titles. Its money and points are shared out to them by
     their price, to the cent: each gets its share rounded down, and what is left over goes, a cent
@@ -97,28 +101,61 @@ def sales(session: Session, by: By, period: Period) -> Iterator[Sales]:
         session: One of :func:`store.database.snapshot`, so that all of it is of one moment.
         by: What the sales are grouped by.
         period: The days.
+
+    Raises:
+        ArchiveDamaged: a file of the period is not the one that was archived.
+        ArchiveRefused: a file of the period is not there, or must not be read.
+        ArchiveUnavailable: S3 did not answer.
     """
-    rows = session.execute(
-        _grouped(session, by, period), execution_options={"yield_per": ROWS_AT_ONCE}
-    )
-    for (key, currency), group in groupby(rows, lambda row: (row.key, row.currency)):
-        amounts = dict.fromkeys(MOVES, 0)
-        why: Counter[str] = Counter()
-        for row in group:
-            for name in MOVES:
-                amounts[name] += int(row._mapping[name] or 0)
-            if row.failed:
-                why[row.error] += int(row.failed)
-        yield Sales(key, currency, amounts, dict(why.most_common()), row.title)
-
-
-def _grouped(session: Session, by: By, period: Period) -> Any:
-    sums = ", ".join(f"SUM(amount) FILTER (WHERE move = '{name}') AS {name}" for name in MOVES)
     bounds = period_bounds(session, period)
+    zone = {"zone": period.zone} if by == "day" else {}
+    archived: dict[tuple[str, str], Sales] = {}
+    of_page = with_moments(_query(by, bounds, f"{IN_PLACE},"), **bounds)
+    for page in archived_pages(session, bounds):
+        for row in map(_of_row, session.execute(of_page, {**zone, **page})):
+            before = archived.get(_place(row))
+            archived[_place(row)] = row if before is None else _sum(before, row)
+    in_tables = session.execute(
+        with_moments(_query(by, bounds), **bounds),
+        zone,
+        execution_options={"yield_per": ROWS_AT_ONCE},
+    )
+    in_order = merge(sorted(archived.values(), key=_place), map(_of_row, in_tables), key=_place)
+    for _, rows in groupby(in_order, _place):
+        yield reduce(_sum, rows)
+
+
+def _place(row: Sales) -> tuple[str, str]:
+    return row.key, row.currency
+
+
+def _of_row(row: Row[Any]) -> Sales:
+    """Return the sales of one key, currency and error."""
+    amounts = {name: int(row._mapping[name] or 0) for name in MOVES}
+    why = {row.error: amounts["failed"]} if amounts["failed"] else {}
+    return Sales(row.key, row.currency, amounts, why, row.title)
+
+
+def _sum(one: Sales, other: Sales) -> Sales:
+    """Return the sales of one key and currency added up."""
+    amounts = {name: amount + other.amounts[name] for name, amount in one.amounts.items()}
+    why = Counter(one.why) + Counter(other.why)
+    return replace(one, amounts=amounts, why=dict(sorted(why.items())))
+
+
+def _query(by: By, bounds: Mapping[str, datetime], tables: str = "") -> str:
+    """Return the query of the sales by key, currency and error.
+
+    Args:
+        by: What they are grouped by.
+        bounds: The moments that the query binds.
+        tables: Parts of its WITH clause that stand in the tables' place.
+    """
+    sums = ", ".join(f"SUM(amount) FILTER (WHERE move = '{name}') AS {name}" for name in MOVES)
     of_titles = by == "title"
     within = "".join(f" AND at {sign} :{name}" for name, sign in _SIGNS.items() if name in bounds)
-    query = f"""
-        WITH moved AS (
+    return f"""
+        WITH {tables} moved AS (
           SELECT order_id, attempt, user_id, courier, error, currency, move, at, amount
           FROM ({attempts_query(_may_move(bounds))}) tried
           CROSS JOIN LATERAL (VALUES {_moves()}) AS moves (move, at, amount)
@@ -129,9 +166,6 @@ def _grouped(session: Session, by: By, period: Period) -> Any:
           FROM {_shared_out() if of_titles else "moved"} GROUP BY 1, 2, 3
         ) grouped {"LEFT JOIN books ON books.id = grouped.key" if of_titles else ""}
         ORDER BY key COLLATE "C", currency"""
-    return with_moments(query, **bounds).bindparams(
-        **({"zone": period.zone} if by == "day" else {})
-    )
 
 
 _SIGNS = {"since": ">=", "until": "<"}

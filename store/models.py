@@ -210,7 +210,7 @@ class Attempt(SQLModel, table=True):
 
     ``previous_status`` and the like are how the attempt before this one ended, since the order's
     row is that of its present attempt. They are missing for attempts that began before version
-    0008.
+    0009.
     """
 
     __tablename__ = "attempts"

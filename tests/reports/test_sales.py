@@ -4,19 +4,34 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text
+from sqlmodel import Session, col, select
 
 from orders.settlement import settle
 from reports.attempts import Period, read_attempts
 from reports.sales import MOVES, By, Sales, sales
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import snapshot, transaction
+from store.archive_files import header, order_texts, sha256_of, write_file
+from store.archive_tables import Archive, ArchivedOrder
+from store.database import engine, snapshot, transaction
 from store.errors import CompensationFailed, OrderCancelled, OrderError, RetryableError
-from store.models import BEFORE_PIVOT, HOLDING, OrderStatus, SagaRecord
+from store.models import (
+    BEFORE_PIVOT,
+    ENDED,
+    HOLDING,
+    Attempt,
+    Decision,
+    Order,
+    OrderLine,
+    OrderStatus,
+    SagaRecord,
+    utc_now,
+)
 from tasks import billing
 from tests.sales_agree import EVER, disagreements
 from tests.shop import (
@@ -128,6 +143,55 @@ def test_the_report_agrees_with_the_ledger_whatever_has_happened(
     for day in {row.key: date.fromisoformat(row.key) for row in whole}.values():
         of_day = report("day", days(day, day + timedelta(days=1)))
         assert of_day == [row for row in whole if row.key == day.isoformat()]
+
+
+def put_away(session: Session, order_ids: list[str], file: Path, in_tables: list[str]) -> None:
+    """Put ended orders into an archive, beside some that are still in the tables."""
+    texts = order_texts(session, [*order_ids, *in_tables])
+    long_ago, now = datetime(2000, 1, 1, tzinfo=UTC), utc_now()
+    archive = Archive(
+        location=str(file), month="2026-11", from_at=long_ago, until_at=now, written_at=now
+    )
+    head = header(archive, None, ZONE, utc_now())
+    with file.open("wb") as written:
+        _, archive.accepted_from = write_file(written, head, texts.values())
+    with file.open("rb") as read:
+        archive.sha256 = sha256_of(read)
+    session.add(archive)
+    session.flush()
+    for order_id in order_ids:
+        session.add(ArchivedOrder(order_id=order_id, archive_id=archive.id or 0))
+        for model in (OrderLine, Attempt, SagaRecord, Decision):
+            session.execute(delete(model).where(col(model.order_id) == order_id))
+        session.execute(delete(Order).where(col(Order.id) == order_id))
+    session.flush()
+
+
+def all_reports(session: Session) -> dict[object, object]:
+    """What every report and the export say of all time and of half of it."""
+    half = utc_now().date() - timedelta(days=17)
+    found: dict[object, object] = {}
+    for period in (EVER, days(half, half + timedelta(days=9)), Period(half, None, ZONE)):
+        found.update({(by, period): list(sales(session, by, period)) for by in get_args(By)})
+        attempts = sorted(read_attempts(session, period), key=lambda a: (a.order_id, a.attempt))
+        found["export", period] = [tuple(attempt) for attempt in attempts]
+    return found
+
+
+def test_a_report_is_the_same_while_orders_are_archived_and_afterwards(
+    database: str, setting: Setting, tmp_path: Path
+) -> None:
+    lively_shop(Random(2), setting)  # noqa: S311  (a seed's story repeats)
+    with Session(engine(database)) as session:
+        statement = select(Order.id).where(col(Order.status).in_(ENDED)).order_by(Order.id)
+        ended = list(session.exec(statement))
+        expected = all_reports(session)
+        assert len(ended) > ORDERS // 2
+        put_away(session, ended[:5], tmp_path / "first", in_tables=ended[5:9])
+        assert all_reports(session) == expected
+        put_away(session, ended[5:], tmp_path / "second", in_tables=[])
+        assert all_reports(session) == expected
+        session.rollback()
 
 
 def moved(order_id: str, **moments: datetime) -> None:
