@@ -1,7 +1,6 @@
 """The report on sales, and the export of orders."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
@@ -14,7 +13,7 @@ from cyclopts import CycloptsError, Parameter, Token
 from sqlalchemy import RowMapping
 
 from reports.attempts import Period, read_attempts
-from reports.sales import COUNTS, MOVES, By, Sales, sales
+from reports.sales import COUNTS, MOVES, By, Sales, add_up, sales
 from store.database import snapshot
 from store.messages import money
 from store.models import utc_now
@@ -145,15 +144,13 @@ def _print_report(
     rows: list[Sales], by: By, period: Period, *, only: str | None, wide: bool
 ) -> None:
     """Print the table, with sums for each currency of several rows."""
-    # An order counts for each of its titles, which do not add up to the orders.
-    added_up = [name for name in MOVES if by != "title" or name not in COUNTS]
     lines = [[*_names(row, by), row.currency, *_cells(row.amounts), _why(row)] for row in rows]
-    for currency in sorted({row.currency for row in rows}):
-        of_currency = [row.amounts for row in rows if row.currency == currency]
-        if len(of_currency) > 1:
-            sums = {name: sum(each[name] for each in of_currency) for name in added_up}
+    for total in add_up(rows):
+        if sum(row.currency == total.currency for row in rows) > 1:
+            # An order counts for each of its titles, which do not add up to the orders.
+            amounts = {n: v for n, v in total.amounts.items() if by != "title" or n not in COUNTS}
             blanks = [""] * (len(KEYS[by]) - 1)
-            lines.append([*blanks, "total", currency, *_cells(sums), ""])
+            lines.append([*blanks, total.key, total.currency, *_cells(amounts), ""])
     print_table(
         f"Sales from {period.from_day} up to {period.to_day}, days in {period.zone}",
         [*_names_of_columns(by), "currency", *AMOUNTS, "why"],
@@ -164,11 +161,12 @@ def _print_report(
         only=only,
         wide=wide,
     )
-    for currency, cents in _in_doubt(rows).items():
-        terminal(stderr=True).print(
-            f"{money(cents, currency)} of charges are in doubt: asked for, and without an answer "
-            "yet. They count once it is known whether they were captured."
-        )
+    for total in add_up(rows):
+        if cents := total.amounts["in_doubt_cents"]:
+            terminal(stderr=True).print(
+                f"{money(cents, total.currency)} of charges are in doubt: asked for, and without "
+                "an answer yet. They count once it is known whether they were captured."
+            )
 
 
 def _names_of_columns(by: By) -> list[str]:
@@ -186,14 +184,6 @@ def _cells(amounts: Mapping[str, int]) -> list[object]:
         amounts["points_redeemed"] - amounts["points_restored"],
         *(Decimal(cents).scaleb(-2) for cents in (captured, refunded, captured - refunded)),
     ]
-
-
-def _in_doubt(rows: Sequence[Sales]) -> Counter[str]:
-    """Return the amounts of the charges without a known outcome, by currency."""
-    in_doubt: Counter[str] = Counter()
-    for row in rows:
-        in_doubt[row.currency] += row.amounts["in_doubt_cents"]
-    return +in_doubt
 
 
 def export(

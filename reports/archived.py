@@ -35,7 +35,7 @@ SKEW = timedelta(days=1)
 
 
 def archived_pages(session: Session, bounds: Mapping[str, datetime]) -> Iterator[dict[str, str]]:
-    """Yield the parameters of ``IN_PLACE`` for each page of a period's archived orders.
+    """Yield pages of a period's archived orders, as ``IN_PLACE`` binds them.
 
     An order that the tables still have at the session's moment is left out.
 

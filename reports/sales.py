@@ -7,7 +7,7 @@ never added up.
 # ruff: noqa: S608  (the queries are put together from the code's own constants alone)
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
@@ -125,6 +125,17 @@ def sales(session: Session, by: By, period: Period) -> Iterator[Sales]:
         yield reduce(_sum, rows)
 
 
+def add_up(rows: Sequence[Sales]) -> list[Sales]:
+    """Return the sums of each currency, with the key ``total``.
+
+    By title an order counts for each of its titles, so that its counts do not add up.
+    """
+    return [
+        replace(reduce(_sum, (row for row in rows if row.currency == currency)), key="total")
+        for currency in sorted({row.currency for row in rows})
+    ]
+
+
 def _place(row: Sales) -> tuple[str, str]:
     return row.key, row.currency
 
@@ -137,7 +148,7 @@ def _of_row(row: Row[Any]) -> Sales:
 
 
 def _sum(one: Sales, other: Sales) -> Sales:
-    """Return the sales of one key and currency added up."""
+    """Return the sales of one currency added up."""
     amounts = {name: amount + other.amounts[name] for name, amount in one.amounts.items()}
     why = Counter(one.why) + Counter(other.why)
     return replace(one, amounts=amounts, why=dict(sorted(why.items())))
