@@ -156,7 +156,7 @@ def _print_report(
         [*_names_of_columns(by), "currency", *AMOUNTS, "why"],
         lines,
         empty="There is nothing in this period.",
-        text="why",
+        text="title" if by == "title" else "why",
         expendable=["why", "book", "points", "copies", "orders", "failed", "dispatched"],
         only=only,
         wide=wide,

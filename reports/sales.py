@@ -60,6 +60,7 @@ _WEIGHTS = """
           THEN quantity * COALESCE(unit_price_cents, 0) ELSE quantity END AS NUMERIC) AS weight
       FROM order_lines
     ) weighed"""
+_SIGNS = {"since": ">=", "until": "<"}
 _SKEW = f"INTERVAL '{SKEW.days} day'"
 
 
@@ -177,9 +178,6 @@ def _query(by: By, bounds: Mapping[str, datetime], tables: str = "") -> str:
           FROM {_shared_out() if of_titles else "moved"} GROUP BY 1, 2, 3
         ) grouped {"LEFT JOIN books ON books.id = grouped.key" if of_titles else ""}
         ORDER BY key COLLATE "C", currency"""
-
-
-_SIGNS = {"since": ">=", "until": "<"}
 
 
 def _may_move(bounds: Mapping[str, datetime]) -> str:
