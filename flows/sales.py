@@ -14,7 +14,6 @@ from reports.attempts import Period
 from reports.sales import COUNTS, Sales, add_up, sales
 from store.database import snapshot
 from store.messages import money
-from store.models import utc_now
 from store.settings import settings
 from texts.pictures import bars
 
@@ -43,8 +42,7 @@ def report_sales(span: Span = "yesterday") -> str:
     Returns:
         The period and its sums in one line.
     """
-    scheduled = runtime.flow_run.scheduled_start_time or utc_now()
-    period = days_of(span, scheduled)
+    period = days_of(span, runtime.flow_run.scheduled_start_time)
     with snapshot() as session:
         by_day = list(sales(session, "day", period))
         by_title = list(sales(session, "title", period))
