@@ -52,6 +52,10 @@ COMMANDS = {
         "console.audit:check_books",
         "Audit stock, points, money, endings and records over the whole database.",
     ),
+    "archive": (
+        "console.archive:app",
+        "Move orders that ended long ago into files, one a month.",
+    ),
     "doctor": (
         "console.doctor:doctor",
         "Check every part of the shop and print each fault's remedy.",
