@@ -60,6 +60,10 @@ COMMANDS = {
         "console.sales:export",
         "Print the orders accepted in a period, as CSV for a spreadsheet.",
     ),
+    "archive": (
+        "console.archive:app",
+        "Move orders that ended long ago into files, one a month.",
+    ),
     "doctor": (
         "console.doctor:doctor",
         "Check every part of the shop and print each fault's remedy.",

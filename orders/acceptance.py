@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, exists
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from orders.archived import require_not_archived
 from store.bulk import Rows, insert_missing, insert_rows, update_rows
 from store.database import reading, transaction
 from store.errors import (
@@ -68,6 +69,7 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         UserNotFound: it is new, and no customer has its userId.
         UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         OrderIdConflict: the orderId is taken by an order with other content.
+        OrderArchived: the orderId is that of an archived order.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -76,6 +78,8 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         if known is None:
             new = {**_new_order(session, order, order_id, run_id), "wait": wait}
             if insert_missing(session, Order, [new]):
+                # Asked afterwards: the insert may have waited for the order's archival.
+                require_not_archived(session, order_id)
                 session.add_all(
                     OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
                     for line in order.lines()
@@ -110,6 +114,7 @@ def begin_attempt(
     Raises:
         OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
+        OrderArchived: the order was archived.
         UserNotFound: the customer is gone; the order stays as it is.
         UnknownTestMethod: the embedded gateway does not have the payment method that counts now.
     """
@@ -265,6 +270,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
 
     Raises:
         OrderIdConflict: the orderId is taken by an order with other content.
+        OrderArchived: the orderId is that of an archived order.
         UserNotFound: it is new, and no customer has its userId.
         UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         BookNotFound: it is new, and no book has one of its bookIds.
@@ -275,6 +281,8 @@ def known_order(order: CheckoutOrder) -> Order | None:
             require_same(order.content(), found.request, found.id)
             session.expunge(found)
             return found
+        if order.order_id:
+            require_not_archived(session, order.order_id)
         _method_of(session, order)
         for line in order.lines():
             if session.get(Book, line.book_id) is None:
@@ -284,7 +292,10 @@ def known_order(order: CheckoutOrder) -> Order | None:
 
 def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
     """Lock and return the order of this id and content."""
-    found = session.get_one(Order, order_id, with_for_update=True)
+    found = session.get(Order, order_id, with_for_update=True)
+    if found is None:
+        require_not_archived(session, order_id)
+        raise LookupError(f"order {order_id} is gone")
     require_same(order.content(), found.request, order_id)
     return found
 

@@ -86,7 +86,7 @@ def created(location: str) -> Iterator[IO[bytes]]:
     try:
         path = Path(location)
         part = path.with_name(path.name + NOT_WHOLE)
-        with part.open("wb") as file:
+        with part.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
