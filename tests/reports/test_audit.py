@@ -151,7 +151,10 @@ NOT_COVERED = {
         *("id", "payment_method", "request", "message", "continuations"),
         *("announced_attempt", "reminded_attempt", "created_at", "wait", "submitted_by"),
     },
-    "attempts": {"order_id", "asked_by", "attempt", "began_at"},
+    "attempts": {
+        *("order_id", "asked_by", "attempt", "began_at"),
+        *("previous_status", "previous_error", "previous_currency", "previous_ended_at"),
+    },
     "saga_log": {"undo_tries", "undo_error"},
     "decisions": {"id", "reason", "decided_by", "decided_at"},
     "notifications": {"subject", "body", "data", "published_at"},

@@ -1,7 +1,7 @@
 """The report on sales agrees with the ledger to the cent, whatever has happened to the orders."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,25 +9,22 @@ from random import Random
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import delete, text
-from sqlmodel import Session, col, select
+from sqlalchemy import text
+from sqlmodel import col, select
 
+from orders import archive
 from orders.settlement import settle
 from reports.attempts import Period, read_attempts
 from reports.sales import MOVES, By, Sales, sales
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
-from store.archive_files import header, order_texts, sha256_of, write_file
-from store.archive_tables import Archive, ArchivedOrder
-from store.database import engine, snapshot, transaction
+from store.archive_files import OrderText
+from store.database import snapshot, transaction
 from store.errors import CompensationFailed, OrderCancelled, OrderError, RetryableError
 from store.models import (
     BEFORE_PIVOT,
     ENDED,
     HOLDING,
-    Attempt,
-    Decision,
     Order,
-    OrderLine,
     OrderStatus,
     SagaRecord,
     utc_now,
@@ -53,6 +50,7 @@ from tests.shop import (
 Setting = Callable[[str, object], None]
 ORDERS = 30
 ZONE = "Europe/Berlin"
+LONG_AGO = timedelta(days=400)
 TITLES = [TEN_X_RULE, STRIPED_PAJAMAS, "odd", "prime"]
 METHODS = [None, None, "pm_card_chargeDeclined", *["pm_ledger_timeout_after"] * 2]
 
@@ -89,7 +87,7 @@ def scatter(chance: Random) -> None:
     """Put each order into some day, and what was given back of it into a later one."""
     with transaction() as session:
         for id_ in session.scalars(text("SELECT id FROM orders")).all():
-            moved = {"id": id_, "back": timedelta(hours=chance.randrange(1, 900))}
+            moved = {"id": id_, "back": LONG_AGO + timedelta(hours=chance.randrange(1, 900))}
             later = {"later": timedelta(hours=chance.randrange(0, 72))}
             for statement in (
                 "UPDATE orders SET created_at = created_at - :back, "
@@ -145,53 +143,45 @@ def test_the_report_agrees_with_the_ledger_whatever_has_happened(
         assert of_day == [row for row in whole if row.key == day.isoformat()]
 
 
-def put_away(session: Session, order_ids: list[str], file: Path, in_tables: list[str]) -> None:
-    """Put ended orders into an archive, beside some that are still in the tables."""
-    texts = order_texts(session, [*order_ids, *in_tables])
-    long_ago, now = datetime(2000, 1, 1, tzinfo=UTC), utc_now()
-    archive = Archive(
-        location=str(file), month="2026-11", from_at=long_ago, until_at=now, written_at=now
-    )
-    head = header(archive, None, ZONE, utc_now())
-    with file.open("wb") as written:
-        _, archive.accepted_from = write_file(written, head, texts.values())
-    with file.open("rb") as read:
-        archive.sha256 = sha256_of(read)
-    session.add(archive)
-    session.flush()
-    for order_id in order_ids:
-        session.add(ArchivedOrder(order_id=order_id, archive_id=archive.id or 0))
-        for model in (OrderLine, Attempt, SagaRecord, Decision):
-            session.execute(delete(model).where(col(model.order_id) == order_id))
-        session.execute(delete(Order).where(col(Order.id) == order_id))
-    session.flush()
-
-
-def all_reports(session: Session) -> dict[object, object]:
-    """What every report and the export say of all time and of half of it."""
-    half = utc_now().date() - timedelta(days=17)
+def all_reports() -> dict[object, object]:
+    """What every report and the export say of all time, of some days, and of the last weeks."""
+    day = (utc_now() - LONG_AGO).date() - timedelta(days=17)
     found: dict[object, object] = {}
-    for period in (EVER, days(half, half + timedelta(days=9)), Period(half, None, ZONE)):
-        found.update({(by, period): list(sales(session, by, period)) for by in get_args(By)})
-        attempts = sorted(read_attempts(session, period), key=lambda a: (a.order_id, a.attempt))
-        found["export", period] = [tuple(attempt) for attempt in attempts]
+    with snapshot() as session:
+        for period in (EVER, days(day, day + timedelta(days=9)), Period(day, None, ZONE)):
+            found.update({(by, period): list(sales(session, by, period)) for by in get_args(By)})
+            attempts = sorted(read_attempts(session, period), key=lambda a: (a.order_id, a.attempt))
+            found["export", period] = [tuple(attempt) for attempt in attempts]
     return found
 
 
+def ended_orders() -> int:
+    with snapshot() as session:
+        return len(session.exec(select(Order.id).where(col(Order.status).in_(ENDED))).all())
+
+
 def test_a_report_is_the_same_while_orders_are_archived_and_afterwards(
-    database: str, setting: Setting, tmp_path: Path
+    database: str, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lively_shop(Random(2), setting)  # noqa: S311  (a seed's story repeats)
-    with Session(engine(database)) as session:
-        statement = select(Order.id).where(col(Order.status).in_(ENDED)).order_by(Order.id)
-        ended = list(session.exec(statement))
-        expected = all_reports(session)
-        assert len(ended) > ORDERS // 2
-        put_away(session, ended[:5], tmp_path / "first", in_tables=ended[5:9])
-        assert all_reports(session) == expected
-        put_away(session, ended[5:], tmp_path / "second", in_tables=[])
-        assert all_reports(session) == expected
-        session.rollback()
+    expected, ended = all_reports(), ended_orders()
+    delete_page, pages = archive._delete, iter(range(2))
+
+    def interrupted(archive_id: int, page: Sequence[OrderText]) -> None:
+        if next(pages, None) is None:
+            raise KeyboardInterrupt
+        delete_page(archive_id, page)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "ORDERS_AT_ONCE", 4)
+        patch.setattr(archive, "_delete", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(archive.archive_orders(str(tmp_path), LONG_AGO / 2))
+    assert 0 < ended_orders() < ended
+    assert all_reports() == expected
+    list(archive.archive_orders(str(tmp_path), LONG_AGO / 2))
+    assert ended_orders() == 0
+    assert all_reports() == expected
 
 
 def moved(order_id: str, **moments: datetime) -> None:
