@@ -58,7 +58,7 @@ def known_id(order_id: str) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the request's body, unless it is too large or comes too slowly."""
+    """Return the request's body, unless it is too large or slow."""
     body = b""
     try:
         async with asyncio.timeout(BODY_SECONDS):

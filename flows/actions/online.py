@@ -57,7 +57,10 @@ def switch_on(client: SyncPrefectClient) -> OnlineStatus:
 
 
 def start_again(client: SyncPrefectClient, pool: str) -> None:
-    """Start a run now if it is on, belongs to this work pool and none listens."""
+    """Start a run if this work pool has none that listens.
+
+    Only if it is on and its deployment belongs to the pool.
+    """
     try:
         deployment = _deployment(client)
     except DeploymentNotFound:

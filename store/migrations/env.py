@@ -8,8 +8,9 @@ from alembic import context
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
+import store.archive_tables
 import store.checkpoint
-import store.models  # noqa: F401
+import store.models  # noqa: F401  (these fill SQLModel.metadata)
 from store.database import engine
 from store.sessions import MIGRATION, limit
 from store.settings import settings

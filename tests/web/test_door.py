@@ -6,11 +6,14 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from orders.archive import archive_orders
 from orders.batches import begin_batch
 from orders.intake import claim_orders
 from orders.lookup import count_orders
@@ -19,7 +22,7 @@ from store.errors import BookOutOfStock
 from store.models import OrderStatus
 from store.saga import abandon
 from tests.polling import wait_until
-from tests.shop import at_once, carry_on, order_row, placed, status, stock
+from tests.shop import LONG_AGO, at_once, carry_on, end_at, order_row, placed, status, stock
 from tests.web.front_door import TOKEN, FrontDoor
 from web import order_input
 from web.app import create_app
@@ -48,6 +51,20 @@ def order(order_id: str | None = "W-1", **changes: Any) -> dict[str, Any]:
 
 def errors(answer: httpx.Response) -> list[tuple[str, str]]:
     return [(each["field"], each["reason"]) for each in answer.json()["errors"]]
+
+
+def test_an_order_that_was_archived_is_gone(door: httpx.Client, tmp_path: Path) -> None:
+    placed("W-1", "dispatch_order", 2)
+    end_at(LONG_AGO, "W-1")
+    list(archive_orders(str(tmp_path), timedelta(days=365)))
+    for answer in (
+        door.post("/orders", json=order()),
+        door.get("/orders/W-1", params={"wait": 30}),
+        door.post("/orders/W-1/cancel"),
+    ):
+        assert answer.status_code == 410
+        ((field, reason),) = errors(answer)
+        assert (field, "is archived" in reason) == ("orderId", True)
 
 
 def test_an_order_is_accepted_once_with_the_name_of_its_front_end(door: httpx.Client) -> None:

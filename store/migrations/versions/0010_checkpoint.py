@@ -3,14 +3,14 @@
 An index that is already there is kept, so that a large shop may build it beforehand with CREATE
 INDEX CONCURRENTLY, for which no checkout waits.
 
-Revision: 0009.
+Revision: 0010.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0007"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
