@@ -55,7 +55,7 @@ def report_sales(span: Span = "yesterday") -> str:
     message = f"{title}: {message or 'nothing'}"
     create_markdown_artifact(
         "\n".join(_markdown(title, period, sums, by_day, by_title)),
-        key="sales-report",
+        key=f"sales-{span.replace(' ', '-')}",
         description=message,
     )
     return message

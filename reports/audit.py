@@ -133,6 +133,7 @@ def checks() -> list[Check]:
         order_rules.reservations(),
         order_rules.decisions(),
         book_rules.notices(),
+        book_rules.archived(),
         order_rules.unfinished(),
         book_rules.unclear_charges(),
     ]

@@ -178,6 +178,23 @@ def unintended(movements: str) -> Check:
     )
 
 
+def archived() -> Check:
+    """Look for orders that are archived and in the tables as well."""
+    return Check(
+        subject="order {id}",
+        rows="""
+            SELECT o.id, o.status, a.archive_id
+            FROM orders o JOIN archived_orders a ON a.order_id = o.id""",
+        rules=[
+            Rule(
+                "I4 archived",
+                "archive_id IS NOT NULL",
+                "is {status}, and is archived in archive {archive_id} as well",
+            )
+        ],
+    )
+
+
 def unclear_charges() -> Check:
     """Look for charges whose outcome has been unknown for long."""
     return Check(

@@ -102,9 +102,11 @@ class Sums:
         if status == OrderStatus.DISPATCHED:
             self.copies += order["copies"]
             self.points += order["points_redeemed"]
-        currency = order["currency"]
+        # The order's currency is that of its present attempt.
+        earlier = {each["attempt"] - 1: each.get("previous_currency") for each in rows["attempts"]}
         for record in rows["saga_log"]:
             if record["step"] == "bill_customer":
+                currency = earlier.get(record["attempt"]) or order["currency"]
                 captured, refunded = _moved(record)
                 _add(self.captured_cents, currency, captured)
                 _add(self.refunded_cents, currency, refunded)

@@ -33,7 +33,7 @@ def test_the_sales_of_yesterday_are_an_artifact_with_pictures_and_no_customer(ru
     title = f"Sales of {yesterday.day} {yesterday:%b %Y}"
     assert message == f"{title}: 1 orders dispatched, net 0.00 USD"
     (artifact, *_) = runs.client.read_artifacts(
-        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["sales-report"])),
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["sales-yesterday"])),
         sort=ArtifactSort.CREATED_DESC,
     )
     assert artifact.description == message

@@ -19,7 +19,7 @@ import console.archive  # noqa: F401  (once, not in each child)
 import orders.archive
 from console.main import main
 from reports.audit import audit
-from store.archive_files import archives, order_texts, read_orders
+from store.archive_files import archives, order_texts, orders_in, read_orders
 from store.database import snapshot
 from store.models import Order
 from tests.books_balance import imbalances
@@ -92,8 +92,11 @@ def archive(marks: Path, to: str) -> int:
     return main(["archive", "--older-than", "365d", "--to", to])
 
 
-def look() -> int:
-    """Return 0 if each order is in one place and the books balance."""
+def look(to: str) -> int:
+    """Return 0 if each order is in one place, each file is whole, and the books balance."""
+    for path in Path(to).glob("*.gz"):
+        with path.open("rb") as file:
+            sys.stderr.write(f"{path.name}: {len(list(orders_in(file, path.name)))}\n")
     with snapshot() as session:
         found = list(session.exec(select(Order.id)))
         for each in archives(session):
@@ -109,7 +112,7 @@ def kill_until_done(to: str) -> int:
     marks.mkdir()
     for _ in range(TRIES_AT_MOST):
         status = in_a_process(lambda: archive(marks, to))
-        if in_a_process(look) != 0:
+        if in_a_process(lambda: look(to)) != 0:
             return 1
         if status != -signal.SIGKILL:
             return status

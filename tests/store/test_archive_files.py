@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from tests.shop import an_order, carry_on, end_run, place, placed
 ORDERS = ["dispatched", "twice", "rejected"]
 
 
-def place_all() -> None:
-    """One order of each ending; one was compensated in its first attempt, and then dispatched."""
+def place_all(setting: Callable[[str, object], None]) -> None:
+    """One order of each ending; one was compensated in dollars, and then dispatched in euros."""
     placed("dispatched", "dispatch_order", 20, redeem=True)
     placed("twice", "bill_customer", 3)
     end_run("twice")
+    setting("currency", "EUR")
     begin_attempt(an_order("twice", 3), "run", "a person's Retry")
     carry_on(["twice"])
     place("rejected")
@@ -63,8 +64,10 @@ def written(folder: Path) -> Archive:
 
 
 @pytest.fixture
-def archive(database: str, tmp_path: Path) -> Iterator[Archive]:
-    place_all()
+def archive(
+    database: str, tmp_path: Path, setting: Callable[[str, object], None]
+) -> Iterator[Archive]:
+    place_all(setting)
     yield written(tmp_path)
     with transaction() as session:
         session.execute(delete(ArchivedOrder))
@@ -91,7 +94,7 @@ def test_a_file_describes_itself_and_has_every_column_of_every_order(archive: Ar
         "compensated": 0,
         "copies": 23,
         "points": 300,
-        "captured_cents": {"USD": 220_00},
+        "captured_cents": {"USD": 160_00, "EUR": 60_00},
         "refunded_cents": {"USD": 60_00},
         "orders_sha256": "",
     }
@@ -114,7 +117,7 @@ def damaged(content: bytes, how: str) -> bytes:
         case "without its last line":
             return gzip.compress(b"\n".join(gzip.decompress(content).split(b"\n")[:-2]) + b"\n")
         case "another amount":
-            return gzip.compress(gzip.decompress(content).replace(b"22000", b"22001"))
+            return gzip.compress(gzip.decompress(content).replace(b"16000", b"16001"))
         case "another line":
             return gzip.compress(gzip.decompress(content).replace(b'"copies":20', b'"copies":21'))
         case _:
