@@ -19,7 +19,7 @@ ROUNDS = 3
 ORDERS = 10_000
 ORDERS_AS_SUBFLOWS = 60
 ORDERS_OF_DBOS = 600
-GOALS = {"floor": 1 / 3, "subflows": 500.0, "dbos_orders": 100.0}
+GOALS = {"floor": 0.9, "subflows": 500.0, "dbos_orders": 100.0}
 
 
 def run(ground: Ground, console: Console) -> None:

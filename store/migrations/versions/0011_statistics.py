@@ -1,0 +1,28 @@
+"""no list of the most common orders, which each id of a group was compared with.
+
+Revision: 0011.
+"""
+
+from alembic import op
+
+revision = "0011"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+TABLES = ("saga_log", "order_lines", "decisions")
+"""Their rows are looked up by the ids of a group's orders."""
+
+
+def upgrade() -> None:
+    """Apply."""
+    # The planner takes the selectivity of each id by itself. With a hundred common values planning
+    # took a tenth of a batch's time.
+    for table in TABLES:
+        op.execute(f"ALTER TABLE {table} ALTER COLUMN order_id SET STATISTICS 1")
+
+
+def downgrade() -> None:
+    """Revert."""
+    for table in TABLES:
+        op.execute(f"ALTER TABLE {table} ALTER COLUMN order_id SET STATISTICS -1")
