@@ -177,7 +177,7 @@ def a_charge_has_another_key_each_time() -> Patches:
     return [(tests.faults.seams, "BadLineGateway", Wrong)]
 
 
-@bug("I3 money", "I3 paid", "I5 intent")
+@bug("I3 money", "I3 paid", "I3 report", "I5 intent")
 def a_new_attempt_charges_with_the_old_key() -> Patches:
     right = tasks.billing._charge
     return [
@@ -255,12 +255,13 @@ def a_second_decision_counts_as_well() -> Patches:
     return [(tasks.couriers, "_waits", waits), (tasks.couriers, "insert_rows", _insert_if_first)]
 
 
-def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
+def _insert_if_first(session: Session, model: Any, rows: Sequence[Any], **same: Any) -> None:
     """Insert what the unique index lets pass, as a database without it would take all."""
     from sqlalchemy.dialects.postgresql import insert
 
     if rows:
-        session.execute(insert(model).on_conflict_do_nothing(), rows)
+        every = [{**row, **same} for row in rows]
+        session.execute(insert(model).on_conflict_do_nothing(), every)
 
 
 @bug("I4 own reason", "I4 a crash is no failure")
