@@ -29,7 +29,7 @@ from store.archive_tables import Archive, ArchivedOrder
 from store.bulk import among, increase, insert_rows
 from store.checkpoint import forget_checkpoint
 from store.database import reading, revisions, snapshot, transaction
-from store.errors import ArchiveRefused
+from store.errors import ArchiveDamaged, ArchiveRefused
 from store.models import ENDED, HOLDING, Book, Customer, Order, utc_now
 from store.saga_log import lock_orders
 from store.sessions import ARCHIVING
@@ -69,7 +69,7 @@ def archive_orders(to: str, older_than: timedelta) -> Iterator[Archive]:
     """
     limit = _limit(older_than)
     location_in(to, "")
-    for archive in _unfinished():
+    for archive in map(_without_a_lost_file, _unfinished()):
         yield _finish(archive if archive.written_at else _planned(archive.month, archive, to))
     after = None
     while month := _oldest_month(after, limit):
@@ -148,27 +148,52 @@ def _unfinished() -> list[Archive]:
         return found
 
 
+def _without_a_lost_file(archive: Archive) -> Archive:
+    """Return an unfinished archive, unwritten if its file is lost.
+
+    Raises:
+        ArchiveRefused, ArchiveDamaged: the file is lost, and some of its orders are deleted.
+    """
+    if archive.written_at is None:
+        return archive
+    try:
+        with opened(archive.location) as file:
+            require_unchanged(file, archive)
+    except (ArchiveRefused, ArchiveDamaged):
+        with transaction() as session:
+            # Whoever deletes its orders at this moment shares the row.
+            lost = session.get_one(Archive, archive.id, with_for_update=True)
+            of_archive = select(ArchivedOrder).where(ArchivedOrder.archive_id == archive.id)
+            if session.exec(of_archive.limit(1)).first() is not None:
+                raise
+            lost.written_at = lost.sha256 = archive.written_at = None
+    return archive
+
+
 def _planned(name: str, month: Month | Archive, to: str) -> Archive:
     """Record an archive before its file is written, and return it.
 
     The file of a plan may be written again. Any other file that is there is somebody else's.
     """
+    of_month = select(Archive).where(Archive.month == name)
+    with reading() as session:
+        seen = session.exec(of_month).all()
+        own = {each.location for each in seen if each.written_at is None}
+    number = len(seen) + (not own)
+    suffix = f"-{number}" if number > 1 else ""
+    location = location_in(to, f"orders-{name}{suffix}.jsonl.gz")
+    if location not in own and exists(location):
+        raise ArchiveRefused(
+            f"to: {location} is there already, and no archive of this database; move it away or "
+            "give another place. Nothing was archived."
+        )
     with transaction() as session:
         # Two that plan the same month make one plan.
         session.execute(text("LOCK TABLE archives IN SHARE ROW EXCLUSIVE MODE"))
-        of_month = select(Archive).where(Archive.month == name)
         unwritten = of_month.where(col(Archive.written_at).is_(None))
         plan = session.exec(unwritten.with_for_update(skip_locked=True)).first()
-        if plan is None and session.exec(unwritten).first() is not None:
+        if (plan is None) != (not own) or len(session.exec(of_month).all()) != len(seen):
             raise _in_progress(name)
-        number = len(session.exec(of_month).all()) + (plan is None)
-        suffix = f"-{number}" if number > 1 else ""
-        location = location_in(to, f"orders-{name}{suffix}.jsonl.gz")
-        if (plan is None or plan.location != location) and exists(location):
-            raise ArchiveRefused(
-                f"to: {location} is there already, and no archive of this database; move it away "
-                "or give another place. Nothing was archived."
-            )
         if plan is None:
             plan = Archive(
                 location=location, month=name, from_at=month.from_at, until_at=month.until_at
@@ -192,7 +217,7 @@ def _finish(archive: Archive) -> Archive:
         file.seek(0)
         orders = orders_in(file, archive.location)
         while page := list(islice(orders, ORDERS_AT_ONCE)):
-            _delete(archive.id or 0, page)
+            _delete(archive, page)
     return _concluded(archive.id or 0)
 
 
@@ -211,9 +236,10 @@ def _write(planned: Archive) -> Archive:
         ).first()
         if archive is None:
             raise _in_progress(planned.month)
-        with snapshot() as seen, created(archive.location) as file:
-            head = header(archive, revision, settings().timezone, now)
-            sums, archive.accepted_from = write_file(file, head, _texts(seen, archive))
+        head = header(archive, revision, settings().timezone, now)
+        with created(archive.location) as file:
+            with snapshot() as seen:
+                sums, archive.accepted_from = write_file(file, head, _texts(seen, archive))
             archive.sha256 = sha256_of(file)
         archive.sums, archive.written_at = vars(sums), now
         session.flush()
@@ -241,12 +267,15 @@ def _texts(seen: Session, archive: Archive) -> Iterator[str]:
 
 
 @retried
-def _delete(archive_id: int, page: Sequence[OrderText]) -> None:
+def _delete(archive: Archive, page: Sequence[OrderText]) -> None:
     """Delete those orders of a page whose rows are still the file's.
 
     One that was retried, answered late or changed by hand is left.
     """
     with transaction() as session:
+        of_archive = select(Archive.sha256).where(Archive.id == archive.id)
+        if session.scalar(of_archive.with_for_update(read=True)) != archive.sha256:
+            raise _in_progress(archive.month)
         locked = lock_orders(session, [order.id for order in page])
         present = order_texts(session, list(locked))
         same = [order for order in page if present.get(order.id) == order.text]
@@ -257,7 +286,7 @@ def _delete(archive_id: int, page: Sequence[OrderText]) -> None:
             _delete_rows(session, model, "order_id", ids, sum(len(o.rows[name]) for o in same))
         _delete_rows(session, Order, "id", ids, len(ids))
         insert_rows(
-            session, ArchivedOrder, [{"order_id": id_} for id_ in ids], archive_id=archive_id
+            session, ArchivedOrder, [{"order_id": id_} for id_ in ids], archive_id=archive.id
         )
         forget_checkpoint(session)
         # Last, since each checkout of the same title waits for its row.

@@ -55,14 +55,24 @@ def archived_pages(session: Session, bounds: Mapping[str, datetime]) -> Iterator
         accepted_before=bounds["until"] + SKEW if "until" in bounds else None,
     )
     if found:
-        # Of a page's size the planner knows nothing, and would compare each row with each.
-        session.execute(text("SET LOCAL enable_nestloop = off"))
+        _plan_pages(session, is_page=True)
     for archive in found:
         orders = read_orders(session, archive)
         while page := list(islice(orders, ORDERS_AT_ONCE)):
             yield {f"page_of_{table}": _page(page, part) for table, part in TABLES.items()}
     if found:
-        session.execute(text("SET LOCAL enable_nestloop = on"))
+        _plan_pages(session, is_page=False)
+
+
+def _plan_pages(session: Session, *, is_page: bool) -> None:
+    """Plan the session's next queries for pages, or for tables again.
+
+    Of a page's size the planner knows nothing, and would compare each row with each. What it is
+    kept from counts as so dear that PostgreSQL before 18 would compile each page's query first.
+    """
+    value = "off" if is_page else "DEFAULT"
+    for name in ("enable_nestloop", "jit"):
+        session.execute(text(f"SET LOCAL {name} = {value}"))
 
 
 def _page(orders: list[dict[str, Any]], part: str) -> str:

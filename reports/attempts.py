@@ -141,14 +141,18 @@ def _present(orders: str) -> str:
 
 
 def _earlier(orders: str) -> str:
+    # In a shop that is older than the requests' table an attempt may have none.
     return f"""
-        SELECT o.id, later.attempt - 1, o.user_id, o.copies, o.created_at,
+        SELECT o.id, number, o.user_id, o.copies, o.created_at,
           COALESCE(request.began_at, o.created_at),
-          COALESCE(later.previous_status, '{OrderStatus.COMPENSATED}'),
+          COALESCE(later.previous_status, CASE WHEN EXISTS (
+            SELECT FROM saga_log s WHERE s.order_id = o.id AND s.attempt = number
+              AND s.state = '{StepState.UNDONE}'
+          ) THEN '{OrderStatus.COMPENSATED}' ELSE '{OrderStatus.REJECTED}' END),
           COALESCE(later.previous_error, '{UNKNOWN}'),
           COALESCE(later.previous_currency, o.currency), NULL, o.submitted_by,
-          COALESCE(later.previous_ended_at, later.began_at)
-        FROM attempts later JOIN orders o ON o.id = later.order_id
-        LEFT JOIN attempts request
-          ON request.order_id = later.order_id AND request.attempt = later.attempt - 1
-        WHERE {orders}"""
+          COALESCE(later.previous_ended_at, later.began_at, o.updated_at)
+        FROM orders o CROSS JOIN LATERAL GENERATE_SERIES(1, o.attempt - 1) AS number
+        LEFT JOIN attempts request ON request.order_id = o.id AND request.attempt = number
+        LEFT JOIN attempts later ON later.order_id = o.id AND later.attempt = number + 1
+        WHERE o.attempt > 1 AND {orders}"""

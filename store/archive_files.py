@@ -174,8 +174,8 @@ def header(archive: Archive, revision: str | None, timezone: str, written_at: da
             "written_at": written_at,
             "database_revision": revision,
             "about": "A line for each order that ended from `from` to before `until`, with all its "
-            "rows; the last line has the sums. Where an order is in two files, the line with the "
-            "later order.updated_at counts.",
+            "rows; the last line has the sums. Where an order is in two files, the one that was "
+            "written later counts.",
             "reading": READING,
             "columns": {
                 "order": _columns(Order),

@@ -121,7 +121,10 @@ def opened(location: str) -> Iterator[IO[bytes]]:
     try:
         file = Path(location).open("rb")  # noqa: SIM115  (its reader's errors are not the place's)
     except OSError as error:
-        raise ArchiveRefused(f"{location} cannot be read: {error.strerror}") from error
+        raise ArchiveRefused(
+            f"{location} cannot be read: {error.strerror}; it is on the machine that wrote it, or "
+            "in a backup"
+        ) from error
     with file:
         yield file
 

@@ -322,10 +322,42 @@ def test_nothing_is_deleted_because_of_a_file_that_has_changed(
             file.write(b"x")
         return opened(location)
 
-    monkeypatch.setattr(orders.archive, "opened", damaging)
-    with pytest.raises(ArchiveDamaged, match="was changed since it was archived"):
-        archive(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "opened", damaging)
+        with pytest.raises(ArchiveDamaged, match="was changed since it was archived"):
+            archive(tmp_path)
     assert len(in_tables()) == 6
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+    assert [verify_pair(pair).problem for pair in archives_to_verify([])] == ["", ""]
+
+
+def test_a_file_that_is_lost_in_the_midst_of_the_deletion_must_come_back(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "_concluded", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            archive(tmp_path)
+    may = tmp_path / "orders-2024-05.jsonl.gz"
+    may.rename(tmp_path / "moved")
+    with pytest.raises(ArchiveRefused, match="cannot be read: No such file"):
+        archive(tmp_path)
+    assert not may.exists()
+    (tmp_path / "moved").rename(may)
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+
+
+def test_orders_are_not_deleted_by_a_file_that_another_process_has_written_again(
+    shop: None, tmp_path: Path
+) -> None:
+    (before, _) = archive(tmp_path)
+    with transaction() as session:
+        session.get_one(Archive, before.id).sha256 = "of another file"
+    with pytest.raises(ArchiveRefused, match="another process archives"):
+        orders.archive._delete(before, [])
 
 
 def test_a_file_is_compared_with_what_was_archived(shop: None, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from orders import archive
 from orders.settlement import settle
 from reports.attempts import Period, read_attempts
 from reports.sales import MOVES, By, Sales, sales
+from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.archive_files import OrderText
 from store.database import snapshot, transaction
@@ -263,6 +264,8 @@ def test_the_cent_that_is_left_over_goes_to_the_largest_remainder() -> None:
 
 @pytest.mark.usefixtures("database")
 def test_an_attempt_from_before_errors_were_kept_counts_as_well() -> None:
+    place("o-1")
+    end_run("o-1")
     placed("o-1", "prepare_order")
     end_run("o-1")
     placed("o-1", "dispatch_order")
@@ -271,5 +274,12 @@ def test_an_attempt_from_before_errors_were_kept_counts_as_well() -> None:
         nothing = ", ".join(f"previous_{name} = NULL" for name in columns)
         session.execute(text(f"UPDATE attempts SET {nothing}"))  # noqa: S608  (the names above)
     (row,) = report()
-    assert row.why == {"unknown": 1}
+    assert row.why == {"unknown": 2}
     assert (row.amounts["captured_cents"], row.amounts["refunded_cents"]) == (40_00, 20_00)
+    with transaction() as session:
+        session.execute(text("DELETE FROM attempts"))
+    assert report() == [row]
+    assert {each.attempt for each in story("o-1").events} == {1, 2, 3}
+    with snapshot() as session:
+        ends = [each.status for each in read_attempts(session, EVER)]
+    assert ends == ["rejected", "compensated", "dispatched"]
