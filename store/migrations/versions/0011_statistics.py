@@ -1,4 +1,4 @@
-"""no list of the most common orders, which each id of a group was compared with.
+"""no list of the most common order ids.
 
 Revision: 0011.
 """
