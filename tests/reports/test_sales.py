@@ -19,6 +19,7 @@ from reports.sales import MOVES, By, Sales, sales
 from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.archive_files import OrderText
+from store.archive_tables import Archive
 from store.database import snapshot, transaction
 from store.errors import CompensationFailed, OrderCancelled, OrderError, RetryableError
 from store.models import (
@@ -168,10 +169,10 @@ def test_a_report_is_the_same_while_orders_are_archived_and_afterwards(
     expected, ended = all_reports(), ended_orders()
     delete_page, pages = archive._delete, iter(range(2))
 
-    def interrupted(archive_id: int, page: Sequence[OrderText]) -> None:
+    def interrupted(of: Archive, page: Sequence[OrderText]) -> None:
         if next(pages, None) is None:
             raise KeyboardInterrupt
-        delete_page(archive_id, page)
+        delete_page(of, page)
 
     with monkeypatch.context() as patch:
         patch.setattr(archive, "ORDERS_AT_ONCE", 4)
