@@ -255,12 +255,12 @@ def a_second_decision_counts_as_well() -> Patches:
     return [(tasks.couriers, "_waits", waits), (tasks.couriers, "insert_rows", _insert_if_first)]
 
 
-def _insert_if_first(session: Session, model: Any, rows: Sequence[Any]) -> None:
+def _insert_if_first(session: Session, model: Any, rows: Sequence[Any], **same: Any) -> None:
     """Insert what the unique index lets pass, as a database without it would take all."""
     from sqlalchemy.dialects.postgresql import insert
 
     if rows:
-        session.execute(insert(model).on_conflict_do_nothing(), rows)
+        session.execute(insert(model).on_conflict_do_nothing(), [row | same for row in rows])
 
 
 @bug("I4 own reason", "I4 a crash is no failure")
