@@ -1,4 +1,4 @@
-"""no list of the most common orders, which each id of a group was compared with.
+"""statistics without a list of the most common orders.
 
 Revision: 0011.
 """
