@@ -40,9 +40,11 @@ COLUMNS_OF_ORDER = """
     1 + n % 3 AS copies, (1 + n % 3) * 2000 AS total, n % 10 = 0 AS redeem,
     CASE WHEN n % 10 = 0 THEN 5 ELSE 0 END AS points,
     CASE WHEN n % 100 < 85 THEN 'dispatched' WHEN n % 100 < 95 THEN 'compensated'
-      WHEN n % 100 < 98 THEN 'rejected' ELSE 'waiting' END AS status,
+      WHEN n % 100 < 98 THEN 'rejected' WHEN n <= {last_waiting} THEN 'waiting'
+      ELSE 'dispatched' END AS status,
     'city-vans' AS courier,
-    CASE WHEN n % 100 < 98 THEN NOW() - n * INTERVAL '30 seconds' ELSE NOW() END AS at
+    CASE WHEN n % 100 >= 98 AND n <= {last_waiting} THEN NOW()
+      ELSE NOW() - n * INTERVAL '30 seconds' END AS at
   FROM GENERATE_SERIES(1, {orders}) n
 """
 ROWS = (
@@ -114,9 +116,20 @@ ROWS = (
 )
 
 
-def put_orders(orders: int) -> None:
-    """Put a shop with so many orders of every ending, two in a hundred still waiting."""
-    sizes = {"orders": orders, "books": BOOKS, "customers": CUSTOMERS}
+def put_orders(orders: int, unfinished: int | None = None) -> None:
+    """Put a shop with so many orders of every ending.
+
+    Args:
+        orders: How many.
+        unfinished: How many of them wait; None is two in a hundred.
+    """
+    last_waiting = orders if unfinished is None else unfinished * 50
+    sizes = {
+        "orders": orders,
+        "books": BOOKS,
+        "customers": CUSTOMERS,
+        "last_waiting": last_waiting,
+    }
     with transaction(WHOLE_RUN) as session:
         for statement in (COLUMNS_OF_ORDER, *ROWS):
             session.execute(text(statement.format(**sizes)))

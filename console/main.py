@@ -52,6 +52,18 @@ COMMANDS = {
         "console.audit:check_books",
         "Audit stock, points, money, endings and records over the whole database.",
     ),
+    "report": (
+        "console.sales:report",
+        "Report the orders, copies, points and money of a period.",
+    ),
+    "export": (
+        "console.sales:export",
+        "Print the orders accepted in a period, as CSV for a spreadsheet.",
+    ),
+    "archive": (
+        "console.archive:app",
+        "Move orders that ended long ago into files, one a month.",
+    ),
     "doctor": (
         "console.doctor:doctor",
         "Check every part of the shop and print each fault's remedy.",

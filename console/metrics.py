@@ -39,7 +39,7 @@ class Metric(NamedTuple):
 
 
 UP = Metric("store_up", "1 if the part answers, 0 if it does not", ("part",))
-ORDERS = Metric("store_orders", "Orders that have this status", ("status",))
+ORDERS = Metric("store_orders", "Unfinished orders that have this status", ("status",))
 IDLE = Metric(
     "store_order_idle_seconds",
     "Seconds since the oldest order in this status last changed",
@@ -198,8 +198,8 @@ def _of_queue() -> Iterator[GaugeMetricFamily]:
 def _of_database() -> Iterator[GaugeMetricFamily]:
     figures = read_figures()
     # What there is none of is a zero: nothing can be compared with a series that is not there.
-    yield _filled(ORDERS, (([s], figures.orders.get(s, 0)) for s in OrderStatus))
     unfinished = [status for status in OrderStatus if status not in ENDED]
+    yield _filled(ORDERS, (([s], figures.orders.get(s, 0)) for s in unfinished))
     yield _filled(IDLE, (([s], figures.idle_seconds.get(s, 0)) for s in unfinished))
     yield _filled(WAITED, [((), figures.waited_seconds)])
     yield _filled(FORGOTTEN, [((), figures.forgotten)])

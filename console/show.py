@@ -1,5 +1,6 @@
 """The history of one order over all its attempts."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -13,11 +14,13 @@ from flows.recovery import Move, next_move
 from flows.runs.order_runs import OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.runs.unbegun import CHECKOUT
 from flows.runs.work_pool import SERVER_AWAY
+from orders.archived import archive_of
 from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
 from reports.notices import where_to_answer
 from reports.story import Event, Story, story
-from store.errors import NoPrefectServer, OrderNotFound
+from store.archive_tables import Archive
+from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
 from terminal.output import AsJson, Wide, duration, print_json, print_table, terminal
@@ -63,13 +66,18 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
 
     One timeline holds all attempts: steps, what was given back, runs in Prefect with their links,
     messages, charges and refunds, answers and who gave them, notifications. While Prefect's server
-    is away the rest is shown.
+    is away the rest is shown. Of an archived order, the file is named that has all of this.
 
     Args:
         order: The order's id.
     """
     try:
         told = story(order)
+    except OrderArchived:
+        archive = archive_of(order)
+        if archive is None:
+            raise
+        return _show_archived(order, archive, as_json=as_json)
     except OrderNotFound:
         # Its run may not have come so far, or may have been refused.
         runs, away = _runs(order, None)
@@ -312,4 +320,35 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
     terminal().print(f"Order {order_id}: {next_}", style="bold")
     _print_runs(runs)
     _print_timeline(events, wide=wide)
+    return 0
+
+
+def _show_archived(order_id: str, archive: Archive, *, as_json: bool) -> int:
+    """Show where an archived order is."""
+    place = shlex.quote(archive.location)
+    copy = f"aws s3 cp {place} -" if archive.location.startswith("s3:") else f"cat {place}"
+    facts = {
+        "archive": archive.location,
+        "month": archive.month,
+        "read": f'{copy} | zcat | grep -F \'"id":"{order_id}"\'',
+    }
+    next_ = "Nothing: it ended long ago, and its id is not taken again."
+    if as_json:
+        print_json(
+            {
+                **dict.fromkeys(FIELDS),
+                "order_id": order_id,
+                "next": next_,
+                "cancelling_gives_back": [],
+                "prefect_answers": None,
+                "runs": [],
+                "notes": [],
+                "timeline": [],
+                "archive": {**facts, "sha256": archive.sha256},
+            }
+        )
+        return 0
+    terminal().print(f"Order {order_id}: archived", style="bold")
+    for name, fact in {"next": next_, **facts}.items():
+        terminal().print(f"  {name:<10} {fact}")
     return 0

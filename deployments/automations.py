@@ -33,7 +33,7 @@ from terminal.command_line import WRONG_USAGE, command
 from terminal.numbers import WholeNumber
 from terminal.output import complain, terminal
 
-FLOWS = (*lost_runs.FLOWS, *stand_by.FLOWS, "audit-books")
+FLOWS = (*lost_runs.FLOWS, *stand_by.FLOWS, "archive-orders", "audit-books", "sales-report")
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 DISPATCH_DEPLOYMENT = "dispatch-orders/local"
 HEARTBEAT_SECONDS = 30

@@ -1,12 +1,15 @@
 """Acceptance of orders and the attempts that begin again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, exists
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from orders.archived import require_not_archived
 from store.bulk import Rows, insert_missing, insert_rows, update_rows
 from store.database import reading, transaction
 from store.errors import (
@@ -66,6 +69,7 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         UserNotFound: it is new, and no customer has its userId.
         UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         OrderIdConflict: the orderId is taken by an order with other content.
+        OrderArchived: the orderId is that of an archived order.
     """
     order_id = order.order_id or run_id
     with transaction() as session:
@@ -74,6 +78,8 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         if known is None:
             new = {**_new_order(session, order, order_id, run_id), "wait": wait}
             if insert_missing(session, Order, [new]):
+                # Asked afterwards: the insert may have waited for the order's archival.
+                require_not_archived(session, order_id)
                 session.add_all(
                     OrderLine(order_id=order_id, book_id=line.book_id, quantity=line.quantity)
                     for line in order.lines()
@@ -108,6 +114,7 @@ def begin_attempt(
     Raises:
         OrderIdConflict: the orderId is that of an order with other content.
         OrderInProgress: the order is being compensated; to be tried again after that.
+        OrderArchived: the order was archived.
         UserNotFound: the customer is gone; the order stays as it is.
         UnknownTestMethod: the embedded gateway does not have the payment method that counts now.
     """
@@ -121,12 +128,8 @@ def begin_attempt(
                 )
             if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
                 method = _method_of(session, order)
-                attempt = {
-                    "id": order_id,
-                    "attempt": found.attempt + 1,
-                    "payment_method": method,
-                }
-                _begin_again(session, [attempt], run_id, asked_by)
+                ended = _EndedAttempt._make(getattr(found, n) for n in _EndedAttempt._fields)
+                _begin_again(session, [(ended, method)], run_id, asked_by)
                 found.wait = wait
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
@@ -150,8 +153,7 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     with transaction() as session:
         failed = session.execute(
             select_columns(
-                col(Order.id),
-                col(Order.attempt),
+                *(getattr(Order, name) for name in _EndedAttempt._fields),
                 col(Order.request),
                 col(Customer.payment_method),
             )
@@ -166,17 +168,13 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             .limit(limit)
             .with_for_update(skip_locked=True, of=Order)
         ).all()
-        attempts = [
-            {
-                "id": id_,
-                "attempt": attempt + 1,
-                # A customer may have another card by now.
-                "payment_method": request["paymentMethod"] or customers,
-            }
-            for id_, attempt, request, customers in failed
+        # A customer may have another card by now.
+        ended = [
+            (_EndedAttempt._make(columns), request["paymentMethod"] or customers_method)
+            for *columns, request, customers_method in failed
         ]
-        _begin_again(session, attempts, run_id, asked_by=run_id)
-        return [id_ for id_, *_ in failed]
+        _begin_again(session, ended, run_id, asked_by=run_id)
+        return [each.id for each, _ in ended]
 
 
 @retried
@@ -198,17 +196,48 @@ def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _begin_again(session: Session, attempts: Rows, run_id: str, asked_by: str) -> None:
+class _EndedAttempt(NamedTuple):
+    """An order's columns with the end of its attempt."""
+
+    id: str
+    attempt: int
+    status: str
+    error: str | None
+    currency: str
+    updated_at: datetime
+
+
+def _begin_again(
+    session: Session, ended: Sequence[tuple[_EndedAttempt, str]], run_id: str, asked_by: str
+) -> None:
     """Reset ended orders to a new attempt and record the request.
 
-    ``attempts`` are the orders' ids, each with the number and the payment method of its new
-    attempt. The rows must be locked.
+    ``ended`` are the orders, each with the payment method of its new attempt. How the last one
+    ended is kept with the request, since the order's row is that of the new one. The rows must be
+    locked.
     """
-    _put_back(session, attempts, run_id)
+    _put_back(
+        session,
+        [
+            {"id": each.id, "attempt": each.attempt + 1, "payment_method": method}
+            for each, method in ended
+        ],
+        run_id,
+    )
     insert_rows(
         session,
         Attempt,
-        [{"order_id": row["id"], "attempt": row["attempt"]} for row in attempts],
+        [
+            {
+                "order_id": each.id,
+                "attempt": each.attempt + 1,
+                "previous_status": each.status,
+                "previous_error": each.error,
+                "previous_currency": each.currency,
+                "previous_ended_at": each.updated_at,
+            }
+            for each, _ in ended
+        ],
         asked_by=asked_by,
         began_at=utc_now(),
     )
@@ -241,6 +270,7 @@ def known_order(order: CheckoutOrder) -> Order | None:
 
     Raises:
         OrderIdConflict: the orderId is taken by an order with other content.
+        OrderArchived: the orderId is that of an archived order.
         UserNotFound: it is new, and no customer has its userId.
         UnknownTestMethod: it is new, and the embedded gateway does not have its payment method.
         BookNotFound: it is new, and no book has one of its bookIds.
@@ -251,6 +281,8 @@ def known_order(order: CheckoutOrder) -> Order | None:
             require_same(order.content(), found.request, found.id)
             session.expunge(found)
             return found
+        if order.order_id:
+            require_not_archived(session, order.order_id)
         _method_of(session, order)
         for line in order.lines():
             if session.get(Book, line.book_id) is None:
@@ -260,7 +292,10 @@ def known_order(order: CheckoutOrder) -> Order | None:
 
 def _same_order(session: Session, order: CheckoutOrder, order_id: str) -> Order:
     """Lock and return the order of this id and content."""
-    found = session.get_one(Order, order_id, with_for_update=True)
+    found = session.get(Order, order_id, with_for_update=True)
+    if found is None:
+        require_not_archived(session, order_id)
+        raise LookupError(f"order {order_id} is gone")
     require_same(order.content(), found.request, order_id)
     return found
 

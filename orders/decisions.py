@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
+from store.archive_files import archived_among
 from store.bulk import among, read_rows
 from store.database import reading
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
@@ -97,8 +98,13 @@ def decisions_of(messages: Sequence[OrderMessage]) -> dict[OrderMessage, Decided
         }
         run_ids = {order.run_id for order in orders.values() if order.run_id}
         batches = _batches(session, run_ids)
+        missing = ids - orders.keys()
+        archived = archived_among(session, sorted(missing)) if missing else set()
         return {
-            message: _decided(
+            # Nothing is left to be done about an archived order.
+            message: Decided(exists=True, is_done=True)
+            if message.order_id in archived
+            else _decided(
                 message,
                 orders.get(message.order_id),
                 answers.get((message.order_id, message.attempt)),

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from orders.acceptance import new_order, refused_method, require_same
+from orders.archived import archived
 from orders.batches import touch_batch
 from orders.files import Reject, read_orders
 from orders.sources import opened, put_beside
+from store.archive_files import archived_among
 from store.bulk import among, insert_missing, insert_rows, read_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
@@ -86,6 +89,10 @@ def submit_orders(
             for id_, order in sound.items()
         ]
         inserted = {id_ for (id_,) in insert_missing(session, Order, rows)}
+        # Asked afterwards: the insert may have waited for an order's archival.
+        if taken := archived_among(session, sorted(inserted)):
+            session.execute(delete(Order).where(among(col(Order.id), taken)))
+            inserted -= taken
         lines = [
             {"order_id": id_, "book_id": line.book_id, "quantity": line.quantity}
             for id_ in sorted(inserted)
@@ -118,8 +125,13 @@ def _answer(
     if refused is not None:
         return refused
     if order.order_id not in known:
-        (book_id, *_) = sorted(missing & {line.book_id for line in order.lines()})
-        return RefusedOrder(f"bookId: no book has the id {book_id}")
+        lacks = sorted(missing & {line.book_id for line in order.lines()})
+        # Without one it was there before, and is nowhere but in an archive.
+        return (
+            RefusedOrder(f"bookId: no book has the id {lacks[0]}")
+            if lacks
+            else archived(order.order_id)
+        )
     try:
         require_same(order.content(), known[order.order_id], order.order_id)
     except OrderIdConflict as conflict:

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import func
 from sqlmodel import col, select
 
+from orders.archived import require_not_archived
 from store.bulk import among, read_rows
 from store.database import reading
 from store.errors import (
@@ -26,10 +27,12 @@ def read_order(order_id: str) -> Order:
 
     Raises:
         OrderNotFound: no order has the id.
+        OrderArchived: the order was archived.
     """
     with reading() as session:
         order = session.get(Order, order_id)
         if order is None:
+            require_not_archived(session, order_id)
             raise OrderNotFound(
                 f"There is no order {order_id}, or its run has not begun yet. "
                 "`checkout list` shows those there are."

@@ -19,11 +19,10 @@ from sqlalchemy import Row, TextClause, bindparam, text
 from sqlmodel import Session
 
 from reports import book_rules, order_rules
+from reports.checkpoint import ALL_ORDERS, narrow
 from reports.rules import Check
-from store.models import (
-    UtcDateTime,
-    utc_now,
-)
+from store.checkpoint import AuditCheckpoint
+from store.models import UtcDateTime, utc_now
 from store.partners import movements_query
 
 FORGOTTEN_SECONDS = 3600
@@ -52,14 +51,20 @@ class Finding:
         return f"{warning}{self.invariant}: {self.subject} {self.facts}"
 
 
-def audit(session: Session) -> Iterator[Finding]:
+def audit(session: Session, since: AuditCheckpoint | None = None) -> Iterator[Finding]:
     """Yield all findings and warnings of the database.
 
     Args:
         session: One of :func:`store.database.snapshot`, so that all checks see the same moment.
+            It serves one audit.
+        since: The last clean audit, to check only orders that have changed since, and all books,
+            customers and couriers. None checks all orders.
     """
+    if since is not None:
+        narrow(session, since)
+    counted_before = "" if since else ALL_ORDERS
     for check in checks():
-        yield from _findings(session, check)
+        yield from _findings(session, check, counted_before)
 
 
 def forgotten_orders(session: Session) -> Iterator[Finding]:
@@ -75,12 +80,13 @@ def is_compared_with_gateway() -> bool:
     return movements_query() is not None
 
 
-def _findings(session: Session, check: Check) -> Iterator[Finding]:
+def _findings(session: Session, check: Check, counted_before: str = "") -> Iterator[Finding]:
     now = utc_now()
     rules = "\n".join(
         f"WHEN {rule.broken_if} THEN {number}" for number, rule in enumerate(check.rules)
     )
     query = (
+        f"{counted_before} "
         f"SELECT * FROM (SELECT subject.*, CASE {rules} END AS broken_rule "
         f"FROM ({check.rows}) subject) found WHERE broken_rule IS NOT NULL"
     )
@@ -127,6 +133,7 @@ def checks() -> list[Check]:
         order_rules.reservations(),
         order_rules.decisions(),
         book_rules.notices(),
+        book_rules.archived(),
         order_rules.unfinished(),
         book_rules.unclear_charges(),
     ]

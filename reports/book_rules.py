@@ -10,8 +10,9 @@ def books() -> Check:
     return Check(
         subject="book {id}",
         rows=f"""
-            SELECT b.id, b.initial_quantity, b.quantity, COALESCE(h.copies, 0) AS held
-            FROM books b LEFT JOIN (
+            SELECT b.id, b.initial_quantity, b.quantity,
+              COALESCE(h.copies, 0) + COALESCE(c.copies, 0) AS held
+            FROM books b LEFT JOIN checkpoint_copies c ON c.book_id = b.id LEFT JOIN (
               SELECT l.book_id, SUM(l.quantity) AS copies
               FROM saga_log s JOIN order_lines l ON l.order_id = s.order_id
               WHERE s.step = 'check_inventory' AND s.state IN {HELD} GROUP BY l.book_id
@@ -31,8 +32,9 @@ def customers() -> Check:
     return Check(
         subject="customer {id}",
         rows=f"""
-            SELECT c.id, c.initial_points, c.points, COALESCE(h.points, 0) AS held
-            FROM customers c LEFT JOIN (
+            SELECT c.id, c.initial_points, c.points,
+              COALESCE(h.points, 0) + COALESCE(p.points, 0) AS held
+            FROM customers c LEFT JOIN checkpoint_points p ON p.customer_id = c.id LEFT JOIN (
               SELECT {sql.field("result", "user_id")} AS user_id,
                 SUM({sql.number("result", "points")}) AS points
               FROM saga_log WHERE step = 'redeem_points' AND state IN {HELD}
@@ -171,6 +173,23 @@ def unintended(movements: str) -> Check:
                 "I5 intent",
                 "state IS NULL",
                 "a {kind} of {amount_cents} for order {order_id} without a record before it",
+            )
+        ],
+    )
+
+
+def archived() -> Check:
+    """Look for orders that are archived and in the tables as well."""
+    return Check(
+        subject="order {id}",
+        rows="""
+            SELECT o.id, o.status, a.archive_id
+            FROM orders o JOIN archived_orders a ON a.order_id = o.id""",
+        rules=[
+            Rule(
+                "I4 archived",
+                "archive_id IS NOT NULL",
+                "is {status}, and is archived in archive {archive_id} as well",
             )
         ],
     )

@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select
 
 from store.database import reading
 from store.messages import OrderItem, money
-from store.models import Book, Decision, OrderLine, SagaRecord
+from store.models import Attempt, Book, Decision, Order, OrderLine, SagaRecord
 from store.settings import settings
 
 
@@ -51,6 +51,16 @@ def records_of(session: Session, order_id: str) -> Sequence[SagaRecord]:
         .where(SagaRecord.order_id == order_id)
         .order_by(col(SagaRecord.attempt), col(SagaRecord.at))
     ).all()
+
+
+def currencies_of(session: Session, order: Order) -> dict[int, str]:
+    """Return the currency of each attempt of an order.
+
+    An attempt is in the shop's currency of its time.
+    """
+    later = session.exec(select(Attempt).where(Attempt.order_id == order.id))
+    earlier = {each.attempt - 1: each.previous_currency for each in later}
+    return {n: earlier.get(n) or order.currency for n in range(1, order.attempt + 1)}
 
 
 def answers_of(session: Session, order_id: str) -> Sequence[Decision]:

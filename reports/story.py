@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from orders.lookup import read_order
 from reports.compensations import Copies
-from reports.history import answers_of, lines_of, records_of
+from reports.history import answers_of, currencies_of, lines_of, records_of
 from store.database import reading
 from store.messages import OrderMessage, money
 from store.models import (
@@ -121,6 +121,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
         StepState.INTENDED: ("intent", "{} asked for, its outcome is not known yet"),
         StepState.VOID: ("void", "{} refused, nothing was taken"),
     }
+    currencies = currencies_of(session, order)
     for record in records_of(session, order.id):
         kind, what = kinds.get(record.state, ("step", "{}"))
         yield Event(
@@ -128,7 +129,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
             record.attempt,
             kind,
             what.format(record.step),
-            in_words(record.result, order.currency),
+            in_words(record.result, currencies[record.attempt]),
             {"step": record.step, "state": record.state, "result": record.result},
         )
         undone = record.undo_result or {}
@@ -140,7 +141,7 @@ def _steps(session: Session, order: Order) -> Iterator[Event]:
                 record.attempt,
                 "settled" if by else "undo",
                 f"{record.step} settled by {by}" if by else f"{record.step} undone",
-                in_words(undone, order.currency),
+                in_words(undone, currencies[record.attempt]),
                 {**facts, "result": undone},
             )
         elif record.undo_error is not None:

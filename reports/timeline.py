@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlmodel import Session, select
 
 from reports.compensations import open_undos
-from reports.history import answers_of, lines_of, records_of
+from reports.history import answers_of, currencies_of, lines_of, records_of
 from store.database import reading
 from store.models import (
     Courier,
@@ -49,8 +49,9 @@ def timeline(order_id: str) -> str:
     with reading() as session:
         order = session.get_one(Order, order_id)
         lines = lines_of(session, order_id)
+        currencies = currencies_of(session, order)
         rows = [
-            *(_step(record, order) for record in records_of(session, order_id)),
+            *(_step(each, currencies[each.attempt]) for each in records_of(session, order_id)),
             *(_answer(answer) for answer in answers_of(session, order_id)),
             *_notices(session, order),
         ]
@@ -101,20 +102,20 @@ def _clock(at: datetime, day: date) -> str:
     return f"{local:%H:%M:%S}" if local.date() == day else f"{local.day} {local:%b %H:%M}"
 
 
-def _step(record: SagaRecord, order: Order) -> Row:
+def _step(record: SagaRecord, currency: str) -> Row:
     state = StepState(record.state)
     what = f"{record.step}{STATES.get(state, '')}"
     undo = UNDOS.get(record.step)
     if undo is None:
         result = {name: value for name, value in record.result.items() if name != "sent_at"}
-        said = in_words(result, order.currency)
+        said = in_words(result, currency)
         return Row(record.at, record.attempt, markdown(f"{what}: {said}" if said else what))
 
-    taken = undo.in_words(Taken(record.result, order.currency, state == StepState.INTENDED))
+    taken = undo.in_words(Taken(record.result, currency, state == StepState.INTENDED))
     given_back = ""
     if record.undone_at is not None:
         result = record.undo_result or {}
-        back = _unbroken(undo.in_words(Taken(result, order.currency))) or "nothing"
+        back = _unbroken(undo.in_words(Taken(result, currency))) or "nothing"
         at = _clock(record.undone_at, record.at.astimezone(settings().zone).date())
         by = f", settled by {markdown(result['settled_by'])}" if "settled_by" in result else ""
         given_back = f"{back}, {at}{by}"

@@ -37,6 +37,13 @@ class OrderInProgress(RefusedOrder):
     """Another run has the order, or it is being compensated."""
 
 
+class OrderArchived(RefusedOrder):
+    """The order ended long ago and is in an archive.
+
+    Nothing can be done with it. `checkout show` names its file.
+    """
+
+
 class UnknownTestMethod(RefusedOrder):
     """The embedded gateway has no such test method.
 
@@ -82,6 +89,20 @@ class NoDeadLetter(StoreError):
 
 class WorkPoolNotFound(StoreError):
     """Prefect has no such work pool, and no pool was changed."""
+
+
+class ArchiveRefused(StoreError):
+    """Orders cannot be archived, or an archive cannot be read.
+
+    The limit is too near, the place is wrong, or another process archives now.
+    """
+
+
+class ArchiveDamaged(StoreError):
+    """A file is not the one that was archived.
+
+    No order was deleted because of it.
+    """
 
 
 class BatchFailed(StoreError):
@@ -244,6 +265,10 @@ class TopicUnavailable(RetryableError):
 
 class SourceUnavailable(RetryableError):
     """The place of a file of orders did not answer."""
+
+
+class ArchiveUnavailable(RetryableError):
+    """The place of an archive did not answer."""
 
 
 class ClusterUnavailable(RetryableError):

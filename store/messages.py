@@ -363,4 +363,5 @@ class Receipt(BaseModel):
 
 def money(cents: int, currency: str) -> str:
     """Return an amount as text, as ``money(70000, "USD")`` returns ``"700.00 USD"``."""
-    return f"{cents // 100}.{cents % 100:02d} {currency}"
+    units, hundredths = divmod(abs(cents), 100)
+    return f"{'-' if cents < 0 else ''}{units}.{hundredths:02d} {currency}"

@@ -172,6 +172,8 @@ class Order(SQLModel, table=True):
             "updated_at",
             postgresql_where=text("status IN ('dispatched', 'rejected', 'compensated')"),
         ),
+        Index("orders_by_age", "created_at", "id"),
+        Index("orders_by_customer", "user_id"),
     )
 
     id: str = Field(primary_key=True, max_length=ID_LENGTH)
@@ -207,6 +209,10 @@ class Attempt(SQLModel, table=True):
 
     ``asked_by`` is the id of the state in which Prefect keeps a person's Retry, or that of the
     batch's run that was told to take failed orders again.
+
+    ``previous_status`` and the like are how the attempt before this one ended, since the order's
+    row is that of its present attempt. They are missing for attempts that began before version
+    0009.
     """
 
     __tablename__ = "attempts"
@@ -215,6 +221,10 @@ class Attempt(SQLModel, table=True):
     asked_by: str = Field(primary_key=True, max_length=36)
     attempt: int
     began_at: datetime = Field(default_factory=utc_now, sa_type=UtcDateTime)
+    previous_status: str | None = Field(default=None, max_length=32)
+    previous_error: str | None = Field(default=None, max_length=ID_LENGTH)
+    previous_currency: str | None = Field(default=None, max_length=3)
+    previous_ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class Batch(SQLModel, table=True):
@@ -241,6 +251,7 @@ class OrderLine(SQLModel, table=True):
     """
 
     __tablename__ = "order_lines"
+    __table_args__ = (Index("order_lines_by_book", "book_id"),)
 
     order_id: str = Field(primary_key=True, foreign_key="orders.id", max_length=ID_LENGTH)
     book_id: str = Field(primary_key=True, max_length=ID_LENGTH)

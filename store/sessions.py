@@ -55,6 +55,8 @@ SNAPSHOT = Limits(
 )
 """The audit: hours in a shop with years of orders. Somebody may read its output a page at a time,
 and the payment gateway is asked in between."""
+ARCHIVING = SNAPSHOT._replace(idle_seconds=12 * 3600)
+"""It keeps an archive's row, which nobody waits for, while its file is written."""
 MIGRATION = Limits(
     lock_seconds=3, statement_seconds=1800, idle_seconds=20, transaction_seconds=3600
 )

@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     timezone: str = Field(
         default="UTC",
         description="IANA name of the time zone of the times that the shop reads in forms, "
-        "timelines, notices and names of runs, such as `Europe/Berlin`. Commands and logs stay in "
-        "UTC.",
+        "timelines, notices and names of runs, such as `Europe/Berlin`, and of the days and times "
+        "in `checkout report` and `checkout export`. Other commands and logs stay in UTC.",
     )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,

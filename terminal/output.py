@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated
 
 from cyclopts import CycloptsError, Parameter
@@ -72,7 +73,7 @@ def complain(message: str, status: int = REFUSED) -> int:
 
 def print_json(value: object) -> None:
     """Print one JSON document, in ISO 8601 where it has a time."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_as_json) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=as_json_text) + "\n")
 
 
 def print_table(
@@ -125,7 +126,7 @@ def print_table(
     table = Table(title=title)
     for name in shown:
         at = columns.index(name)
-        is_number = all(isinstance(row[at], int | float | None) for row in found)
+        is_number = all(isinstance(row[at], int | float | Decimal | None) for row in found)
         is_cut = name == text and cut_to is not None
         table.add_column(
             name,
@@ -241,5 +242,6 @@ def _as_text(cell: object) -> str:
     return str(cell)
 
 
-def _as_json(value: object) -> str:
+def as_json_text(value: object) -> str:
+    """Return a value as JSON text, a time in ISO 8601."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -183,6 +183,9 @@ ALWAYS = {
           -- A person may answer for an order whose message the queue has not taken.
           AND (s.state = 'done' OR n.step = 'prepare_order')
         WHERE o.status = 'dispatched' AND s.step IS NULL""",
+    "I4 archived": """
+        SELECT 'order ' || o.id || ' is ' || o.status || ', and archived as well'
+        FROM orders o JOIN archived_orders a ON a.order_id = o.id""",
     "I5 intent": f"""
         SELECT 'charge ' || m.charge || ' of order ' || m.order_id || ' has no intent'
         FROM ({_MONEY}) m LEFT JOIN saga_log s ON {_BILLING}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from unittest.mock import patch
 from uuid import uuid4
@@ -43,6 +44,7 @@ from tasks.steps import STEPS as TABLE
 
 T = TypeVar("T")
 
+LONG_AGO = datetime(2024, 5, 20, 12, tzinfo=UTC)
 NOWHERE = "postgresql+psycopg://nobody@/store?host=/nowhere"
 """The URL of a database that is not there."""
 
@@ -235,6 +237,16 @@ def set_capacities(**capacities: int) -> None:
 def set_order(order_id: str, **columns: Any) -> None:
     with transaction() as session:
         session.execute(update(Order).where(col(Order.id) == order_id).values(**columns))
+
+
+def end_at(moment: datetime, *order_ids: str) -> None:
+    """Have orders been accepted, and have ended, at a moment."""
+    with transaction() as session:
+        session.execute(
+            update(Order)
+            .where(col(Order.id).in_(order_ids))
+            .values(created_at=moment, updated_at=moment)
+        )
 
 
 def order_row(order_id: str) -> Order:

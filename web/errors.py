@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from store.errors import OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
+from store.errors import OrderArchived, OrderIdConflict, OrderNotFound, RefusedOrder, StoreError
 from store.outages import is_outage
 from store.wrong_input import Problem, problems
 
@@ -71,6 +71,8 @@ def _status_of(error: StoreError) -> int:
     match error:
         case OrderNotFound():
             return 404
+        case OrderArchived():
+            return 410
         case OrderIdConflict():
             return 409
         case RefusedOrder():

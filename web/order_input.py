@@ -1,5 +1,6 @@
 """An order as a request brings it."""
 
+import asyncio
 import json
 
 from fastapi import HTTPException, Request
@@ -12,6 +13,8 @@ from store.wrong_input import Problem, problems
 
 BODY_BYTES = 64 * 1024
 """A cart of 100 titles has about 10 KB."""
+BODY_SECONDS = 20.0
+"""A client that sends an order a byte at a time holds a connection for no longer."""
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 OPENAPI = {
     "requestBody": {
@@ -37,7 +40,7 @@ async def order_of(request: Request, key: str | None) -> CheckoutOrder:
 
     Raises:
         ValidationError: the order is wrong.
-        HTTPException: it is too large, has no id, two of them, or a field twice.
+        HTTPException: it is too large or too slow, has no id, two of them, or a field twice.
     """
     return _order_of(await _body(request), key)
 
@@ -55,12 +58,19 @@ def known_id(order_id: str) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the request's body, unless it is too large."""
+    """Return the request's body, unless it is too large or slow."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_BYTES:
-            raise HTTPException(413, [Problem("", f"an order has at most {BODY_BYTES} bytes")])
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_BYTES:
+                    raise HTTPException(
+                        413, [Problem("", f"an order has at most {BODY_BYTES} bytes")]
+                    )
+    except TimeoutError as error:
+        late = f"the order did not come within {BODY_SECONDS:.0f} s; send it again"
+        raise HTTPException(408, [Problem("", late)], {"Connection": "close"}) from error
     return body
 
 

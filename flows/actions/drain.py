@@ -35,6 +35,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 from pydantic import BaseModel
 
+from flows.actions import online
 from flows.recovery import recover_orders
 from flows.runs.answers_left import record_answers_left
 from orders.lookup import count_orders
@@ -183,6 +184,9 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
         prolonged = prolong_waits(utc_now() + LAST_CHANCE)
     with _known(pool):
         client.update_work_pool(pool, WorkPoolUpdate(is_paused=False))
+    if was_closed:
+        # Its schedule may come minutes later, and the orders of a front end wait for it.
+        online.start_again(client, pool)
     return ReopenReport(pool=pool, was_closed=was_closed, prolonged=prolonged)
 
 

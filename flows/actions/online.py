@@ -56,6 +56,20 @@ def switch_on(client: SyncPrefectClient) -> OnlineStatus:
     return status(client)
 
 
+def start_again(client: SyncPrefectClient, pool: str) -> None:
+    """Start a run if this work pool has none that listens.
+
+    Only if it is on and its deployment belongs to the pool.
+    """
+    try:
+        deployment = _deployment(client)
+    except DeploymentNotFound:
+        return
+    is_here = deployment.work_pool_name == pool
+    if is_here and not deployment.paused and not _running(client, deployment.id):
+        client.create_flow_run_from_deployment(deployment.id)
+
+
 def switch_off(client: SyncPrefectClient) -> OnlineStatus:
     """Pause the deployment, letting a run that listens end by itself.
 

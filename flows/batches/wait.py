@@ -1,4 +1,4 @@
-"""The wait of a batch for the decisions on its orders.
+"""The one pause in which a batch awaits all of its decisions.
 
 The decisions are in the store's database; an answer to the form is only needed where a person
 decides. The dispatcher ends the pause when the last order is decided, or when the couriers are

@@ -8,7 +8,9 @@ from alembic import context
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
-import store.models  # noqa: F401  (fills SQLModel.metadata)
+import store.archive_tables
+import store.checkpoint
+import store.models  # noqa: F401  (these fill SQLModel.metadata)
 from store.database import engine
 from store.sessions import MIGRATION, limit
 from store.settings import settings

@@ -53,7 +53,7 @@ def test_every_metric_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[
     found = samples(printed)
     assert found["store_up{'part': 'database'}"] == found["store_up{'part': 'queue'}"] == 1
     assert found["store_orders{'status': 'waiting'}"] == 1
-    assert found["store_orders{'status': 'rejected'}"] == 0
+    assert found["store_orders{'status': 'started'}"] == 0
     assert found["store_endings_last_hour{'error': '', 'status': 'dispatched'}"] == 1
     assert found["store_steps_last_hour{'outcome': 'done', 'step': 'bill_customer'}"] == 3
     assert found["store_queue_messages{'place': 'ready'}"] == 3

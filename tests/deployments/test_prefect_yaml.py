@@ -81,6 +81,9 @@ def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
         ("dispatch_orders", "local"): "upkeep",
         ("recover_orders", "local"): "upkeep",
         ("audit_books", "daily"): None,
+        ("report_sales", "daily"): None,
+        ("report_sales", "monthly"): None,
+        ("archive_orders", "monthly"): None,
     }
 
 

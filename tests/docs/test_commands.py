@@ -23,7 +23,7 @@ from tests.docs.test_documents import PROJECT_DIR, documents, make_targets
 
 OF_THE_SYSTEM = {
     *("createdb", "createuser", "docker", "git", "install", "kubectl", "psql", "systemctl"),
-    *("pg_dump", "useradd"),
+    *("pg_dump", "useradd", "zcat"),
 }
 """Of the arguments of these, only files of the project are looked at."""
 INSTALLERS = {"pip": [sys.executable, "-m", "pip"], "uv": [find_uv_bin()]}

@@ -177,7 +177,7 @@ def a_charge_has_another_key_each_time() -> Patches:
     return [(tests.faults.seams, "BadLineGateway", Wrong)]
 
 
-@bug("I3 money", "I3 paid", "I5 intent")
+@bug("I3 money", "I3 paid", "I3 report", "I5 intent")
 def a_new_attempt_charges_with_the_old_key() -> Patches:
     right = tasks.billing._charge
     return [
@@ -260,7 +260,8 @@ def _insert_if_first(session: Session, model: Any, rows: Sequence[Any], **same: 
     from sqlalchemy.dialects.postgresql import insert
 
     if rows:
-        session.execute(insert(model).on_conflict_do_nothing(), [row | same for row in rows])
+        every = [{**row, **same} for row in rows]
+        session.execute(insert(model).on_conflict_do_nothing(), every)
 
 
 @bug("I4 own reason", "I4 a crash is no failure")

@@ -46,6 +46,7 @@ from tests.faults.chance import Chance
 from tests.faults.prefect_model import FINAL, Prefect, Run
 from tests.faults.seams import installed
 from tests.faults.world import LISTENING_SEEDS, FoundViolation, Process, Rates, World
+from tests.sales_agree import disagreements
 
 CHAOS_TURNS = 120
 """Turns of the chaos for the shop itself; each order adds as many as a checkout takes."""
@@ -559,6 +560,7 @@ class Simulation:
         with snapshot() as session:
             # The shop's own audit, written apart from the invariants here, must be of one mind.
             self._must([Violation(f.invariant, f"{f.subject} {f.facts}") for f in audit(session)])
+            self._must([Violation("I3 report", told) for told in disagreements(session, ["title"])])
 
     def _books(self) -> list[tuple[Any, ...]]:
         return [

@@ -40,6 +40,12 @@ class PutBack(Exception):
         ("UPDATE couriers SET assigned_copies = 1", "I4 capacity"),
         ("UPDATE orders SET status = 'waiting' WHERE id = 'sent'", "I4 notice"),
         (
+            "WITH made AS (INSERT INTO archives (location, month, from_at, until_at, planned_at) "
+            "VALUES ('f', '2024-05', now(), now(), now()) RETURNING id) "
+            "INSERT INTO archived_orders SELECT 'sent', id FROM made",
+            "I4 archived",
+        ),
+        (
             "DELETE FROM saga_log WHERE order_id = 'sent' AND step = 'dispatch_order'",
             "I4 handed over",
         ),

@@ -1,13 +1,18 @@
 """The daily audit: its run, its artifact, and who is told."""
 
+from datetime import timedelta
+
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from flows.audit import audit_books
+from reports.checkpoint import read_checkpoint
+from store.checkpoint import AuditCheckpoint
 from store.database import transaction
 from store.errors import BooksDoNotBalance
+from store.models import utc_now
 from store.table_topic import TableTopic
 from tests.flows.runs import Runs
 from tests.shop import notices, placed, set_order
@@ -24,9 +29,24 @@ def last_artifact(runs: Runs) -> str:
 def test_an_audit_that_finds_nothing_completes_with_its_artifact(runs: Runs) -> None:
     placed("o-1", "dispatch_order")
     report = audit_books()
-    assert (report.findings, report.warnings) == (0, 0)
+    assert (report.scope, report.findings, report.warnings) == ("all orders", 0, 0)
     assert "## Findings: 0" in last_artifact(runs)
     assert [key for key in notices() if key.startswith("audit")] == []
+
+
+def test_all_orders_are_audited_once_a_week_and_otherwise_the_changed_ones(runs: Runs) -> None:
+    placed("o-1", "dispatch_order")
+    audit_books()
+    first = read_checkpoint()
+    assert first is not None
+    scope = f"orders changed since {first.before:%Y-%m-%d %H:%M} UTC"
+    assert audit_books().scope == scope
+    assert f": {scope}\n" in last_artifact(runs)
+    assert audit_books(full=True).scope == "all orders"
+    with transaction() as session:
+        session.execute(update(AuditCheckpoint).values(full_at=utc_now() - timedelta(days=7)))
+    assert audit_books(full=False).scope.startswith("orders changed since")
+    assert audit_books().scope == "all orders"
 
 
 def test_what_is_off_fails_the_run_and_the_shop_is_told(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.exceptions import ObjectNotFound, Pause
 from prefect.states import Crashed, Failed, Paused, Pending, Running
 
@@ -214,6 +215,29 @@ def test_what_is_missing_beside_the_pool_is_not_said_to_be_the_pool(
     monkeypatch.setattr(pools, "_record_answers", run_is_gone)
     with pytest.raises(ObjectNotFound):
         pool.reopen()
+
+
+def test_the_batch_that_listens_starts_again_when_its_pool_is_open(
+    pool: Pool, setting: Callable[[str, object], None]
+) -> None:
+    deployment_id = pool.deploy(batch_checkout)
+    setting("online_deployment", f"batch-checkout/of-{pool.name}")
+
+    def started() -> int:
+        return pool.client.count_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+        )
+
+    pool.client.pause_deployment(deployment_id)
+    pool.drain()
+    pool.reopen()
+    assert started() == 0
+    pool.client.resume_deployment(deployment_id)
+    pool.reopen()
+    assert started() == 0
+    pool.drain()
+    pool.reopen()
+    assert started() == 1
 
 
 def test_opening_a_pool_that_is_open_prolongs_no_wait(pool: Pool) -> None:

@@ -19,7 +19,7 @@ from orders.lookup import find_orders, read_order
 from orders.ownership import orders_of_run
 from orders.unfinished import as_unfinished
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import transaction
+from store.database import reading, transaction
 from store.errors import (
     BookNotFound,
     BookOutOfStock,
@@ -30,7 +30,7 @@ from store.errors import (
     UserNotFound,
 )
 from store.messages import CheckoutOrder
-from store.models import Book, OrderStatus, utc_now
+from store.models import Attempt, Book, OrderStatus, utc_now
 from tests.shop import (
     add_book,
     add_customer,
@@ -332,8 +332,15 @@ def test_a_failed_order_is_begun_again_in_the_shops_present_currency(
     carry_on(claim_orders("first", 1), "bill_customer")
     end_run("o-1")
     setting("currency", "EUR")
+    ended = order_row("o-1")
     assert claim_failed_orders("second", "first", 10) == ["o-1"]
     assert order_row("o-1").currency == "EUR"
+    with reading() as session:
+        request = session.get_one(Attempt, ("o-1", "second"))
+    # The row of the order has nothing of its earlier attempt any more.
+    assert (request.previous_status, request.previous_error) == ("compensated", "CheckoutFailed")
+    assert request.previous_currency == "USD"
+    assert request.previous_ended_at == ended.updated_at
 
 
 @pytest.mark.parametrize("method", [None, "pm_card_visa"], ids=["their own", "the order's"])

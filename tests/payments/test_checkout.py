@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from store.database import transaction
+from reports.sales import sales
+from store.database import snapshot, transaction
 from store.errors import (
     BillingError,
     CompensationFailed,
@@ -21,6 +22,7 @@ from tasks import billing
 from tasks.billing import bill_customer, refund_customer
 from tests.flows.runs import Runs
 from tests.payments.stand_in import CREATE, REFUND, Fault, StripeStandIn
+from tests.sales_agree import EVER, added_up
 from tests.shop import (
     an_order,
     at_once,
@@ -70,6 +72,12 @@ def test_each_order_of_a_group_has_the_ending_of_its_own_charge(
     assert {end_run(id_) for id_ in methods if id_ != "good"} == {"compensated"}
     assert paid_by_stripe.captured() == {"good:1": 20_00, "lost-after:1": 20_00}
     assert paid_by_stripe.refunded() == {"lost-after:1": 20_00}
+    with snapshot() as session:
+        sums = added_up(sales(session, "day", EVER), ["captured_cents", "refunded_cents"])
+    assert sums == {
+        ("USD", "captured_cents"): paid_by_stripe.captured().total(),
+        ("USD", "refunded_cents"): paid_by_stripe.refunded().total(),
+    }
 
 
 def test_a_charge_is_refunded_by_the_name_that_stripe_gave_it(

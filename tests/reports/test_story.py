@@ -8,6 +8,7 @@ import pytest
 
 from orders.settlement import settle
 from reports.story import story
+from reports.timeline import timeline
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
 from store.embedded_gateway import EmbeddedGateway
@@ -73,6 +74,23 @@ def test_a_second_attempt_is_told_behind_the_first(database: str) -> None:
     assert told("o-1", "notification") == [
         (2, "notification sent", "Order o-1 is on its way (key o-1:2:dispatched)")
     ]
+
+
+def test_each_attempt_has_its_own_currency(
+    database: str, setting: Callable[[str, object], None]
+) -> None:
+    placed("o-1", "bill_customer")
+    end_run("o-1")
+    setting("currency", "EUR")
+    placed("o-1", "bill_customer")
+    details = {(each.attempt, each.what): each.detail for each in story("o-1").events}
+    assert details[1, "calculate_total"] == "total 20.00 USD"
+    assert details[1, "bill_customer undone"].startswith("amount 20.00 USD")
+    assert details[2, "calculate_total"] == "total 20.00 EUR"
+    first, second = timeline("o-1").split("#### Attempt 2")
+    assert "20.00\u00a0USD" in first
+    assert "20.00\u00a0USD" not in second
+    assert "20.00\u00a0EUR" in second
 
 
 def test_no_customer_is_named_and_everything_is_there_as_data(database: str) -> None:

@@ -461,7 +461,7 @@ def test_an_answer_without_an_outcome_is_not_one() -> None:
 
 @pytest.mark.parametrize(
     ("cents", "text"),
-    [(0, "0.00 USD"), (5, "0.05 USD"), (70_000, "700.00 USD"), (123_456, "1234.56 USD")],
+    [(0, "0.00 USD"), (5, "0.05 USD"), (70_000, "700.00 USD"), (-123_456, "-1234.56 USD")],
 )
 def test_money_is_written_as_people_read_it(cents: int, text: str) -> None:
     assert money(cents, "USD") == text

@@ -140,6 +140,7 @@ def test_each_migration_keeps_every_row_of_a_shop_with_orders(
     placed("waiting", "prepare_order", 2)
     placed("compensated", "bill_customer")
     end_run("compensated")
+    place("compensated")
     before = rows(new_shop)
     assert all(before[name] for name in ("orders", "order_lines", "saga_log", "decisions"))
     settings = with_next_migration(new_shop, tmp_path / "next")
@@ -152,6 +153,8 @@ def test_each_migration_keeps_every_row_of_a_shop_with_orders(
         assert rows(new_shop) == before, revision
     command.upgrade(settings, newest_first[1])
     assert (rows(new_shop), differences(new_shop)) == (before, [])
+    with engine(new_shop).connect() as connection:
+        assert connection.scalar(text("SELECT previous_currency FROM attempts")) == "USD"
     assign("waiting")
     carry_on(["waiting"], after="find_couriers")
     assert status("waiting") == OrderStatus.DISPATCHED

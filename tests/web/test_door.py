@@ -4,13 +4,16 @@ import asyncio
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from orders.archive import archive_orders
 from orders.batches import begin_batch
 from orders.intake import claim_orders
 from orders.lookup import count_orders
@@ -19,8 +22,9 @@ from store.errors import BookOutOfStock
 from store.models import OrderStatus
 from store.saga import abandon
 from tests.polling import wait_until
-from tests.shop import at_once, carry_on, order_row, placed, status, stock
+from tests.shop import LONG_AGO, at_once, carry_on, end_at, order_row, placed, status, stock
 from tests.web.front_door import TOKEN, FrontDoor
+from web import order_input
 from web.app import create_app
 
 pytestmark = pytest.mark.timeout(180)
@@ -47,6 +51,20 @@ def order(order_id: str | None = "W-1", **changes: Any) -> dict[str, Any]:
 
 def errors(answer: httpx.Response) -> list[tuple[str, str]]:
     return [(each["field"], each["reason"]) for each in answer.json()["errors"]]
+
+
+def test_an_order_that_was_archived_is_gone(door: httpx.Client, tmp_path: Path) -> None:
+    placed("W-1", "dispatch_order", 2)
+    end_at(LONG_AGO, "W-1")
+    list(archive_orders(str(tmp_path), timedelta(days=365)))
+    for answer in (
+        door.post("/orders", json=order()),
+        door.get("/orders/W-1", params={"wait": 30}),
+        door.post("/orders/W-1/cancel"),
+    ):
+        assert answer.status_code == 410
+        ((field, reason),) = errors(answer)
+        assert (field, "is archived" in reason) == ("orderId", True)
 
 
 def test_an_order_is_accepted_once_with_the_name_of_its_front_end(door: httpx.Client) -> None:
@@ -239,14 +257,12 @@ def test_an_outage_of_the_database_is_an_answer_and_no_defect_of_the_door(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
-def test_a_client_that_goes_away_in_its_request_is_no_defect() -> None:
+def posted(receive: Callable[[], Awaitable[dict[str, Any]]]) -> list[Any]:
+    """What the door sends for an order whose body comes from ``receive``."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
 
     request = {
         "type": "http",
@@ -256,7 +272,28 @@ def test_a_client_that_goes_away_in_its_request_is_no_defect() -> None:
         "headers": [(b"authorization", f"Bearer {TOKEN}".encode())],
     }
     asyncio.run(create_app({"web": TOKEN})(request, receive, send))
-    assert sent[0]["status"] == 400
+    return sent
+
+
+def test_a_client_that_goes_away_in_its_request_is_no_defect() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    assert posted(receive)[0]["status"] == 400
+
+
+def test_an_order_that_comes_a_byte_at_a_time_is_answered_before_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(order_input, "BODY_SECONDS", 0.05)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    begun, body = posted(receive)
+    assert (begun["status"], (b"connection", b"close") in begun["headers"]) == (408, True)
+    assert b"send it again" in body["body"]
 
 
 @pytest.mark.parametrize(

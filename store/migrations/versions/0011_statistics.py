@@ -1,4 +1,4 @@
-"""statistics without a list of the most common orders.
+"""no list of the most common order ids.
 
 Revision: 0011.
 """
@@ -6,7 +6,7 @@ Revision: 0011.
 from alembic import op
 
 revision = "0011"
-down_revision = "0007"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
