@@ -29,15 +29,14 @@ else:
 
 SETTLE = "\n\n".join(
     [
-        "Record that you have seen to a failed undo by hand, so that it is not tried again.",
-        "It is kept in the order's timeline with your name and your reason, and the books are "
-        "corrected:",
+        "Record a failed undo as settled by hand and stop its retries.",
+        "The order's timeline keeps your name and your reason, and the books are corrected:",
         *(
             f"{undo.name}: {undo.written_off}"
             f"{f'; with --put-back {undo.put_back}' if undo.put_back else ''}."
             for undo in UNDOS.values()
         ),
-        "With the last one settled or given back, the order is compensated.",
+        "After its last failed undo the order is compensated.",
     ]
 )
 """The help of ``settle``, with what it means for each undo."""

@@ -25,7 +25,7 @@ def off(*, as_json: AsJson = False) -> int:
 
 @app.command
 def on(*, as_json: AsJson = False) -> int:
-    """Seek couriers for the orders that wait, and for all that come."""
+    """Seek couriers again for all waiting and future orders."""
     with prefect_client() as client:
         return _print(dispatcher.switch_on(client), as_json=as_json)
 

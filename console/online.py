@@ -15,7 +15,7 @@ app = App(name="online", help="Switch on or off the batch that carries orders as
 
 @app.command
 def on(*, as_json: AsJson = False) -> int:
-    """Have a batch listen at all times, and start one now."""
+    """Keep a batch listening at all times, and start one now."""
     with prefect_client() as client:
         return _print(online.switch_on(client), as_json=as_json)
 
