@@ -66,13 +66,14 @@ def prepare_order(order_ids: list[str]) -> list[str]:
     unsent, failure = _send(intents.todo)
     is_over = not isinstance(failure, RetryableError) or is_last_try()
     asked = {(order.id, order.attempt) for order in intents.todo}
+    sent_at = utc_now().isoformat()
     with forward("prepare_order", order_ids) as step:
         for order in step.todo:
             # One that has come this far since, or begun another attempt, has its message to come.
             if (order.id, order.attempt) not in asked:
                 continue
             if order.id not in unsent:
-                step.done(order, {"sent_at": utc_now().isoformat()})
+                step.done(order, {"sent_at": sent_at})
             elif is_over:
                 step.skip(order)
     if failure is not None:

@@ -260,8 +260,7 @@ def _insert_if_first(session: Session, model: Any, rows: Sequence[Any], **same: 
     from sqlalchemy.dialects.postgresql import insert
 
     if rows:
-        every = [{**row, **same} for row in rows]
-        session.execute(insert(model).on_conflict_do_nothing(), every)
+        session.execute(insert(model).on_conflict_do_nothing(), [row | same for row in rows])
 
 
 @bug("I4 own reason", "I4 a crash is no failure")

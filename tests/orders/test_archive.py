@@ -319,7 +319,9 @@ def test_nothing_is_deleted_because_of_a_file_that_has_changed(
     def damaging(location: str) -> Any:
         with Path(location).open("r+b") as file:
             file.seek(-20, os.SEEK_END)
-            file.write(b"x")
+            (byte,) = file.read(1)
+            file.seek(-20, os.SEEK_END)
+            file.write(bytes([byte ^ 1]))
         return opened(location)
 
     with monkeypatch.context() as patch:
