@@ -53,12 +53,12 @@ def compensations(
 ) -> int:
     """List failed undos with their amounts, errors and next tries.
 
-    recover_orders tries each again by itself, after a minute at first and an hour at most. Retry
-    one at once with `checkout compensations retry`; what you have made good by hand is recorded
-    with `checkout compensations settle`.
+    recover_orders retries each after a minute at first and an hour at most. Retry one at once with
+    `checkout compensations retry`. Record what you have made good by hand with
+    `checkout compensations settle`.
 
     Args:
-        limit: Of how many orders at most, the longest waiting first.
+        limit: The most orders to list, the longest waiting first.
     """
     failed = failed_undos(limit)
     if as_json:

@@ -113,12 +113,12 @@ def metrics(
 ) -> int:
     """Print the shop's metrics for Prometheus, serve them, or write a file.
 
-    Each time they are asked for, the database, the queue and Prefect's server are. It costs little
-    also in a shop with years of orders, but not nothing: every 30 s or more is a good interval.
+    Each scrape queries the database, the queue and Prefect's server. It costs little, also in a
+    shop with years of orders: scrape every 30 s or less often.
 
     Args:
         port: Serve them at /metrics on this port, until Ctrl-C.
-        address: Where to listen; 0.0.0.0 for every network of this machine.
+        address: The address to listen at; 0.0.0.0 for every network of this machine.
         file: Write them to this file, for the node exporter's textfile collector (a name that ends
             in .prom).
     """
