@@ -26,14 +26,14 @@ def answer(
 ) -> int:
     """Answer waiting orders with a courier, or with none.
 
-    It is the answer of the form in the Prefect UI, whichever way the orders came. The first answer
-    counts. Of several orders all are answered, or none where one of them does not wait any more.
+    It does the same as the form in the Prefect UI, also for orders of a batch. The first answer
+    counts. If one of several orders no longer waits, it answers none.
 
     Args:
         order: The order's id.
         orders: Further orders with the same answer.
         courier: The id of the courier who takes all of them.
-        none: No courier takes them; each is given back.
+        none: No courier takes them; each is compensated.
         reason: Why no courier takes them, for --none. It is kept with the orders; no personal data.
         by: Who you are: your name or initials.
     """
@@ -53,7 +53,7 @@ def answer(
 def form(order: str, /, *, as_json: AsJson = False) -> int:
     """Start a run with a form for a batch's waiting order.
 
-    Nothing is done twice: the order keeps what it has.
+    The order keeps its completed steps.
 
     Args:
         order: The order's id.

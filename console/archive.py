@@ -58,7 +58,7 @@ def archive(
 
 @app.command(name="verify")
 def verify_files(*files: str, as_json: AsJson = False) -> int:
-    """Compare files with what was archived in them.
+    """Compare archive files with their records in the database.
 
     Digest, sums and ids of the orders are compared. The exit status is 1 if a file is not what was
     archived.

@@ -42,8 +42,8 @@ def submit(source: str, /, *, line_items: LineItems = False, as_json: AsJson = F
 
     One order as JSON, or those of a file. Submitting twice changes nothing.
 
-    A line of the file that is no good order is named with its field and reason, and keeps no other
-    from being recorded; the exit status is then 1.
+    An invalid line is reported with its field and reason, and the others are recorded; the exit
+    status is then 1.
 
     Args:
         source: A JSONL or CSV file, s3://bucket/key, or one order as JSON.
@@ -97,14 +97,14 @@ def run(
 ) -> int:
     """Check out all submitted orders in this process, with a progress bar.
 
-    It ends when every order has ended. The exit status is 1 if more orders failed than are
-    tolerated; orders that are done stay done.
+    It ends once every order has ended. The exit status is 1 if more orders failed than are
+    tolerated; completed orders stay completed.
 
     Args:
         source: A file whose orders are submitted first.
         line_items: The file has a line for each title: lines that follow each other with one
             orderId are one order.
-        failed_of: The id of an earlier run: its failed orders are taken again, and no others.
+        failed_of: The id of an earlier run; only its failed orders are retried.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
         tolerated_failures: The share of orders, from 0 to 1, that may fail.
@@ -147,7 +147,7 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
 
     Args:
         run_id: The id of the batch's flow run.
-        to: The file to write; left out, standard output.
+        to: The file to write; default: standard output.
     """
     require_batch(run_id)
     if as_json:

@@ -29,15 +29,14 @@ else:
 
 SETTLE = "\n\n".join(
     [
-        "Record that you have seen to a failed undo by hand, so that it is not tried again.",
-        "It is kept in the order's timeline with your name and your reason, and the books are "
-        "corrected:",
+        "Record a failed undo as settled by hand and stop its retries.",
+        "The order's timeline keeps your name and your reason, and the books are corrected:",
         *(
             f"{undo.name}: {undo.written_off}"
             f"{f'; with --put-back {undo.put_back}' if undo.put_back else ''}."
             for undo in UNDOS.values()
         ),
-        "With the last one settled or given back, the order is compensated.",
+        "After its last failed undo the order is compensated.",
     ]
 )
 """The help of ``settle``, with what it means for each undo."""
@@ -54,12 +53,12 @@ def compensations(
 ) -> int:
     """List failed undos with their amounts, errors and next tries.
 
-    recover_orders tries each again by itself, after a minute at first and an hour at most. Retry
-    one at once with `checkout compensations retry`; what you have made good by hand is recorded
-    with `checkout compensations settle`.
+    recover_orders retries each after a minute at first and an hour at most. Retry one at once with
+    `checkout compensations retry`. Record what you have made good by hand with
+    `checkout compensations settle`.
 
     Args:
-        limit: Of how many orders at most, the longest waiting first.
+        limit: The most orders to list, the longest waiting first.
     """
     failed = failed_undos(limit)
     if as_json:

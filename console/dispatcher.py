@@ -14,10 +14,9 @@ app = App(name="dispatcher", help="Switch the dispatcher off or on.")
 def off(*, as_json: AsJson = False) -> int:
     """Stop seeking couriers, so that a person answers each waiting order.
 
-    It holds over restarts, until `checkout dispatcher on`.
-
-    Pauses the deployment of dispatch_orders and cancels its runs. That holds over restarts. An
-    order that nobody answers is compensated when its wait ends.
+    It pauses the deployment of dispatch_orders and cancels its runs. The dispatcher stays off, also
+    after a restart, until `checkout dispatcher on`. An order without an answer is compensated when
+    its wait ends.
     """
     with prefect_client() as client:
         return _print(dispatcher.switch_off(client), as_json=as_json)
@@ -25,7 +24,7 @@ def off(*, as_json: AsJson = False) -> int:
 
 @app.command
 def on(*, as_json: AsJson = False) -> int:
-    """Seek couriers for the orders that wait, and for all that come."""
+    """Seek couriers again for all waiting and future orders."""
     with prefect_client() as client:
         return _print(dispatcher.switch_on(client), as_json=as_json)
 

@@ -28,10 +28,10 @@ STYLES = {
 def doctor(*, as_json: AsJson = False) -> int:
     """Check every part of the shop and print each fault's remedy.
 
-    Run it where a worker runs and with the worker's environment: settings are those of the process
-    that asks. It changes nothing. A part that is away is told of, and the rest is looked at.
+    It reads its own environment's settings, so run it where a worker runs, with the worker's
+    environment. It changes nothing. It reports a part that is away and checks the rest.
 
-    docs/runbook.md has more about each check. The exit status is 1 if something must be mended.
+    docs/runbook.md explains each check. The exit status is 1 if something must be mended.
     """
     has_to_mend = False
     found = []

@@ -23,8 +23,8 @@ def drain(
 ) -> int:
     """Pause the work pool and hand waiting orders over before workers stop.
 
-    Ends when no run of the pool has a process; with status 1 if time is up before that. The pool
-    stays paused, whatever happens here, until `checkout reopen`.
+    It ends once no run of the pool has a process, or with status 1 at the time limit. The pool
+    stays paused until `checkout reopen`.
     """
     progress = terminal(stderr=True)
     with prefect_client() as client:

@@ -72,12 +72,12 @@ def list_orders(
     """List orders, newest first, that match all options.
 
     Args:
-        status: Orders that stand there.
+        status: Orders in this status.
         customer: Orders of the customer with this id.
         book: Orders with copies of the book with this id.
         older_than: Orders accepted longer ago than this: 90s, 15m, 2h, 3d, 1d12h.
         younger_than: Orders accepted within this time.
-        limit: How many at most.
+        limit: The most orders to list.
     """
     now = utc_now()
     is_narrowed = any(x is not None for x in (status, customer, book, older_than, younger_than))

@@ -50,10 +50,10 @@ WAITED = Metric(
     "Seconds that the longest-waiting order has waited for its courier",
 )
 FORGOTTEN = Metric(
-    "store_orders_forgotten", "Unfinished orders that nothing has moved for an hour or longer"
+    "store_orders_forgotten", "Unfinished orders that have not changed for an hour or longer"
 )
 FAILED_UNDOS = Metric(
-    "store_undos_failed", "Undos that have failed and are tried again, by their step", ("step",)
+    "store_undos_failed", "Failed undos that recovery retries, by step", ("step",)
 )
 FAILED_REFUNDS = Metric(
     "store_refunds_failed_cents",
@@ -76,7 +76,7 @@ STEP_LONGEST = Metric(
     "Seconds of the last hour's longest step since the step before",
     ("step", "outcome"),
 )
-UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by their step", ("step",))
+UNDOS = Metric("store_undos_last_hour", "Undos done in the last hour, by step", ("step",))
 MESSAGES = Metric(
     "store_queue_messages", "Messages of the order queue: ready, in hand, or dead", ("place",)
 )
@@ -87,7 +87,7 @@ BLOCKED = Metric(
     "store_blocked_sessions", "Database sessions that wait for this session's locks", ("session",)
 )
 LATE_RUNS = Metric("store_runs_late", "Runs of the checkouts' work pool that Prefect shows as Late")
-LATE = Metric("store_run_late_seconds", "How long the run is late that is late the longest")
+LATE = Metric("store_run_late_seconds", "Seconds by which the most overdue run is late")
 METRICS = (
     *(
         UP,
@@ -113,12 +113,12 @@ def metrics(
 ) -> int:
     """Print the shop's metrics for Prometheus, serve them, or write a file.
 
-    Each time they are asked for, the database, the queue and Prefect's server are. It costs little
-    also in a shop with years of orders, but not nothing: every 30 s or more is a good interval.
+    Each scrape queries the database, the queue and Prefect's server. It costs little, also in a
+    shop with years of orders: scrape every 30 s or less often.
 
     Args:
         port: Serve them at /metrics on this port, until Ctrl-C.
-        address: Where to listen; 0.0.0.0 for every network of this machine.
+        address: The address to listen at; 0.0.0.0 for every network of this machine.
         file: Write them to this file, for the node exporter's textfile collector (a name that ends
             in .prom).
     """

@@ -15,7 +15,7 @@ app = App(name="online", help="Switch on or off the batch that carries orders as
 
 @app.command
 def on(*, as_json: AsJson = False) -> int:
-    """Have a batch listen at all times, and start one now."""
+    """Keep a batch listening at all times, and start one now."""
     with prefect_client() as client:
         return _print(online.switch_on(client), as_json=as_json)
 
@@ -24,8 +24,8 @@ def on(*, as_json: AsJson = False) -> int:
 def off(*, as_json: AsJson = False) -> int:
     """Start no further listening batch.
 
-    One that listens goes on to its end. Orders that are submitted later wait for the nightly batch,
-    or until it is on again.
+    The present one goes on to its end. Orders submitted later wait for the nightly batch or for
+    `checkout online on`.
     """
     with prefect_client() as client:
         return _print(online.switch_off(client), as_json=as_json)

@@ -66,8 +66,8 @@ def submit(
 ) -> int:
     """Start the checkout of one order and print its id and link.
 
-    The order is given by options, or as JSON: {"userId": "…", "bookId": "…", "quantity": 1}. With
-    an --order-id (orderId) it is started once, however often it is sent.
+    Pass the order as options or as JSON: {"userId": "…", "bookId": "…", "quantity": 1}. An order
+    with an --order-id (orderId) is started once, however often you send it.
 
     Args:
         source: A file that holds the order as JSON, or - for standard input.
@@ -75,9 +75,9 @@ def submit(
         book: The book's id, for an order of one title.
         quantity: How many copies of the book.
         item: BOOK=COPIES, once for each title of a cart; instead of --book and --quantity.
-        redeem: Pay with the customer's points as far as they go.
-        order_id: Your own id of the order. Left out, it gets the id of its run.
-        payment_method: What to charge. Left out, the customer's own payment method.
+        redeem: Pay with the customer's points first.
+        order_id: Your own id of the order. Without it the order gets the id of its run.
+        payment_method: What to charge. Without it the customer's own payment method.
     """
     given = {
         "userId": user,
@@ -199,8 +199,8 @@ def cancel(
 ) -> int:
     """Cancel an order without a courier and compensate it.
 
-    What would be given back is shown first, and you are asked. Once a courier has accepted, the
-    parcel is on its way and the order cannot be cancelled. Of a batch, only this order ends.
+    It first shows what would be given back and asks you. Once a courier has accepted, the order
+    cannot be cancelled. In a batch only this order ends.
 
     Args:
         order: The order's id.

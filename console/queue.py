@@ -16,7 +16,7 @@ app = App(name="dead-letters", help="List dead letters, redrive them or drop the
 def list_letters(*, wide: Wide = False, as_json: AsJson = False) -> int:
     """List the dead letters with their orders and reasons.
 
-    With SQS, one that another operator looks at in this moment is missing.
+    With SQS the list lacks a dead letter that another operator is reading.
     """
     letters = order_queue().dead_letters()
     if as_json:
@@ -52,9 +52,7 @@ def redrive(letter: str, /, *, as_json: AsJson = False) -> int:
 def drop(letter: str, /, *, as_json: AsJson = False) -> int:
     """Delete one dead letter for ever.
 
-    Such as one that cannot be read.
-
-    Its order, if there is one that waits, is asked about again by itself.
+    Use it for an unreadable one. If its order waits, recovery sends the message again.
 
     Args:
         letter: The dead letter's id.

@@ -20,12 +20,12 @@ def serve(
 ) -> int:
     """Serve the shop's front end by HTTP, until Ctrl-C.
 
-    A front end submits orders, follows them and cancels them. The server needs the store's database
-    alone; orders that it accepts are carried by a batch that listens. Its interface is described at
-    /docs.
+    A front end submits, follows and cancels orders. The server needs only the store's database. A
+    listening batch checks the accepted orders out. /docs describes the interface.
 
     Args:
-        host: The address to listen at; 0.0.0.0 for all of this machine, behind a proxy with TLS.
+        host: The address to listen at; 0.0.0.0 for every network of this machine, behind a proxy
+            with TLS.
         port: The port to listen at.
     """
     tokens = parse_tokens(settings().front_end_tokens)

@@ -64,9 +64,9 @@ FIELDS = (
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
     """Show an order's state, next step and complete timeline.
 
-    One timeline holds all attempts: steps, what was given back, runs in Prefect with their links,
-    messages, charges and refunds, answers and who gave them, notifications. While Prefect's server
-    is away the rest is shown. Of an archived order, the file is named that has all of this.
+    One timeline has all attempts: steps, undos, runs in Prefect with their links, messages, charges
+    and refunds, answers with their authors, notifications. While Prefect's server is away, it shows
+    the rest. For an archived order it prints the file that has all of this.
 
     Args:
         order: The order's id.

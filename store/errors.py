@@ -25,7 +25,7 @@ class RefusedOrder(StoreError):
 class UserNotFound(RefusedOrder):
     """No customer has the order's userId.
 
-    A failed order whose customer was deleted begins no new attempt and stays as it is.
+    A failed order whose customer was deleted begins no new attempt.
     """
 
 
@@ -40,27 +40,26 @@ class OrderInProgress(RefusedOrder):
 class OrderArchived(RefusedOrder):
     """The order ended long ago and is in an archive.
 
-    Nothing can be done with it. `checkout show` names its file.
+    No command changes it. `checkout show` names its file.
     """
 
 
 class UnknownTestMethod(RefusedOrder):
     """The embedded gateway has no such test method.
 
-    Its own begin with `pm_ledger_`. Nothing was recorded.
+    Names that begin with `pm_ledger_` are reserved for its test methods.
     """
 
 
 class UnreadableSource(StoreError):
     """A file of orders cannot be read at all.
 
-    Its place, format, encoding or header is wrong, or each of its lines. Nothing of it was
-    recorded.
+    Its path, format, encoding or header is wrong, or every line is. Nothing was recorded.
     """
 
 
 class DatabaseVersionUnknown(StoreError):
-    """The database is at a version without a migration in this code.
+    """This code has no migration for the database's version.
 
     Nothing was changed.
 
@@ -80,7 +79,7 @@ class DatabaseVersionUnknown(StoreError):
 
 
 class DispatcherNotDeployed(StoreError):
-    """There is no deployment of the dispatcher to switch."""
+    """Prefect has no deployment of the dispatcher."""
 
 
 class NoDeadLetter(StoreError):
@@ -94,26 +93,26 @@ class WorkPoolNotFound(StoreError):
 class ArchiveRefused(StoreError):
     """Orders cannot be archived, or an archive cannot be read.
 
-    The limit is too near, the place is wrong, or another process archives now.
+    The limit is too recent, the place is wrong, or another process is archiving.
     """
 
 
 class ArchiveDamaged(StoreError):
-    """A file is not the one that was archived.
+    """An archive's file differs from what was archived.
 
-    No order was deleted because of it.
+    Its orders were not deleted.
     """
 
 
 class BatchFailed(StoreError):
     """More orders of a batch failed than it tolerates.
 
-    Those that are done stay done.
+    Completed orders stay completed.
     """
 
 
 class BatchNotFound(StoreError):
-    """No batch was carried out in a run of this id."""
+    """No batch ran under this id."""
 
 
 class OrderNotFound(StoreError):
@@ -140,7 +139,7 @@ class NothingToUndo(StoreError):
 
 
 class DeploymentNotFound(StoreError):
-    """Prefect has no deployment of the name in a setting.
+    """A setting names a deployment that Prefect does not have.
 
     The settings are `STORE_CHECKOUT_DEPLOYMENT` and `STORE_BATCH_DEPLOYMENT`.
     """
@@ -156,7 +155,7 @@ class NoPrefectServer(StoreError):
 class InvalidDecision(StoreError):
     """A courier decision is impossible, and the order still waits.
 
-    It names an unknown courier, one without room, or none.
+    It names no courier, an unknown one, or one without room.
     """
 
 
@@ -196,7 +195,7 @@ class CustomerGone(OrderError):
 class BillingError(OrderError):
     """The payment was declined, or its outcome stayed unknown.
 
-    What was captured in doubt is refunded.
+    If it may have been captured, it is refunded.
     """
 
 
@@ -213,7 +212,8 @@ class PaymentRefused(OrderError):
 class NoCourierAvailable(OrderError):
     """No courier takes the order.
 
-    A person said so, or it has more copies than any courier takes, which ends it before a charge.
+    A person answered so, or the order has more copies than any courier takes. The latter ends it
+    before a charge.
     """
 
 
@@ -228,7 +228,7 @@ class OrderCancelled(OrderError):
 class CheckoutFailed(OrderError):
     """The run failed, not the order.
 
-    A defect, or the run was started again `STORE_MAX_CONTINUATIONS` times without success.
+    A defect ended it, or `STORE_MAX_CONTINUATIONS` continuations did not finish it.
     """
 
 
@@ -239,14 +239,14 @@ class RetryableError(StoreError):
 class PaymentGatewayUnavailable(RetryableError):
     """The gateway did not answer, so the outcome of charges is unknown.
 
-    It is asked again with the same key.
+    The store retries with the same key.
     """
 
 
 class QueueUnavailable(RetryableError):
-    """The order queue did not answer, or did not take everything.
+    """The order queue did not answer or accepted only a part.
 
-    It names what was not taken.
+    The message names what was not accepted.
     """
 
     unsent: Collection[str] | None = None
@@ -254,9 +254,9 @@ class QueueUnavailable(RetryableError):
 
 
 class TopicUnavailable(RetryableError):
-    """The topic did not answer, or did not take everything.
+    """The topic did not answer or accepted only a part.
 
-    It names what was not taken.
+    The message names what was not accepted.
     """
 
     unpublished: Collection[str] | None = None
@@ -274,15 +274,15 @@ class ArchiveUnavailable(RetryableError):
 class ClusterUnavailable(RetryableError):
     """The Dask cluster did not answer, or lost a chunk.
 
-    A chunk counts as lost when its orders have not moved for ten minutes. They are found in the
-    database when the run is started again.
+    A chunk counts as lost when its orders have not moved for ten minutes. The run's continuation
+    finds them in the database.
     """
 
 
 class QueueRefused(StoreError):
     """The order queue refused a call and would refuse its retry.
 
-    Its address, rights or content is wrong.
+    The call's address, rights or content is wrong.
     """
 
     unsent: Collection[str] | None = None
@@ -292,7 +292,7 @@ class QueueRefused(StoreError):
 class TopicRefused(StoreError):
     """The topic refused a call and would refuse its retry.
 
-    Its address, rights or content is wrong.
+    The call's address, rights or content is wrong.
     """
 
     unpublished: Collection[str] | None = None
@@ -302,7 +302,7 @@ class TopicRefused(StoreError):
 class KeyReused(StoreError):
     """An idempotency key came again with another amount, currency or card.
 
-    A defect, or an order that was changed by hand.
+    Either the store has a defect or somebody changed the order by hand.
     """
 
 
@@ -313,12 +313,15 @@ class RunTakenAway(StoreError):
 class CompensationFailed(StoreError):
     """An undo failed for good, so the order is `compensation_failed`.
 
-    It stays so until the undo is done.
+    It keeps that status until the undo is done.
     """
 
 
 class BooksDoNotBalance(StoreError):
-    """The audit has findings, which the message counts and begins to list."""
+    """The audit has findings.
+
+    The message counts them and lists the first.
+    """
 
 
 def recorded_error(name: str | None, message: str | None) -> OrderError:

@@ -28,7 +28,7 @@ OUTAGES = {
         "the server takes no writes, as in a failover", "hot-standby.html#HOT-STANDBY-USERS"
     ),
     "25P03": Outage(
-        "the transaction stood idle for too long",
+        "the transaction was idle for too long",
         "runtime-config-client.html#GUC-IDLE-IN-TRANSACTION-SESSION-TIMEOUT",
     ),
     "25P04": Outage(

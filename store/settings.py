@@ -69,100 +69,98 @@ class Settings(BaseSettings):
     currency: str = Field(
         default="USD",
         pattern=r"^[A-Z]{3}$",
-        description="ISO 4217 code of the currency in which every price is given; one that has "
-        "hundredths.",
+        description="ISO 4217 code of the currency of all prices. It must have hundredths.",
     )
     timezone: str = Field(
         default="UTC",
-        description="IANA name of the time zone of the times that the shop reads in forms, "
-        "timelines, notices and names of runs, such as `Europe/Berlin`, and of the days and times "
-        "in `checkout report` and `checkout export`. Other commands and logs stay in UTC.",
+        description="IANA name of the shop's time zone, such as `Europe/Berlin`. Forms, timelines, "
+        "notices, run names, `checkout report` and `checkout export` use it; other commands and "
+        "logs use UTC.",
     )
     courier_timeout_seconds: int = Field(
         default=4 * 3600,
         ge=1,
-        description="How long an order waits for a courier's answer before it is compensated.",
+        description="Seconds that an order waits for a courier's answer before it is compensated.",
     )
     pause_poll_seconds: int = Field(
         default=5,
         ge=1,
-        description="How often a paused run asks Prefect whether it was resumed. Each waiting "
-        "order costs one request in this time. `make up` sets 1.",
+        description="Seconds between a paused run's polls of Prefect, one request for each waiting "
+        "order. `make up` sets 1.",
     )
     reminder_seconds: int = Field(
         default=1800,
         ge=0,
-        description="How long before the end of an order's wait the shop is reminded of it.",
+        description="Seconds before the end of an order's wait at which the shop gets a reminder.",
     )
     escalate_seconds: int = Field(
         default=900,
         ge=1,
-        description="After how long without an answer an order of a batch that listens gets a run "
-        "of its own, with a form; at most 20 orders at a time.",
+        description="Seconds without an answer after which an order of a listening batch gets its "
+        "own run with a form; at most 20 orders at a time.",
     )
     ask_again_seconds: int = Field(
         default=600,
         ge=1,
-        description="After how long without an answer a waiting order's message is sent again.",
+        description="Seconds without an answer after which a waiting order's message is sent "
+        "again.",
     )
     stalled_seconds: int = Field(
         default=120,
         ge=1,
-        description="After how long without any move a running order counts as left alone by its "
-        "process, and recovery takes it up. Well above the slowest step with its retries.",
+        description="Seconds without a change after which recovery takes a running order up. Set "
+        "it well above the slowest step with its retries.",
     )
     unbegun_seconds: int = Field(
         default=300,
         ge=1,
-        description="After how long a run that a worker has taken and no process has begun counts "
-        "as lost, and is started again. Longer than the work pool needs to start a container.",
+        description="Seconds after which a run that a worker has taken, but no process has begun, "
+        "counts as lost and is started again. Set it above the time that the work pool needs to "
+        "start a container.",
     )
     max_continuations: int = Field(
         default=10,
         ge=0,
-        description="How often an order's run is started again after crashes before the order is "
-        "compensated.",
+        description="Continuations after crashes before an order is compensated.",
     )
     checkout_deployment: str = Field(
         default="store-checkout/local",
-        description="The deployment in which an order goes on when its own run cannot.",
+        description="The deployment that continues an order whose own run cannot.",
     )
     batch_deployment: str = Field(
         default="batch-checkout/nightly",
-        description="The deployment in which a batch's orders go on when their own run cannot.",
+        description="The deployment that continues a batch's orders whose own run cannot.",
     )
     online_deployment: str = Field(
         default="batch-checkout/online",
-        description="The deployment of the batch that listens, which `checkout online` switches.",
+        description="The listening batch's deployment, which `checkout online` turns on and off.",
     )
     batch_task_runner: Literal["threads", "dask"] = Field(
         default="threads",
-        description="What carries the chunks of a batch: `threads` of the run's own process, or "
-        "`dask`, a cluster (extra `dask`).",
+        description="What executes a batch's chunks: `threads` of the run's process, or `dask`, a "
+        "cluster (extra `dask`).",
     )
     dask_address: str | None = Field(
         default=None,
-        description="Address of the Dask scheduler; left out, a cluster of this machine is started "
-        "for the run.",
+        description="Address of the Dask scheduler. Without it the run starts a local cluster.",
     )
     orders_folder: str | None = Field(
         default=None,
-        description="The folder of a batch's local files. Set, no file outside of it is read; left "
-        "out, sources are relative to the folder in which the run works.",
+        description="The folder of a batch's local files; files outside it are refused. Without "
+        "it, paths are relative to the run's working folder.",
     )
     visibility_timeout_seconds: int = Field(
         default=30,
         ge=1,
         le=12 * 3600,  # the longest that SQS allows
-        description="How long a received message stays hidden from other dispatchers; at least 30 "
-        "in production, so that one that is looked after is not delivered again meanwhile.",
+        description="Seconds for which a received message is hidden from other dispatchers. Use at "
+        "least 30 in production, so that a message in work is not delivered twice.",
     )
     warm_start: bool = Field(
         default=True,
         description="Whether each run of a process work pool starts as a fork of a "
-        "[fork server](../fork_server/README.md) (Linux) instead of in a new Python that imports "
-        "everything. Read where the pool is set up: `make up`, `make demo`, "
-        "`python -m deployments.warm_start`.",
+        "[fork server](../fork_server/README.md) (Linux) instead of in a new Python. Read where "
+        "the pool is configured: `make up`, `make demo`, `python -m deployments.warm_start`.",
     )
     queue: Literal["table", "sqs"] = Field(
         default="table",
@@ -190,20 +188,19 @@ class Settings(BaseSettings):
     aws_endpoint_url: str | None = Field(
         default=None,
         pattern=URL_OR_EMPTY,
-        description="Where SQS and SNS are called, for a local stand-in; left out, AWS itself. "
-        "Region and credentials come from boto3's own chain, never from here.",
+        description="Endpoint of a local stand-in for SQS and SNS; default: AWS. Region and "
+        "credentials come from boto3's own chain.",
     )
     secrets_folder: str | None = Field(
         default=None,
-        description="A folder with secrets as files, such as a container's mounted ones. Each "
-        "holds the value of the setting in its name, `store_database_url`; a variable that is set "
-        "goes before it.",
+        description="A folder with secrets as files, such as a container's mount. Each file is "
+        "named after its setting, such as `store_database_url`. An environment variable takes "
+        "precedence.",
     )
     front_end_tokens: SecretStr | None = Field(
         default=None,
-        description="The bearer tokens of the front ends that may submit orders to "
-        "`checkout serve`: `name:token`, separated by commas; a token has at least 32 characters. "
-        "An order keeps the name.",
+        description="Bearer tokens of the front ends of `checkout serve`: `name:token` pairs, "
+        "separated by commas. A token has at least 32 characters. An order keeps the name.",
     )
     payments: Literal["embedded", "stripe"] = Field(
         default="embedded",
@@ -218,7 +215,7 @@ class Settings(BaseSettings):
     stripe_api_url: str | None = Field(
         default=None,
         pattern=URL_OR_EMPTY,
-        description="Where Stripe is called, for a local stand-in; left out, Stripe itself.",
+        description="Endpoint of a local stand-in for Stripe; default: Stripe.",
     )
 
     @field_validator("database_url")

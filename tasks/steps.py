@@ -69,8 +69,8 @@ class Step:
 STEPS = (
     Step(
         check_inventory,
-        "reserves the copies: all lines of the order, or none; none if the order has more copies "
-        "than any courier takes",
+        "reserves the copies of all lines; reserves nothing if one line is short or if the order "
+        "has more copies than any courier takes",
         Undo(
             task=restore_quantity,
             place=2,
@@ -110,8 +110,8 @@ STEPS = (
     ),
     Step(
         prepare_order,
-        "puts a message into the order queue; the order waits, also when the queue does not take "
-        "it: recovery sends it again",
+        "sends a message to the order queue. If the queue refuses it, the order waits all the same "
+        "and recovery sends the message again",
         "the message is ignored once the order has moved on",
         # A courier may answer before the message is recorded as sent, and that record may never
         # come; the order's status tells `dispatch_order` that it was answered.
@@ -120,7 +120,7 @@ STEPS = (
     ),
     Step(
         dispatch_order,
-        "publishes the notification, hands the parcel over",
+        "publishes the notification and hands the parcel over",
         "it comes after the pivot",
         asks_outside=True,
     ),

@@ -33,9 +33,7 @@ Wide = Annotated[
 ]
 """The option of the commands that print a table too large for some terminals."""
 
-Columns = Annotated[
-    str | None, Parameter(help="Print these columns, separated by commas: order,status,why.")
-]
+Columns = Annotated[str | None, Parameter(help="Print only these columns, separated by commas.")]
 """The option of the commands with a table of many columns."""
 
 REFUSED = 1
