@@ -246,7 +246,7 @@ def the_copies_are_given_back_before_their_record() -> Patches:
     return [(tasks.inventory, "backward", wrong)]
 
 
-@bug("I4 one decision", "I4 courier", "I4 capacity", seeds_from=10)
+@bug("I4 one decision", "I4 courier", "I4 capacity", seeds_from=23)
 def a_second_decision_counts_as_well() -> Patches:
     def waits(order: SagaOrder, attempt: int) -> bool:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
@@ -359,7 +359,7 @@ def a_late_answer_holds_its_courier() -> Patches:
     return [(flows.order.courier_wait, "record_answer", wrong)]
 
 
-@bug("I4 every order ends")
+@bug("I4 every order ends", seeds_from=3)
 def an_order_is_continued_without_end() -> Patches:
     right = settings
     return [
@@ -407,7 +407,7 @@ def a_crash_is_taken_for_a_failure() -> Patches:
     ]
 
 
-@bug("no defect", "I4 a crash is no failure")
+@bug("no defect", "I4 a crash is no failure", seeds_from=27)
 def a_read_only_database_is_taken_for_a_defect() -> Patches:
     return [(store.outages, "OUTAGES", {})]
 
@@ -424,7 +424,7 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     return [(flows.runs.pause, "pool_is_closed", wrong)]
 
 
-@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 16)
+@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 20)
 def a_batch_takes_over_what_waited_when_it_looked_last() -> Patches:
     seen: dict[str, list[str]] = {}
 
