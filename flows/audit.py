@@ -58,11 +58,11 @@ def audit_books(full: bool | None = None) -> AuditReport:
         BooksDoNotBalance: something is off; the message says how much.
     """
     began_at = utc_now()
-    since = None if full else read_checkpoint()
-    if since is not None and full is None and is_full_due(since, began_at):
-        since = None
-    report = AuditReport(scope=scope_of(since))
     with snapshot() as session:
+        since = None if full else read_checkpoint(session)
+        if since is not None and full is None and is_full_due(since, began_at):
+            since = None
+        report = AuditReport(scope=scope_of(since))
         for finding in audit(session, since):
             if finding.is_warning:
                 report.warnings += 1

@@ -139,11 +139,14 @@ def test_orders_of_past_months_are_in_one_file_a_month_and_nowhere_else(
 def test_the_first_audit_after_an_archival_is_a_full_one(shop: None, tmp_path: Path) -> None:
     assert move_checkpoint(None, utc_now())
     archive(tmp_path)
-    assert read_checkpoint() is None
+    with reading() as session:
+        assert read_checkpoint(session) is None
     assert findings() == []
     assert move_checkpoint(None, utc_now())
     with snapshot() as session:
-        found = [str(each) for each in audit(session, read_checkpoint()) if not each.is_warning]
+        found = [
+            str(each) for each in audit(session, read_checkpoint(session)) if not each.is_warning
+        ]
     assert found == []
 
 
