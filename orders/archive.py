@@ -18,6 +18,7 @@ from store.archive_files import (
     PARTS,
     OrderText,
     header,
+    is_of_plan,
     order_texts,
     orders_in,
     require_unchanged,
@@ -183,10 +184,7 @@ def _planned(name: str, month: Month | Archive, to: str) -> Archive:
     suffix = f"-{number}" if number > 1 else ""
     location = location_in(to, f"orders-{name}{suffix}.jsonl.gz")
     if location not in own and exists(location):
-        raise ArchiveRefused(
-            f"to: {location} is there already, and no archive of this database; move it away or "
-            "give another place. Nothing was archived."
-        )
+        raise _taken(location)
     with transaction() as session:
         # Two that plan the same month make one plan.
         session.execute(text("LOCK TABLE archives IN SHARE ROW EXCLUSIVE MODE"))
@@ -236,16 +234,40 @@ def _write(planned: Archive) -> Archive:
         ).first()
         if archive is None:
             raise _in_progress(planned.month)
+        _require_free(archive)
         head = header(archive, revision, settings().timezone, now)
         with created(archive.location) as file:
             with snapshot() as seen:
-                sums, archive.accepted_from = write_file(file, head, _texts(seen, archive))
-            archive.sha256 = sha256_of(file)
+                sums, accepted_from = write_file(file, head, _texts(seen, archive))
+            sha256 = sha256_of(file)
+            # A process that stood still for long has lost the row's lock, and another one may have
+            # written the file and deleted its orders since.
+            session.execute(text("SELECT 1"))
+            _require_free(archive)
+        archive.sha256, archive.accepted_from = sha256, accepted_from
         archive.sums, archive.written_at = vars(sums), now
         session.flush()
         session.refresh(archive)
         session.expunge(archive)
     return archive
+
+
+def _require_free(archive: Archive) -> None:
+    """Raise ArchiveRefused if something else than its own file is at an archive's place.
+
+    A plan is known to its database only; another database may archive into the same place.
+    """
+    if exists(archive.location):
+        with opened(archive.location) as file:
+            if not is_of_plan(file, archive):
+                raise _taken(archive.location)
+
+
+def _taken(location: str) -> ArchiveRefused:
+    return ArchiveRefused(
+        f"to: {location} is there already, and no archive of this database; move it away or give "
+        "another place. Nothing was archived."
+    )
 
 
 def _in_progress(month: str) -> ArchiveRefused:

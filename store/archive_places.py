@@ -3,6 +3,7 @@
 A file is there whole under its name, or not at all.
 """
 
+import glob
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from store.errors import ArchiveRefused, ArchiveUnavailable
 from store.settings import settings
@@ -73,27 +75,40 @@ def created(location: str) -> Iterator[IO[bytes]]:
         ArchiveUnavailable: S3 did not answer.
         ArchiveRefused: the place cannot be written.
     """
-    if on_s3 := _S3.match(location):
-        from store import aws
-
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            with _asking(location):
-                # In parts where it is large; the object is there when all of them are.
-                aws.s3(settings().aws_endpoint_url).upload_fileobj(file, on_s3[1], on_s3[2])
-        return
     try:
-        path = Path(location)
-        part = path.with_name(path.name + NOT_WHOLE)
-        with part.open("w+b") as file:
+        if on_s3 := _S3.match(location):
+            from store import aws
+
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                with _asking(location):
+                    # In parts where it is large; the object is there when all of them are.
+                    aws.s3(settings().aws_endpoint_url).upload_fileobj(file, on_s3[1], on_s3[2])
+        else:
+            with _published(Path(location)) as file:
+                yield file
+    except OSError as error:
+        raise ArchiveRefused(f"to: {location} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file under a name of its own, which gets the path's when it is whole."""
+    # What a killed process has left. One that still writes fails when it renames its file; in a
+    # file that both have opened, it would write into what the other has published.
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{NOT_WHOLE}"):
+        left.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{uuid4().hex}{NOT_WHOLE}")
+    try:
+        with part.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise ArchiveRefused(f"to: {location} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

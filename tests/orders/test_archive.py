@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, text
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 import orders.archive
@@ -26,7 +28,14 @@ from orders.lookup import read_order
 from reports.audit import audit
 from reports.checkpoint import move_checkpoint, read_checkpoint
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.archive_files import archives, order_texts, read_orders
+from store.archive_files import (
+    archives,
+    header,
+    order_texts,
+    read_orders,
+    sha256_of,
+    write_file,
+)
 from store.archive_places import opened
 from store.archive_tables import Archive, ArchivedOrder
 from store.blockers import blockers
@@ -305,6 +314,64 @@ def test_a_file_of_somebody_else_is_not_replaced(shop: None, tmp_path: Path) -> 
     assert theirs.read_text() == "of another shop"
     theirs.unlink()
     assert [each.month for each in archive(tmp_path)] == ["2024-05", "2024-06"]
+
+
+def test_a_file_that_another_shop_writes_after_the_plan_is_not_replaced(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_of_may = tmp_path / "orders-2024-05.jsonl.gz"
+
+    def of_another_shop() -> bytes:
+        now = utc_now()
+        plan = Archive(location=str(place_of_may), month="2024-05", from_at=now, until_at=now)
+        with place_of_may.open("w+b") as file:
+            write_file(file, header(plan, "0008", "UTC", now), [])
+        return place_of_may.read_bytes()
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            archive(tmp_path)
+    theirs = of_another_shop()
+    with pytest.raises(ArchiveRefused, match="is there already, and no archive of this database"):
+        archive(tmp_path)
+    assert place_of_may.read_bytes() == theirs
+    place_of_may.unlink()
+    with monkeypatch.context() as patch:
+        # While this shop's file is written.
+        patch.setattr(orders.archive, "sha256_of", lambda _: sha256(of_another_shop()).hexdigest())
+        with pytest.raises(ArchiveRefused, match="is there already"):
+            archive(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [place_of_may.name]
+    place_of_may.unlink()
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+
+
+def test_a_process_that_stood_still_does_not_replace_the_file_of_its_successor(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    successors: list[Archive] = []
+
+    def stand_still(file: Any) -> str:
+        monkeypatch.undo()
+        with reading() as session:
+            ended = text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE state = 'idle in transaction' AND query LIKE '%archives%'"
+            )
+            session.execute(ended)
+        successors.extend(archive(tmp_path))
+        return sha256_of(file)
+
+    monkeypatch.setattr(orders.archive, "sha256_of", stand_still)
+    with pytest.raises(OperationalError):
+        archive(tmp_path)
+    assert [each.archived for each in successors] == [3, 1]
+    assert [verify_pair(pair).problem for pair in archives_to_verify([])] == ["", ""]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_two_that_archive_at_once_write_each_file_once(shop: None, tmp_path: Path) -> None:
