@@ -21,12 +21,12 @@ import orders.archive
 from orders.acceptance import accept_order, begin_attempt, claim_failed_orders, known_order
 from orders.archive import archive_orders, due_months
 from orders.archive_check import Verified, archives_to_verify, verify
-from orders.archived import archive_of
 from orders.decisions import decisions_of
 from orders.intake import claim_orders, submit_orders
 from orders.lookup import read_order
 from reports.audit import audit
 from reports.checkpoint import move_checkpoint, read_checkpoint
+from reports.receipts import explain
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.archive_files import (
     archives,
@@ -38,6 +38,7 @@ from store.archive_files import (
 )
 from store.archive_places import opened
 from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import archive_of
 from store.blockers import blockers
 from store.database import reading, snapshot, transaction
 from store.errors import ArchiveDamaged, ArchiveRefused, CheckoutFailed, OrderArchived
@@ -194,6 +195,8 @@ def test_whatever_is_asked_of_an_archived_order_is_refused(shop: None, tmp_path:
         lambda: begin_attempt(an_order("undone", 4, redeem=True), "run", "a Retry"),
         lambda: known_order(sold),
         lambda: read_order("sold"),
+        lambda: record_answer("sold", CourierAnswer(outcome=NO_COURIER, answered_by="Ada")),
+        lambda: explain("sold", CheckoutFailed("the run failed")),
     ):
         with pytest.raises(OrderArchived, match=r"`checkout show (sold|undone)` names its file"):
             ask()
