@@ -253,9 +253,10 @@ def _write(planned: Archive) -> Archive:
 
 
 def _require_free(archive: Archive) -> None:
-    """Raise ArchiveRefused if something else than its own file is at an archive's place.
+    """Raise ArchiveRefused if another file is at an archive's place.
 
-    A plan is known to its database only; another database may archive into the same place.
+    What the plan's own processes have left there may be replaced. A plan is known to its database
+    only; another database may archive into the same place.
     """
     if exists(archive.location):
         with opened(archive.location) as file:

@@ -239,9 +239,10 @@ def _trailer(sums: Sums, digest: str) -> dict[str, Any]:
 
 
 def is_of_plan(file: IO[bytes], archive: Archive) -> bool:
-    """Return whether a file was written by an archive's plan, perhaps by a process that died.
+    """Return whether a file was written for an archive's plan.
 
-    Only its first line is looked at, so that one which was damaged further on is known as well.
+    A process that died may have left it. Only its first line is looked at, so that one which was
+    damaged further on is known as well.
 
     Args:
         file: The file, at its beginning.

@@ -94,7 +94,7 @@ def created(location: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _published(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file under a name of its own, which gets the path's when it is whole."""
+    """Yield a temporary file, renamed to the path when it is whole."""
     # What a killed process has left. One that still writes fails when it renames its file; in a
     # file that both have opened, it would write into what the other has published.
     for left in path.parent.glob(f"{glob.escape(path.name)}.*{NOT_WHOLE}"):
