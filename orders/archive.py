@@ -25,7 +25,7 @@ from store.archive_files import (
     sha256_of,
     write_file,
 )
-from store.archive_places import created, exists, location_in, opened
+from store.archive_places import created, exists, is_at, location_in, opened
 from store.archive_tables import Archive, ArchivedOrder
 from store.bulk import among, increase, insert_rows
 from store.checkpoint import forget_checkpoint
@@ -215,6 +215,12 @@ def _finish(archive: Archive) -> Archive:
         file.seek(0)
         orders = orders_in(file, archive.location)
         while page := list(islice(orders, ORDERS_AT_ONCE)):
+            # What is read from may have no name any more, and nobody finds it then.
+            if not is_at(archive.location, file):
+                raise ArchiveRefused(
+                    f"{archive.location} was moved, deleted or replaced while its orders were "
+                    "deleted; bring it back and archive again. What is left of them is untouched."
+                )
             _delete(archive, page)
     return _concluded(archive.id or 0)
 

@@ -64,6 +64,23 @@ def exists(location: str) -> bool:
     return any(each.get("Key") == on_s3[2] for each in found.get("Contents", ()))
 
 
+def is_at(location: str, file: IO[bytes]) -> bool:
+    """Return whether a file that was opened is at its place still.
+
+    Of one on S3, which was copied, it is only known whether there is one.
+
+    Raises:
+        ArchiveUnavailable: S3 did not answer.
+        ArchiveRefused: S3 refuses the question.
+    """
+    if _S3.match(location):
+        return exists(location)
+    try:
+        return os.path.samestat(Path(location).stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def created(location: str) -> Iterator[IO[bytes]]:
     """Yield a file to write, published when it is whole.

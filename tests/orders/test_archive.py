@@ -425,6 +425,29 @@ def test_a_file_that_is_lost_in_the_midst_of_the_deletion_must_come_back(
     assert [each.archived for each in archive(tmp_path)] == [3, 1]
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_no_more_is_deleted_once_the_file_is_gone(
+    is_replaced: bool, shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = orders.archive._delete
+    may = tmp_path / "orders-2024-05.jsonl.gz"
+
+    def then_gone(plan: Archive, page: Any) -> None:
+        real(plan, page)
+        may.rename(tmp_path / "moved")
+        if is_replaced:
+            may.write_bytes((tmp_path / "moved").read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "ORDERS_AT_ONCE", 1)
+        patch.setattr(orders.archive, "_delete", then_gone)
+        with pytest.raises(ArchiveRefused, match="was moved, deleted or replaced while"):
+            archive(tmp_path)
+    assert len(in_tables()) == 5
+    (tmp_path / "moved").rename(may)
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+
+
 def test_orders_are_not_deleted_by_a_file_that_another_process_has_written_again(
     shop: None, tmp_path: Path
 ) -> None:
