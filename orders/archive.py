@@ -184,6 +184,10 @@ def _planned(name: str, month: Month | Archive, to: str) -> Archive:
     suffix = f"-{number}" if number > 1 else ""
     location = location_in(to, f"orders-{name}{suffix}.jsonl.gz")
     if location not in own and exists(location):
+        with reading() as session:
+            # Planned and written since.
+            if len(session.exec(of_month).all()) != len(seen):
+                raise _in_progress(name)
         raise _taken(location)
     with transaction() as session:
         # Two that plan the same month make one plan.

@@ -36,7 +36,7 @@ from store.archive_files import (
     sha256_of,
     write_file,
 )
-from store.archive_places import opened
+from store.archive_places import exists, opened
 from store.archive_tables import Archive, ArchivedOrder
 from store.archived_orders import archive_of
 from store.blockers import blockers
@@ -384,6 +384,19 @@ def test_two_that_archive_at_once_write_each_file_once(shop: None, tmp_path: Pat
     assert set(all_archived()) == {"sold", "twice", "undone", "rejected"}
     assert len(list(tmp_path.iterdir())) == 2
     assert findings() == []
+
+
+def test_the_file_of_another_process_is_not_taken_for_that_of_another_shop(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_another_process(location: str) -> bool:
+        monkeypatch.undo()
+        archive(tmp_path)
+        return exists(location)
+
+    monkeypatch.setattr(orders.archive, "exists", after_another_process)
+    with pytest.raises(ArchiveRefused, match="another process archives the orders of 2024-05 now"):
+        archive(tmp_path)
 
 
 def test_nothing_is_deleted_because_of_a_file_that_has_changed(
