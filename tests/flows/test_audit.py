@@ -75,6 +75,17 @@ def test_an_audit_counts_from_the_checkpoint_of_its_own_snapshot(
     assert audit_books(full=False).findings == 0
 
 
+def test_a_checkpoint_that_a_wrong_clock_has_set_makes_no_finding(runs: Runs) -> None:
+    audit_books()
+    with snapshot() as session:
+        since = read_checkpoint(session)
+    assert move_checkpoint(since, utc_now() + 3 * MARGIN)
+    placed("o-1", "dispatch_order", 3, redeem=True)
+    report = audit_books(full=False)
+    assert (report.scope, report.findings) == ("all orders", 0)
+    assert audit_books().scope.startswith("orders changed since")
+
+
 def test_what_is_off_fails_the_run_and_the_shop_is_told(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
