@@ -142,11 +142,17 @@ def opened(location: str) -> Iterator[IO[bytes]]:
         from store import aws
 
         with tempfile.TemporaryFile() as copy:
-            with _asking(location):
-                found = aws.s3(settings().aws_endpoint_url).get_object(
-                    Bucket=on_s3[1], Key=on_s3[2]
-                )
-                shutil.copyfileobj(found["Body"], copy)
+            try:
+                with _asking(location):
+                    found = aws.s3(settings().aws_endpoint_url).get_object(
+                        Bucket=on_s3[1], Key=on_s3[2]
+                    )
+                    shutil.copyfileobj(found["Body"], copy)
+            except OSError as error:
+                raise ArchiveRefused(
+                    f"{location} cannot be copied here: {error.strerror}; make room in "
+                    f"{tempfile.gettempdir()}"
+                ) from error
             copy.seek(0)
             yield copy
         return
