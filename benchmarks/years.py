@@ -103,7 +103,7 @@ def one_round(number: int, seconds: Seconds) -> None:
     with timed("metrics"):
         read_figures()
     with timed("audit of what has changed"), snapshot() as session:
-        found = [str(finding) for finding in audit(session, read_checkpoint())]
+        found = [str(finding) for finding in audit(session, read_checkpoint(session))]
     if found:
         raise RuntimeError(f"the audit found {len(found)}, the first: {found[0]}")
 

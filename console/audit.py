@@ -26,10 +26,10 @@ def check_books(
             which takes as long after years of orders as after a day.
     """
     output = terminal()
-    since = read_checkpoint() if changed else None
     found: dict[bool, list[Finding]] = {False: [], True: []}
     counts = {False: 0, True: 0}
     with snapshot() as session:
+        since = read_checkpoint(session) if changed else None
         for finding in audit(session, since):
             counts[finding.is_warning] += 1
             if as_json:

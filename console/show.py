@@ -14,12 +14,12 @@ from flows.recovery import Move, next_move
 from flows.runs.order_runs import OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.runs.unbegun import CHECKOUT
 from flows.runs.work_pool import SERVER_AWAY
-from orders.archived import archive_of
 from orders.unfinished import as_unfinished
 from reports.compensations import next_try_at, open_undos
 from reports.notices import where_to_answer
 from reports.story import Event, Story, story
 from store.archive_tables import Archive
+from store.archived_orders import archive_of
 from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, exists
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from orders.archived import require_not_archived
+from store.archived_orders import require_not_archived
 from store.bulk import Rows, insert_missing, insert_rows, update_rows
 from store.database import reading, transaction
 from store.errors import (

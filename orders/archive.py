@@ -18,13 +18,14 @@ from store.archive_files import (
     PARTS,
     OrderText,
     header,
+    is_of_plan,
     order_texts,
     orders_in,
     require_unchanged,
     sha256_of,
     write_file,
 )
-from store.archive_places import created, exists, location_in, opened
+from store.archive_places import created, exists, is_at, location_in, opened
 from store.archive_tables import Archive, ArchivedOrder
 from store.bulk import among, increase, insert_rows
 from store.checkpoint import forget_checkpoint
@@ -183,10 +184,11 @@ def _planned(name: str, month: Month | Archive, to: str) -> Archive:
     suffix = f"-{number}" if number > 1 else ""
     location = location_in(to, f"orders-{name}{suffix}.jsonl.gz")
     if location not in own and exists(location):
-        raise ArchiveRefused(
-            f"to: {location} is there already, and no archive of this database; move it away or "
-            "give another place. Nothing was archived."
-        )
+        with reading() as session:
+            # Planned and written since.
+            if len(session.exec(of_month).all()) != len(seen):
+                raise _in_progress(name)
+        raise _taken(location)
     with transaction() as session:
         # Two that plan the same month make one plan.
         session.execute(text("LOCK TABLE archives IN SHARE ROW EXCLUSIVE MODE"))
@@ -217,6 +219,12 @@ def _finish(archive: Archive) -> Archive:
         file.seek(0)
         orders = orders_in(file, archive.location)
         while page := list(islice(orders, ORDERS_AT_ONCE)):
+            # What is read from may have no name any more, and nobody finds it then.
+            if not is_at(archive.location, file):
+                raise ArchiveRefused(
+                    f"{archive.location} was moved, deleted or replaced while its orders were "
+                    "deleted; bring it back and archive again. What is left of them is untouched."
+                )
             _delete(archive, page)
     return _concluded(archive.id or 0)
 
@@ -236,16 +244,41 @@ def _write(planned: Archive) -> Archive:
         ).first()
         if archive is None:
             raise _in_progress(planned.month)
+        _require_free(archive)
         head = header(archive, revision, settings().timezone, now)
         with created(archive.location) as file:
             with snapshot() as seen:
-                sums, archive.accepted_from = write_file(file, head, _texts(seen, archive))
-            archive.sha256 = sha256_of(file)
+                sums, accepted_from = write_file(file, head, _texts(seen, archive))
+            sha256 = sha256_of(file)
+            # A process that stood still for long has lost the row's lock, and another one may have
+            # written the file and deleted its orders since.
+            session.execute(text("SELECT 1"))
+            _require_free(archive)
+        archive.sha256, archive.accepted_from = sha256, accepted_from
         archive.sums, archive.written_at = vars(sums), now
         session.flush()
         session.refresh(archive)
         session.expunge(archive)
     return archive
+
+
+def _require_free(archive: Archive) -> None:
+    """Raise ArchiveRefused if another file is at an archive's place.
+
+    What the plan's own processes have left there may be replaced. A plan is known to its database
+    only; another database may archive into the same place.
+    """
+    if exists(archive.location):
+        with opened(archive.location) as file:
+            if not is_of_plan(file, archive):
+                raise _taken(archive.location)
+
+
+def _taken(location: str) -> ArchiveRefused:
+    return ArchiveRefused(
+        f"to: {location} is there already, and no archive of this database; move it away or give "
+        "another place. Nothing was archived."
+    )
 
 
 def _in_progress(month: str) -> ArchiveRefused:

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from orders.archived import require_not_archived
+from store.archived_orders import require_not_archived
 from store.bulk import among, read_rows
 from store.database import reading
 from store.errors import (

@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from store import sql
 from store.checkpoint import ONLY_ROW, AuditCheckpoint
-from store.database import reading, transaction
+from store.database import transaction
 from store.models import ENDED, HOLDING, OrderStatus
 from store.sessions import SNAPSHOT
 from store.sql import sql_list
@@ -69,13 +69,17 @@ def narrow(session: Session, since: AuditCheckpoint) -> None:
         connection.execute(text(f"ANALYZE {table}"))
 
 
-def read_checkpoint() -> AuditCheckpoint | None:
-    """Return the last clean audit, or None before the first one."""
-    with reading() as session:
-        found = session.get(AuditCheckpoint, ONLY_ROW)
-        if found is not None:
-            session.expunge(found)
-        return found
+def read_checkpoint(session: Session) -> AuditCheckpoint | None:
+    """Return the last clean audit, or None before the first one.
+
+    Args:
+        session: The audit's snapshot. Another moment's checkpoint is not that of the copies and
+            points that the snapshot has as counted: an audit or an archival may come in between.
+    """
+    found = session.get(AuditCheckpoint, ONLY_ROW)
+    if found is not None:
+        session.expunge(found)
+    return found
 
 
 def scope_of(checkpoint: AuditCheckpoint | None) -> str:

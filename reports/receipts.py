@@ -14,7 +14,7 @@ from store.models import (
     StepState,
 )
 from store.saga import taken_by
-from store.saga_log import StepRecord, lock_orders
+from store.saga_log import StepRecord, lock_order
 from tasks.steps import UNDOS
 from tasks.undo import Taken
 
@@ -27,7 +27,7 @@ def explain(order_id: str, error: OrderError) -> OrderError:
         error: Why it ends; what is returned is of the same type.
     """
     with transaction() as session:
-        order = lock_orders(session, [order_id])[order_id]
+        order = lock_order(session, order_id)
         taken = taken_by(session, order)
     taken.sort(key=lambda record: UNDOS[record.step].place)
     undone = [record for record in taken if record.undo_result is not None]

@@ -43,6 +43,8 @@ FORMAT = "store-checkout archive of orders"
 VERSION = 1
 ORDERS_AT_ONCE = 1_000
 """Orders that are written, read or deleted together; they bound the memory that it takes."""
+LONGEST_HEADER = 64 * 1024
+"""Bytes in which the first line of a file is, packed."""
 PARTS: dict[str, tuple[type[SQLModel], str]] = {
     "lines": (OrderLine, "book_id"),
     "attempts": (Attempt, "attempt, asked_by"),
@@ -171,6 +173,7 @@ def header(archive: Archive, revision: str | None, timezone: str, written_at: da
             "timezone": timezone,
             "from": archive.from_at,
             "until": archive.until_at,
+            "planned_at": archive.planned_at,
             "written_at": written_at,
             "database_revision": revision,
             "about": "A line for each order that ended from `from` to before `until`, with all its "
@@ -233,6 +236,30 @@ def write_file(file: IO[bytes], head: Any, texts: Iterable[str]) -> tuple[Sums, 
 
 def _trailer(sums: Sums, digest: str) -> dict[str, Any]:
     return {**asdict(sums), "orders_sha256": digest}
+
+
+def is_of_plan(file: IO[bytes], archive: Archive) -> bool:
+    """Return whether a file was written for an archive's plan.
+
+    A process that died may have left it. Only its first line is looked at, so that one which was
+    damaged further on is known as well.
+
+    Args:
+        file: The file, at its beginning.
+        archive: The plan.
+    """
+    unpacked = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    line, packed = b"", file.read(LONGEST_HEADER)
+    try:
+        while packed and b"\n" not in line:
+            line += unpacked.decompress(packed, 1024)
+            packed = unpacked.unconsumed_tail
+        planned_at = datetime.fromisoformat(
+            orjson.loads(line.partition(b"\n")[0])["header"]["planned_at"]
+        )
+    except (*_UNREADABLE, ValueError):
+        return False
+    return planned_at == archive.planned_at
 
 
 def sha256_of(file: IO[bytes]) -> str:

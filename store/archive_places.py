@@ -3,6 +3,7 @@
 A file is there whole under its name, or not at all.
 """
 
+import glob
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from store.errors import ArchiveRefused, ArchiveUnavailable
 from store.settings import settings
@@ -62,6 +64,23 @@ def exists(location: str) -> bool:
     return any(each.get("Key") == on_s3[2] for each in found.get("Contents", ()))
 
 
+def is_at(location: str, file: IO[bytes]) -> bool:
+    """Return whether a file that was opened is at its place still.
+
+    Of one on S3, which was copied, it is only known whether there is one.
+
+    Raises:
+        ArchiveUnavailable: S3 did not answer.
+        ArchiveRefused: S3 refuses the question.
+    """
+    if _S3.match(location):
+        return exists(location)
+    try:
+        return os.path.samestat(Path(location).stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def created(location: str) -> Iterator[IO[bytes]]:
     """Yield a file to write, published when it is whole.
@@ -73,27 +92,40 @@ def created(location: str) -> Iterator[IO[bytes]]:
         ArchiveUnavailable: S3 did not answer.
         ArchiveRefused: the place cannot be written.
     """
-    if on_s3 := _S3.match(location):
-        from store import aws
-
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            with _asking(location):
-                # In parts where it is large; the object is there when all of them are.
-                aws.s3(settings().aws_endpoint_url).upload_fileobj(file, on_s3[1], on_s3[2])
-        return
     try:
-        path = Path(location)
-        part = path.with_name(path.name + NOT_WHOLE)
-        with part.open("w+b") as file:
+        if on_s3 := _S3.match(location):
+            from store import aws
+
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                with _asking(location):
+                    # In parts where it is large; the object is there when all of them are.
+                    aws.s3(settings().aws_endpoint_url).upload_fileobj(file, on_s3[1], on_s3[2])
+        else:
+            with _published(Path(location)) as file:
+                yield file
+    except OSError as error:
+        raise ArchiveRefused(f"to: {location} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a temporary file, renamed to the path when it is whole."""
+    # What a killed process has left. One that still writes fails when it renames its file; in a
+    # file that both have opened, it would write into what the other has published.
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{NOT_WHOLE}"):
+        left.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{uuid4().hex}{NOT_WHOLE}")
+    try:
+        with part.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise ArchiveRefused(f"to: {location} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -110,11 +142,17 @@ def opened(location: str) -> Iterator[IO[bytes]]:
         from store import aws
 
         with tempfile.TemporaryFile() as copy:
-            with _asking(location):
-                found = aws.s3(settings().aws_endpoint_url).get_object(
-                    Bucket=on_s3[1], Key=on_s3[2]
-                )
-                shutil.copyfileobj(found["Body"], copy)
+            try:
+                with _asking(location):
+                    found = aws.s3(settings().aws_endpoint_url).get_object(
+                        Bucket=on_s3[1], Key=on_s3[2]
+                    )
+                    shutil.copyfileobj(found["Body"], copy)
+            except OSError as error:
+                raise ArchiveRefused(
+                    f"{location} cannot be copied here: {error.strerror}; make room in "
+                    f"{tempfile.gettempdir()}"
+                ) from error
             copy.seek(0)
             yield copy
         return

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, select
 
+from store.archived_orders import require_not_archived
 from store.bulk import among, read_rows
+from store.errors import OrderNotFound
 from store.models import Order, SagaRecord
 
 
@@ -92,6 +94,20 @@ def lock_orders(session: Session, order_ids: Sequence[str]) -> dict[str, SagaOrd
         .with_for_update(),
     )
     return {row[0]: SagaOrder._make(row) for row in rows}
+
+
+def lock_order(session: Session, order_id: str) -> SagaOrder:
+    """Lock an order and return it.
+
+    Raises:
+        OrderArchived: the order was archived; a run of it may have waited for longer.
+        OrderNotFound: no order has the id.
+    """
+    order = lock_orders(session, [order_id]).get(order_id)
+    if order is None:
+        require_not_archived(session, order_id)
+        raise OrderNotFound(f"There is no order {order_id}")
+    return order
 
 
 def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> list[str]:

@@ -25,7 +25,7 @@ from store.models import (
     utc_now,
 )
 from store.saga import give_up
-from store.saga_log import SagaOrder, lock_orders
+from store.saga_log import SagaOrder, lock_order, lock_orders
 from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 from tasks.inventory import too_large
 from tasks.retries import retried_task
@@ -86,7 +86,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
     of its courier's capacity.
 
     Args:
-        order_id: The order; there must be one of this id.
+        order_id: The order.
         answer: What the person has answered.
 
     Returns:
@@ -94,9 +94,11 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
 
     Raises:
         InvalidDecision: the answer makes no sense; nothing was recorded, the order waits on.
+        OrderArchived: the order ended long ago and is in an archive; nothing was recorded.
+        OrderNotFound: no order has the id.
     """
     with transaction() as session:
-        order = lock_orders(session, [order_id])[order_id]
+        order = lock_order(session, order_id)
         if _waits(order, order.attempt):
             _require_sense(order.copies, answer, lock_couriers(session))
             _decide(session, [(order, answer)])

@@ -25,7 +25,7 @@ _BY_HAND = """
     SELECT l.currency, CAST(s.undo_result ->> 'amount_cents' AS BIGINT) AS cents,
       l.status = 'captured' AS is_captured
     FROM saga_log s JOIN ledger l ON l.key = s.order_id || ':' || s.attempt
-    WHERE s.undo_result ->> 'settled_by' IS NOT NULL"""
+    WHERE s.step = 'bill_customer' AND s.undo_result ->> 'settled_by' IS NOT NULL"""
 
 
 def expected_money(session: Session) -> dict[tuple[str, str], int]:

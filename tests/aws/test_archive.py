@@ -1,5 +1,7 @@
 """Archives in S3: whole under their names, read back from there, never replaced."""
 
+import errno
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from uuid import uuid4
@@ -20,8 +22,15 @@ pytestmark = pytest.mark.usefixtures("database", "no_delays")
 YEAR = timedelta(days=365)
 
 
+def disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_orders_are_archived_in_a_bucket_and_read_from_there(
-    cloud: Cloud, faults: Faults, setting: Callable[[str, object], None]
+    cloud: Cloud,
+    faults: Faults,
+    setting: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setting("aws_endpoint_url", cloud.endpoint_url)
     s3 = boto3.client("s3", endpoint_url=cloud.endpoint_url)
@@ -46,6 +55,9 @@ def test_orders_are_archived_in_a_bucket_and_read_from_there(
         (archive,) = archives(session)
         assert [each["order"]["id"] for each in read_orders(session, archive)] == ["o-1"]
     assert [verify(*pair).problem for pair in archives_to_verify([done.location])] == [""]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", disk_full)
+        assert "cannot be copied here: No space left" in verify(done, done.location).problem
     s3.put_object(Bucket=bucket, Key=key, Body=b"something else")
     assert "was changed since" in verify(done, done.location).problem
     s3.put_object(Bucket=bucket, Key="orders/orders-2024-05-2.jsonl.gz", Body=b"another shop's")

@@ -1,16 +1,21 @@
 """The daily audit: its run, its artifact, and who is told."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from sqlalchemy import text, update
+from sqlmodel import Session
 
+import console.audit
+import flows.audit
 from flows.audit import audit_books
-from reports.checkpoint import read_checkpoint
+from reports.checkpoint import MARGIN, move_checkpoint, read_checkpoint
 from store.checkpoint import AuditCheckpoint
-from store.database import transaction
+from store.database import reading, snapshot, transaction
 from store.errors import BooksDoNotBalance
 from store.models import utc_now
 from store.table_topic import TableTopic
@@ -37,7 +42,8 @@ def test_an_audit_that_finds_nothing_completes_with_its_artifact(runs: Runs) -> 
 def test_all_orders_are_audited_once_a_week_and_otherwise_the_changed_ones(runs: Runs) -> None:
     placed("o-1", "dispatch_order")
     audit_books()
-    first = read_checkpoint()
+    with reading() as session:
+        first = read_checkpoint(session)
     assert first is not None
     scope = f"orders changed since {first.before:%Y-%m-%d %H:%M} UTC"
     assert audit_books().scope == scope
@@ -47,6 +53,37 @@ def test_all_orders_are_audited_once_a_week_and_otherwise_the_changed_ones(runs:
         session.execute(update(AuditCheckpoint).values(full_at=utc_now() - timedelta(days=7)))
     assert audit_books(full=False).scope.startswith("orders changed since")
     assert audit_books().scope == "all orders"
+
+
+def test_an_audit_counts_from_the_checkpoint_of_its_own_snapshot(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "dispatch_order", 3, redeem=True)
+    audit_books()
+
+    @contextmanager
+    def after_another_audit() -> Iterator[Session]:
+        with snapshot() as session:
+            since = read_checkpoint(session)
+        assert move_checkpoint(since, utc_now() + 2 * MARGIN)
+        with snapshot() as session:
+            yield session
+
+    monkeypatch.setattr(flows.audit, "snapshot", after_another_audit)
+    monkeypatch.setattr(console.audit, "snapshot", after_another_audit)
+    assert console.audit.check_books(changed=True) == 0
+    assert audit_books(full=False).findings == 0
+
+
+def test_a_checkpoint_that_a_wrong_clock_has_set_makes_no_finding(runs: Runs) -> None:
+    audit_books()
+    with snapshot() as session:
+        since = read_checkpoint(session)
+    assert move_checkpoint(since, utc_now() + 3 * MARGIN)
+    placed("o-1", "dispatch_order", 3, redeem=True)
+    report = audit_books(full=False)
+    assert (report.scope, report.findings) == ("all orders", 0)
+    assert audit_books().scope.startswith("orders changed since")
 
 
 def test_what_is_off_fails_the_run_and_the_shop_is_told(

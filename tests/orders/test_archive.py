@@ -7,28 +7,38 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, text
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 import orders.archive
 from orders.acceptance import accept_order, begin_attempt, claim_failed_orders, known_order
 from orders.archive import archive_orders, due_months
 from orders.archive_check import Verified, archives_to_verify, verify
-from orders.archived import archive_of
 from orders.decisions import decisions_of
 from orders.intake import claim_orders, submit_orders
 from orders.lookup import read_order
 from reports.audit import audit
 from reports.checkpoint import move_checkpoint, read_checkpoint
+from reports.receipts import explain
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.archive_files import archives, order_texts, read_orders
-from store.archive_places import opened
+from store.archive_files import (
+    archives,
+    header,
+    order_texts,
+    read_orders,
+    sha256_of,
+    write_file,
+)
+from store.archive_places import exists, opened
 from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import archive_of
 from store.blockers import blockers
 from store.database import reading, snapshot, transaction
 from store.errors import ArchiveDamaged, ArchiveRefused, CheckoutFailed, OrderArchived
@@ -139,11 +149,14 @@ def test_orders_of_past_months_are_in_one_file_a_month_and_nowhere_else(
 def test_the_first_audit_after_an_archival_is_a_full_one(shop: None, tmp_path: Path) -> None:
     assert move_checkpoint(None, utc_now())
     archive(tmp_path)
-    assert read_checkpoint() is None
+    with reading() as session:
+        assert read_checkpoint(session) is None
     assert findings() == []
     assert move_checkpoint(None, utc_now())
     with snapshot() as session:
-        found = [str(each) for each in audit(session, read_checkpoint()) if not each.is_warning]
+        found = [
+            str(each) for each in audit(session, read_checkpoint(session)) if not each.is_warning
+        ]
     assert found == []
 
 
@@ -182,6 +195,8 @@ def test_whatever_is_asked_of_an_archived_order_is_refused(shop: None, tmp_path:
         lambda: begin_attempt(an_order("undone", 4, redeem=True), "run", "a Retry"),
         lambda: known_order(sold),
         lambda: read_order("sold"),
+        lambda: record_answer("sold", CourierAnswer(outcome=NO_COURIER, answered_by="Ada")),
+        lambda: explain("sold", CheckoutFailed("the run failed")),
     ):
         with pytest.raises(OrderArchived, match=r"`checkout show (sold|undone)` names its file"):
             ask()
@@ -304,6 +319,64 @@ def test_a_file_of_somebody_else_is_not_replaced(shop: None, tmp_path: Path) -> 
     assert [each.month for each in archive(tmp_path)] == ["2024-05", "2024-06"]
 
 
+def test_a_file_that_another_shop_writes_after_the_plan_is_not_replaced(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_of_may = tmp_path / "orders-2024-05.jsonl.gz"
+
+    def of_another_shop() -> bytes:
+        now = utc_now()
+        plan = Archive(location=str(place_of_may), month="2024-05", from_at=now, until_at=now)
+        with place_of_may.open("w+b") as file:
+            write_file(file, header(plan, "0008", "UTC", now), [])
+        return place_of_may.read_bytes()
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            archive(tmp_path)
+    theirs = of_another_shop()
+    with pytest.raises(ArchiveRefused, match="is there already, and no archive of this database"):
+        archive(tmp_path)
+    assert place_of_may.read_bytes() == theirs
+    place_of_may.unlink()
+    with monkeypatch.context() as patch:
+        # While this shop's file is written.
+        patch.setattr(orders.archive, "sha256_of", lambda _: sha256(of_another_shop()).hexdigest())
+        with pytest.raises(ArchiveRefused, match="is there already"):
+            archive(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [place_of_may.name]
+    place_of_may.unlink()
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+
+
+def test_a_process_that_stood_still_does_not_replace_the_file_of_its_successor(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    successors: list[Archive] = []
+
+    def stand_still(file: Any) -> str:
+        monkeypatch.undo()
+        with reading() as session:
+            ended = text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE state = 'idle in transaction' AND query LIKE '%archives%'"
+            )
+            session.execute(ended)
+        successors.extend(archive(tmp_path))
+        return sha256_of(file)
+
+    monkeypatch.setattr(orders.archive, "sha256_of", stand_still)
+    with pytest.raises(OperationalError):
+        archive(tmp_path)
+    assert [each.archived for each in successors] == [3, 1]
+    assert [verify_pair(pair).problem for pair in archives_to_verify([])] == ["", ""]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_two_that_archive_at_once_write_each_file_once(shop: None, tmp_path: Path) -> None:
     answers = at_once([lambda: archive(tmp_path), lambda: archive(tmp_path)])
     assert all(isinstance(answer, list | ArchiveRefused) for answer in answers), answers
@@ -311,6 +384,19 @@ def test_two_that_archive_at_once_write_each_file_once(shop: None, tmp_path: Pat
     assert set(all_archived()) == {"sold", "twice", "undone", "rejected"}
     assert len(list(tmp_path.iterdir())) == 2
     assert findings() == []
+
+
+def test_the_file_of_another_process_is_not_taken_for_that_of_another_shop(
+    shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_another_process(location: str) -> bool:
+        monkeypatch.undo()
+        archive(tmp_path)
+        return exists(location)
+
+    monkeypatch.setattr(orders.archive, "exists", after_another_process)
+    with pytest.raises(ArchiveRefused, match="another process archives the orders of 2024-05 now"):
+        archive(tmp_path)
 
 
 def test_nothing_is_deleted_because_of_a_file_that_has_changed(
@@ -348,6 +434,29 @@ def test_a_file_that_is_lost_in_the_midst_of_the_deletion_must_come_back(
     with pytest.raises(ArchiveRefused, match="cannot be read: No such file"):
         archive(tmp_path)
     assert not may.exists()
+    (tmp_path / "moved").rename(may)
+    assert [each.archived for each in archive(tmp_path)] == [3, 1]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_no_more_is_deleted_once_the_file_is_gone(
+    is_replaced: bool, shop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = orders.archive._delete
+    may = tmp_path / "orders-2024-05.jsonl.gz"
+
+    def then_gone(plan: Archive, page: Any) -> None:
+        real(plan, page)
+        may.rename(tmp_path / "moved")
+        if is_replaced:
+            may.write_bytes((tmp_path / "moved").read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.archive, "ORDERS_AT_ONCE", 1)
+        patch.setattr(orders.archive, "_delete", then_gone)
+        with pytest.raises(ArchiveRefused, match="was moved, deleted or replaced while"):
+            archive(tmp_path)
+    assert len(in_tables()) == 5
     (tmp_path / "moved").rename(may)
     assert [each.archived for each in archive(tmp_path)] == [3, 1]
 

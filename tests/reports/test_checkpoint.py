@@ -35,12 +35,17 @@ def findings(since: AuditCheckpoint | None) -> list[str]:
         return [str(found) for found in audit(session, since)]
 
 
+def present() -> AuditCheckpoint | None:
+    with snapshot() as session:
+        return read_checkpoint(session)
+
+
 def audited(in_hours: int = 0) -> AuditCheckpoint:
     """The checkpoint after a clean audit from the one there was, so many hours later."""
-    since = read_checkpoint()
+    since = present()
     assert [found for found in findings(since) if "forgotten" not in found] == []
     assert move_checkpoint(since, utc_now() + timedelta(hours=in_hours))
-    moved = read_checkpoint()
+    moved = present()
     assert moved is not None
     return moved
 
@@ -130,7 +135,7 @@ def test_an_audit_does_not_replace_a_checkpoint_that_it_did_not_start_from() -> 
     with transaction() as session:
         forget_checkpoint(session)
     assert not move_checkpoint(later, utc_now() + 2 * MARGIN)
-    assert read_checkpoint() is None
+    assert present() is None
 
 
 def test_orders_are_not_counted_while_another_transaction_takes_them_away() -> None:
