@@ -424,7 +424,7 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     return [(flows.runs.pause, "pool_is_closed", wrong)]
 
 
-@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 20)
+@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 16)
 def a_batch_takes_over_what_waited_when_it_looked_last() -> Patches:
     seen: dict[str, list[str]] = {}
 
