@@ -60,7 +60,7 @@ def file_format(source: str) -> str:
     suffix = source.rpartition(".")[2].lower()
     if suffix not in ("csv", "jsonl", "ndjson"):
         raise UnreadableSource(
-            f"source: {source} is no file of a known format; give .jsonl or .csv"
+            f"source: {source} is no file of a known format; give .jsonl, .ndjson or .csv"
         )
     return suffix
 
