@@ -93,3 +93,19 @@ def test_no_statement_of_a_group_compares_each_row_with_each() -> None:
         slow = [statement for statement, plan in planned if compares_each_with_each(plan)]
         assert not slow, f"{name}: {slow}"
     assert {status(id_) for id_ in ids} == {"dispatched"}
+
+
+@pytest.mark.usefixtures("database")
+def test_a_group_is_planned_without_comparing_its_ids_with_common_ones() -> None:
+    ids = [f"o-{number}" for number in range(20)]
+    submit_orders([an_order(id_, items={"b-1": 1, "b-2": 1}) for id_ in ids])
+    outside = engine(settings().database_url).execution_options(isolation_level="AUTOCOMMIT")
+    with outside.connect() as connection:
+        connection.execute(text("ANALYZE order_lines"))
+        common = connection.execute(
+            text(
+                "SELECT cardinality(most_common_freqs) FROM pg_stats "
+                "WHERE tablename = 'order_lines' AND attname = 'order_id'"
+            )
+        )
+        assert common.scalar_one() in (None, 1)
