@@ -2,8 +2,8 @@
 
     python -m benchmarks.builds [--baseline FOLDER] [--rounds 5]
 
-FOLDER is a checkout of the earlier build, such as `git worktree add FOLDER COMMIT` makes. It runs in
-this environment and is measured by this code. `make bench` leaves this out, since it needs a folder.
+FOLDER is a checkout of the earlier build, such as `git worktree add FOLDER COMMIT` makes. It runs
+in this environment and is measured by this code. `make bench` leaves this out: it needs a folder.
 """
 
 import sys

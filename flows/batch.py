@@ -36,7 +36,7 @@ from flows.batches.report import (
     publish,
     report_on,
 )
-from flows.batches.wait import await_decisions, decided_soon, end_of_patience, question
+from flows.batches.wait import await_decisions, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
 from flows.runs.names import name_of_batch
@@ -172,12 +172,9 @@ def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:
     """Finish the decided orders until none waits."""
     run_id = work.run_id
     left_to_recovery = 0
-    patience_ends = end_of_patience()
     while True:
         work.finish()
         if waits_until(run_id) is not None:
-            if decided_soon(run_id, patience_ends):
-                continue
             remark = await_decisions(run_id, wait, work.chunk_size, remark)
             continue
         # Decided since the chunks were read; or they cannot be finished, and recovery does it.

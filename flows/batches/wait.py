@@ -6,8 +6,6 @@ full and the batch has to hand over before they can take more.
 """
 
 import logging
-import time
-from contextlib import closing
 from functools import partial
 
 from prefect.input import RunInput
@@ -18,7 +16,6 @@ from orders.waits import expire_waits
 from store.errors import InvalidDecision
 from store.messages import GO_ON, BatchAnswer, CourierAnswer
 from store.models import OrderStatus
-from store.wakeups import ORDERS_TO_CARRY, Listener
 from tasks.couriers import answer_waiting
 from texts.forms import of_batch, why_batch_waits
 
@@ -26,38 +23,10 @@ logger = logging.getLogger("store.batch")
 
 KEY = "batch-"
 """The beginning of the keys of a batch's pauses."""
-PATIENCE_SECONDS = 1.0
-"""How long decisions are awaited without a pause, which would take longer: the dispatcher decides
-thousands of orders in this time."""
 
 
 class BatchDecision(RunInput, BatchAnswer):
     """The form by which a person or dispatcher resumes a batch."""
-
-
-def end_of_patience() -> float:
-    """Return the moment of the monotonic clock from which a batch pauses."""
-    return time.monotonic() + PATIENCE_SECONDS
-
-
-def decided_soon(run_id: str, until: float) -> bool:
-    """Wait for decisions without a pause and return whether any came.
-
-    Args:
-        run_id: The batch's run.
-        until: The moment of the monotonic clock at which the wait ends.
-    """
-    waiting = _count_waiting(run_id)
-    with closing(Listener(ORDERS_TO_CARRY)) as listener:
-        while (seconds_left := until - time.monotonic()) > 0:
-            listener.wait(seconds_left)
-            if _count_waiting(run_id) < waiting:
-                return True
-    return False
-
-
-def _count_waiting(run_id: str) -> int:
-    return count_by_status(run_id).get(OrderStatus.WAITING, 0)
 
 
 def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") -> str:

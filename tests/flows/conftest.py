@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from flows.batches import wait
 from tests.flows.batches import Batches
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
@@ -22,7 +21,6 @@ def runs(
 
 
 @pytest.fixture
-def batches(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Batches:
-    """What a test starts and looks at batches with; they pause at once."""
-    monkeypatch.setattr(wait, "PATIENCE_SECONDS", 0.0)
+def batches(runs: Runs) -> Batches:
+    """What a test starts and looks at batches with."""
     return Batches(runs)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from flows import batch
 from flows.actions.by_hand import cancel_order
 from flows.batch import batch_checkout
-from flows.batches import chunk, wait
+from flows.batches import chunk
 from flows.batches import report as batch_report
 from flows.batches.report import Progress
 from flows.compensation import compensate_run
@@ -39,7 +39,7 @@ from store.notifications import Notice
 from store.table_topic import TableTopic
 from tasks.dispatch import dispatch_order
 from tests.flows.batches import Batches, run_id_of, submit
-from tests.polling import PATIENCE_SECONDS, wait_until
+from tests.polling import wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -159,17 +159,6 @@ def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches)
     state = batches.dispatched(batches.start())
     assert state.message == "8 orders: 8 dispatched"
     assert (assigned_copies(), queued()) == ({}, [])
-
-
-def test_a_batch_whose_orders_are_decided_at_once_does_not_pause(
-    batches: Batches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wait, "PATIENCE_SECONDS", PATIENCE_SECONDS)
-    submit(2)
-    running = batches.start()
-    wait_until(lambda: status("o-001") == "waiting", "waiting orders")
-    assert batches.dispatched(running).message == "2 orders: 2 dispatched"
-    assert batches.forms(batches.found()[0]) == []
 
 
 def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None:

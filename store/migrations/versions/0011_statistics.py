@@ -16,8 +16,8 @@ TABLES = ("saga_log", "order_lines", "decisions")
 
 def upgrade() -> None:
     """Apply."""
-    # The planner compares each id of a group with each common value. PostgreSQL keeps such values of
-    # tables up to 30,000 rows; there planning took a tenth of a batch's time.
+    # The planner compares each id of a group with each common value. PostgreSQL keeps such values
+    # of tables up to 30,000 rows; there planning took a tenth of a batch's time.
     for table in TABLES:
         op.execute(f"ALTER TABLE {table} ALTER COLUMN order_id SET STATISTICS 1")
 
