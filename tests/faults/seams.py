@@ -102,8 +102,6 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.batch, "task_runner", lambda _: _Runner(prefect)),
         (flows.batches.listening, "time", clock),
         (flows.batches.listening, "Listener", lambda _: _Poll(world)),
-        (flows.batches.wait, "time", clock),
-        (flows.batches.wait, "Listener", lambda _: _Poll(world)),
         (flows.batches.listening, "ThreadPoolExecutor", OneAfterAnother),
         (flows.batches.listening, "trying_once", nullcontext),
         (flows.dispatch, "trying_once", nullcontext),
