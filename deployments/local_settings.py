@@ -17,7 +17,7 @@ _OF_RUNS = {
     # together is a question of `checkout doctor`.
     "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
-    # By default each of a run's six clients reads 140 certificates, which it needs for https alone.
+    # By default each of a run's six clients reads a hundred certificates, for https alone.
     "PREFECT_API_SSL_CERT_FILE": str(Path(__file__).with_name("no_authority.pem")),
     # Of each process, with every call of it; the default is 2 s.
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "5",

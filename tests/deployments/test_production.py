@@ -6,6 +6,7 @@ Neither systemd nor Docker nor a cluster is needed here; docs/deploying.md says 
 import json
 import re
 import shlex
+import ssl
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from prefect.utilities.schema_tools import is_valid_schema, validate
 
 from deployments.automations import HEARTBEAT_SECONDS
 from deployments.local import PROJECT_DIR
+from deployments.local_settings import run_settings
 from store.settings import Settings
 
 DEPLOYMENTS = PROJECT_DIR / "deployments"
@@ -105,6 +107,27 @@ def test_an_environment_file_knows_every_variable_and_sets_them_as_make_up_does(
         else:
             assert f"`{variable}`" in documented, variable
             assert set_by_make_up().get(variable, value) == value, variable
+
+
+def test_a_client_of_an_http_address_reads_one_certificate() -> None:
+    settings = run_settings(
+        data_dir=Path("data"),
+        project_dir=PROJECT_DIR,
+        api_url="http://127.0.0.1:4200/api",
+        ui_url="http://127.0.0.1:4200",
+        store_url="postgresql+psycopg://",
+        work_pool="local",
+        auth=None,
+    )
+    file = Path(settings["PREFECT_API_SSL_CERT_FILE"])
+    assert ssl.create_default_context(cafile=file).cert_store_stats()["x509_ca"] == 1
+    assert "PRIVATE KEY" not in file.read_text()
+    # Prefect's clients raise where the file is missing.
+    path = str(file.relative_to(PROJECT_DIR))
+    assert goes_into_the_image(path)
+    installed = f"/opt/store-checkout/{path}"
+    assert variables(SYSTEMD / "store.env")["PREFECT_API_SSL_CERT_FILE"] == installed
+    assert COMPOSE["x-store"]["environment"]["PREFECT_API_SSL_CERT_FILE"] == installed
 
 
 FOR_EVERY_RUN = {
