@@ -22,7 +22,7 @@ from store.archive_tables import Archive
 from store.archived_orders import archive_of
 from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
-from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
+from store.models import BEFORE_PIVOT, ENDED, FAILED, Order, OrderStatus, utc_now
 from terminal.output import AsJson, Wide, duration, print_json, print_table, terminal
 
 BY_RECOVERY: dict[Move, str] = {
@@ -93,9 +93,7 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
         is_known=away is None,
         stranded=owner is not None and _is_to_start(owner) and bool(owner.lost),
     )
-    if told.order.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED) and any(
-        _is_to_start(run) for run in runs
-    ):
+    if told.order.status in FAILED and any(_is_to_start(run) for run in runs):
         next_ = "A run is scheduled for it (below), which begins a new attempt."
     notes = [*([away] if away else []), *told.notes]
     if told.order.run_id and owner is None and away is None:

@@ -21,6 +21,7 @@ from store.errors import (
 )
 from store.messages import CheckoutOrder
 from store.models import (
+    FAILED,
     UNDOING,
     Attempt,
     Book,
@@ -126,7 +127,7 @@ def begin_attempt(
                 raise OrderInProgress(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
-            if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+            if found.status in FAILED:
                 method = _method_of(session, order)
                 ended = _EndedAttempt._make(getattr(found, n) for n in _EndedAttempt._fields)
                 _begin_again(session, [(ended, method)], run_id, asked_by)
@@ -192,7 +193,7 @@ def failed_orders_without_customer(run_id: str) -> list[str]:
 def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
     return (
         col(Order.run_id) == run_id,
-        col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+        col(Order.status).in_(FAILED),
     )
 
 
@@ -318,7 +319,7 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
         id=found.id,
         owned=found.run_id == run_id,
         started_over=True,
-        failed=found.status in (*UNDOING, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
+        failed=found.status in (*UNDOING, *FAILED),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from store.models import (
+    FAILED,
     GOING_FORWARD,
     HOLDING,
     UNDOING,
@@ -66,4 +67,4 @@ BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DIS
 ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
 
 
-FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *UNDOING])
+EXPLAINED = sql_list([*FAILED, *UNDOING])

@@ -75,7 +75,9 @@ GOING_FORWARD = (
 """A step may be done, or is done, in these."""
 UNDOING = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
 """An undo may be done in these."""
-ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+FAILED = (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+"""An order in these ended without a dispatch; a person may begin a new attempt."""
+ENDED = (OrderStatus.DISPATCHED, *FAILED)
 """Nothing happens to an order in these, until a person begins a new attempt."""
 
 

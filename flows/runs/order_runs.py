@@ -38,7 +38,7 @@ from orders.batches import batches_among
 from orders.lookup import read_order
 from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
-from store.models import Order, OrderStatus, utc_now
+from store.models import FAILED, Order, OrderStatus, utc_now
 from store.settings import settings
 
 RUNS_AT_MOST = 200
@@ -218,7 +218,7 @@ def retry(order_id: str) -> FlowRun:
     """
     with prefect_client():
         order = read_order(order_id)
-        if order.status not in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+        if order.status not in FAILED:
             raise OrderNotFailed(
                 f"order {order_id} is {order.status}; only a rejected or compensated order is "
                 f"tried again. `checkout show {order_id}` says what happens next."
