@@ -6,23 +6,15 @@ shows it.
 """
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Cancelled, Cancelling
 from pydantic import BaseModel
 
 from flows.dispatch import dispatch_orders
-from flows.runs.run_states import PAGE
+from flows.runs.searches import all_runs, in_state, of_flows
 from store.errors import DispatcherNotDeployed
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
@@ -83,7 +75,7 @@ def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
 
 
 def _deployments(client: SyncPrefectClient) -> Sequence[DeploymentResponse]:
-    found = client.read_deployments(flow_filter=_of_dispatcher())
+    found = client.read_deployments(flow_filter=of_flows(dispatch_orders.name))
     if not found:
         raise DispatcherNotDeployed(
             f"{dispatch_orders.name} has no deployment; apply prefect.yaml: `prefect deploy --all`"
@@ -92,14 +84,5 @@ def _deployments(client: SyncPrefectClient) -> Sequence[DeploymentResponse]:
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
-    found: dict[UUID, FlowRun] = {}
-    while page := client.read_flow_runs(
-        flow_filter=_of_dispatcher(), flow_run_filter=wanted, limit=PAGE, offset=len(found)
-    ):
-        found.update({run.id: run for run in page})
-    return list(found.values())
-
-
-def _of_dispatcher() -> FlowFilter:
-    return FlowFilter(name=FlowFilterName(any_=[dispatch_orders.name]))
+    of_dispatcher = of_flows(dispatch_orders.name)
+    return list(all_runs(client, flow_filter=of_dispatcher, flow_run_filter=in_state(*states)))

@@ -14,8 +14,6 @@ from uuid import UUID
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
@@ -31,6 +29,7 @@ from flows.recovery import close_runs
 from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
 from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
+from flows.runs.searches import PAGE, of_flows
 from flows.runs.unbegun import CHECKOUT, is_unbegun, unbegun_runs, why_unbegun
 from flows.runs.work_pool import SERVER_AWAY
 from orders.acceptance import known_order, require_same
@@ -41,8 +40,6 @@ from store.messages import CheckoutOrder
 from store.models import FAILED, Order, OrderStatus, utc_now
 from store.settings import settings
 
-RUNS_AT_MOST = 200
-"""Runs of one order that are looked at; also the most that Prefect's API returns at once."""
 FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 
 
@@ -124,12 +121,11 @@ def runs_of_order(
             else []
         ),
     ]
-    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     found = {
         run.id: run
         for wanted in owned_or_named
         for run in client.read_flow_runs(
-            flow_filter=ours, flow_run_filter=wanted, limit=RUNS_AT_MOST
+            flow_filter=of_flows(*FLOWS), flow_run_filter=wanted, limit=PAGE
         )
     }
     if owner is None:
