@@ -45,7 +45,7 @@ from orders.waits import expire_waits
 from reports.compensations import next_try_at
 from reports.notices import remind
 from store.database import release_connections
-from store.errors import CheckoutFailed, OrderCancelled
+from store.errors import CheckoutFailed, DeploymentNotFound, OrderCancelled
 from store.models import BEFORE_PIVOT, UNDOING, Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import dispatch_order, send_again
@@ -309,7 +309,7 @@ def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
             return
         try:
             start_again(client, run, why)
-        except ObjectNotFound as error:
+        except (ObjectNotFound, DeploymentNotFound) as error:
             logger.error("run %s cannot be started again: %s", run.name, error)
             report.failed[str(run.id)] = f"{why}; its deployment is not there"
         else:

@@ -113,7 +113,7 @@ def lock_order(session: Session, order_id: str) -> SagaOrder:
 def update_orders(
     session: Session, *conditions: ColumnElement[bool], **columns: object
 ) -> list[str]:
-    """Set columns of the orders that meet all conditions and return their ids.
+    """Update the orders that meet all conditions and return their ids.
 
     They are locked by id first, as in :func:`lock_orders`; an UPDATE alone locks them in any order.
     """

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from flows.dispatch import dispatch_orders
 from flows.runs.searches import all_runs, in_state, of_flows
-from store.errors import DispatcherNotDeployed
+from store.errors import DeploymentNotFound
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
 
@@ -32,7 +32,7 @@ def status(client: SyncPrefectClient) -> DispatcherStatus:
     """Return whether the dispatcher is on.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it.
+        DeploymentNotFound: there is no deployment of it.
     """
     is_on = any(not deployment.paused for deployment in _deployments(client))
     running = [run.name for run in _runs(client, UNDER_WAY)]
@@ -47,7 +47,7 @@ def switch_off(client: SyncPrefectClient) -> DispatcherStatus:
     A message that a cancelled run has received is visible again after its visibility timeout.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it; nothing was done.
+        DeploymentNotFound: there is no deployment of it; nothing was done.
     """
     for deployment in _deployments(client):
         client.pause_deployment(deployment.id)
@@ -63,7 +63,7 @@ def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
     It is safe to repeat.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it; nothing was done.
+        DeploymentNotFound: there is no deployment of it; nothing was done.
     """
     deployments = _deployments(client)
     for deployment in deployments:
@@ -77,7 +77,7 @@ def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
 def _deployments(client: SyncPrefectClient) -> Sequence[DeploymentResponse]:
     found = client.read_deployments(flow_filter=of_flows(dispatch_orders.name))
     if not found:
-        raise DispatcherNotDeployed(
+        raise DeploymentNotFound(
             f"{dispatch_orders.name} has no deployment; apply prefect.yaml: `prefect deploy --all`"
         )
     return found

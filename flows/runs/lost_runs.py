@@ -161,7 +161,8 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
         The run that is carried out now, or ``run`` if it was given up or has moved on since.
 
     Raises:
-        ObjectNotFound: a new run is needed, and the deployment to start it from is gone.
+        ObjectNotFound: the run is gone.
+        DeploymentNotFound: a new run is needed, and the deployment to start it from is gone.
     """
     now = client.read_flow_run(run.id)
     if now.state is None or run.state is None or now.state.id != run.state.id:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +36,7 @@ from flows.runs.work_pool import SERVER_AWAY
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
 from orders.lookup import read_order
-from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
+from store.errors import NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
 from store.models import FAILED, Order, OrderStatus, utc_now
 from store.settings import settings
@@ -183,7 +184,7 @@ def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
             return known.id, None, known
         parameters = {"order": order.model_dump(mode="json", by_alias=True, exclude_none=True)}
         if order.order_id is None:
-            run = _start(parameters, key=None, name=None)
+            run = new_run(settings().checkout_deployment, parameters, None)
             return str(run.id), run, None
         run = _start_once(
             parameters,
@@ -236,9 +237,10 @@ def _start_once(
     use to anybody, and its key would give it again for ever; the next one's key is made from it, so
     that all who ask agree. A run that no process has is started again.
     """
-    run = _start(parameters, key=key, name=name)
+    start = partial(new_run, settings().checkout_deployment, parameters, name=name)
+    run = start(key)
     while _has_ended(run) and not is_used():
-        run = _start(parameters, key=f"{key}:{run.id}", name=name)
+        run = start(f"{key}:{run.id}")
     with get_client(sync_client=True) as client:
         why = why_lost(run, utc_now(), deployments(client))
         return start_again(client, run, why) if why and not is_used() else run
@@ -246,17 +248,6 @@ def _start_once(
 
 def _has_ended(run: FlowRun) -> bool:
     return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
-
-
-def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> FlowRun:
-    deployment = settings().checkout_deployment
-    try:
-        return new_run(deployment, parameters, idempotency_key=key, name=name)
-    except ObjectNotFound as error:
-        raise DeploymentNotFound(
-            f"Prefect has no deployment {deployment}, which STORE_CHECKOUT_DEPLOYMENT names. "
-            "`prefect deployment ls` shows those there are; `prefect deploy --all` makes them."
-        ) from error
 
 
 def is_to_come(run: OrderRun) -> bool:
