@@ -358,8 +358,9 @@ class LedgerEntry(SQLModel, table=True):
 
     ``key`` is the idempotency key.
 
-    The ledger is a party of its own: it is written in its own transactions, as a payment
-    provider would, and never read by the steps except through the gateway.
+    The gateway is a party of its own: it writes in its own transactions, as a payment provider
+    would, and the steps read its records only through it. The table keeps its name: workers of the
+    version before use it during an update, and archives have it.
     """
 
     __tablename__ = "ledger"
