@@ -37,6 +37,7 @@ from tests.shop import (
     saga_records,
     set_order,
     status,
+    statuses,
 )
 
 
@@ -263,6 +264,6 @@ def test_messages_that_the_queue_refuses_are_sent_once_in_a_round(
         for _ in range(2):
             assert recover_orders().failed == {"send again": "QueueRefused: ExpiredToken"}
     assert calls == [4, 4]
-    assert {status(id_) for id_ in ids} == {"waiting"}
+    assert statuses(ids) == {"waiting"}
     assert len(notices()) == 1
     assert recover_orders().moves == {"send again": ids}
