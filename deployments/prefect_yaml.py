@@ -195,7 +195,7 @@ def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, 
 
 @cache
 def _parsed(text: str) -> ast.Module:
-    """Return a module's tree, parsed once: the search for a pause asks a module many times."""
+    """Return a module's tree, parsed once for all functions."""
     return ast.parse(text)
 
 
