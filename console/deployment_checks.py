@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus
+from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, EventTrigger
@@ -29,19 +29,11 @@ from store.settings import settings
 from terminal.output import duration
 
 PREFECT_YAML = PROJECT_DIR / "prefect.yaml"
-
-
 LEAST_HEARTBEATS = 3
 """Heartbeats that must fit into the silence after which a run counts as dead."""
-
-
 PAGE = 200
-
-
 WORK_POOL_VARIABLE = "STORE_WORK_POOL"
 """Names the pool in prefect.yaml when it is applied."""
-
-
 DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
 
 
@@ -176,38 +168,42 @@ def _limits() -> Iterator[Diagnosis]:
         yield ok("no deployment whose run pauses has a concurrency limit")
 
 
-def pool_names(client: SyncPrefectClient) -> set[str]:
-    """Return the work pools of the deployments of prefect.yaml, and STORE_WORK_POOL's."""
+def work_pools(client: SyncPrefectClient) -> dict[str, WorkPool | None]:
+    """Return prefect.yaml's work pools by name, None for missing ones.
+
+    They are those of its deployments, and STORE_WORK_POOL's.
+    """
     deployed = _deployed(client)
     # The one that the next `prefect deploy --all` takes: without it, the command fails.
-    next_pool = os.environ.get(WORK_POOL_VARIABLE)
-    return ({next_pool} if next_pool else set()) | {
-        pool
-        for name in _wanted()
-        if name in deployed and (pool := deployed[name].work_pool_name) is not None
-    }
+    names = {os.environ.get(WORK_POOL_VARIABLE) or None}
+    names |= {deployed[name].work_pool_name for name in _wanted() if name in deployed}
+    return {name: _pool(client, name) for name in sorted(filter(None, names))}
+
+
+def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        return None
 
 
 def _work_pools() -> Iterator[Diagnosis]:
     with open_server() as client:
-        names = pool_names(client)
-        for name in sorted(names):
-            try:
-                pool = client.read_work_pool(name)
-            except ObjectNotFound:
-                yield mend(
-                    f"the work pool {name} does not exist: runs stay Late for ever",
-                    f"`prefect work-pool create {name} --type process`",
-                )
-                continue
-            if pool.is_paused:
-                yield mend(
-                    f"the work pool {name} is paused: no worker takes a run",
-                    f"`prefect work-pool resume {name}`, once what it was paused for is done",
-                )
-            else:
-                yield ok(f"the work pool {name} takes runs")
-    if not names:
+        pools = work_pools(client)
+    for name, pool in pools.items():
+        if pool is None:
+            yield mend(
+                f"the work pool {name} does not exist: runs stay Late for ever",
+                f"`prefect work-pool create {name} --type process`",
+            )
+        elif pool.is_paused:
+            yield mend(
+                f"the work pool {name} is paused: no worker takes a run",
+                f"`prefect work-pool resume {name}`, once what it was paused for is done",
+            )
+        else:
+            yield ok(f"the work pool {name} takes runs")
+    if not pools:
         yield mend(
             "no deployment of prefect.yaml has a work pool",
             f"set {WORK_POOL_VARIABLE} to the name of one, and {DEPLOY_AGAIN}",
@@ -216,10 +212,8 @@ def _work_pools() -> Iterator[Diagnosis]:
 
 def _workers() -> Iterator[Diagnosis]:
     with open_server() as client:
-        for name in sorted(pool_names(client)):
-            try:
-                pool = client.read_work_pool(name)
-            except ObjectNotFound:
+        for name, pool in work_pools(client).items():
+            if pool is None:
                 continue
             if pool.is_push_pool or pool.is_managed_pool:
                 yield ok(f"the work pool {name} needs no worker")

@@ -26,25 +26,27 @@ from terminal.output import (
 
 NOT_BEGUN = "not begun"
 """The status of an order that Prefect has and the store has not: it has taken nothing."""
-FIELDS = (
-    "order_id",
-    "status",
-    "attempt",
-    "accepted_at",
-    "age_seconds",
-    "wait_until",
-    "user_id",
-    "copies",
-    "currency",
-    "total_cents",
-    "points_redeemed",
-    "due_cents",
-    "courier",
-    "error",
-    "message",
-    "run_id",
-)
-"""What `checkout list --json` says of an order."""
+FIELDS = {
+    "order_id": "id",
+    "status": "status",
+    "attempt": "attempt",
+    "error": "error",
+    "message": "message",
+    "user_id": "user_id",
+    "copies": "copies",
+    "currency": "currency",
+    "total_cents": "total_cents",
+    "points_redeemed": "points_redeemed",
+    "due_cents": "due_cents",
+    "courier": "courier_id",
+    "wait_until": "wait_until",
+    "continuations": "continuations",
+    "accepted_at": "created_at",
+    "submitted_by": "submitted_by",
+    "updated_at": "updated_at",
+    "run_id": "run_id",
+}
+"""What `--json` says of an order, each field with its column."""
 AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
 
@@ -160,24 +162,16 @@ def _time_left(order: Order, now: datetime) -> str:
     return duration((order.wait_until - now).total_seconds())
 
 
+def order_as_data(order: Order) -> dict[str, Any]:
+    """Return an order for programs."""
+    data = {name: getattr(order, column) for name, column in FIELDS.items()}
+    return data if order.status == OrderStatus.WAITING else {**data, "wait_until": None}
+
+
 def _as_data(order: Order, now: datetime) -> dict[str, Any]:
     return {
-        "order_id": order.id,
-        "status": order.status,
-        "attempt": order.attempt,
-        "accepted_at": order.created_at,
+        **order_as_data(order),
         "age_seconds": int((now - order.created_at).total_seconds()),
-        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
-        "user_id": order.user_id,
-        "copies": order.copies,
-        "currency": order.currency,
-        "total_cents": order.total_cents,
-        "points_redeemed": order.points_redeemed,
-        "due_cents": order.due_cents,
-        "courier": order.courier_id,
-        "error": order.error,
-        "message": order.message,
-        "run_id": order.run_id,
     }
 
 

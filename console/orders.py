@@ -27,7 +27,7 @@ from reports.compensations import OpenUndo, open_undos
 from reports.receipts import explain
 from store.errors import OrderNotFound, RefusedOrder, UnreadableSource
 from store.messages import CheckoutOrder
-from store.models import Order, OrderStatus
+from store.models import FAILED, Order
 from store.wrong_input import Problem, problems
 from tasks.steps import UNDOS
 from terminal.numbers import WholeNumber, whole_number
@@ -111,7 +111,7 @@ def submit(
     if known is None:
         _say(f"Order {id_}: its run is {state}.", url, f"checkout show {id_}: how it goes.")
         return 0
-    has_failed = known.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+    has_failed = known.status in FAILED
     _say(
         f"Order {id_} is known already, and {known.status}; nothing was started.",
         url,

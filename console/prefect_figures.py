@@ -4,18 +4,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from console.prefect_checks import open_server
+from flows.runs.searches import in_state_named, of_pool
 from flows.runs.unbegun import has_worker
 from flows.runs.work_pool import SERVER_AWAY
 from store.models import utc_now
@@ -50,18 +44,13 @@ def read_pool() -> PoolFigures | None:
 
 def _late(client: SyncPrefectClient, pool: str, now: datetime) -> tuple[int, float]:
     """Return the number of late runs, and the seconds of the latest."""
-    late = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"])))
-    of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-    wanted = {
-        "flow_runs": late.model_dump(mode="json"),
-        "work_pools": of_pool.model_dump(mode="json"),
-    }
+    late = in_state_named("Late")
     first = client.read_flow_runs(
         flow_run_filter=late,
-        work_pool_filter=of_pool,
+        work_pool_filter=of_pool(pool),
         sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
         limit=1,
     )
     due = [run.next_scheduled_start_time for run in first if run.next_scheduled_start_time]
-    count = int(client.request("POST", "/flow_runs/count", json=wanted).json())
+    count = client.count_flow_runs(flow_run_filter=late, work_pool_filter=of_pool(pool))
     return count, max((now - due[0]).total_seconds(), 0.0) if due else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 
+from console.listing import FIELDS, order_as_data
 from console.orders import undo_as_data
 from flows.order.events import form_url
 from flows.recovery import Move, next_move
@@ -22,7 +23,7 @@ from store.archive_tables import Archive
 from store.archived_orders import archive_of
 from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
-from store.models import BEFORE_PIVOT, ENDED, Order, OrderStatus, utc_now
+from store.models import BEFORE_PIVOT, ENDED, FAILED, Order, OrderStatus, utc_now
 from terminal.output import AsJson, Wide, duration, print_json, print_table, terminal
 
 BY_RECOVERY: dict[Move, str] = {
@@ -36,29 +37,6 @@ BY_RECOVERY: dict[Move, str] = {
     Move.REMIND: "recover_orders reminds the shop of it in its next round.",
 }
 """What recovery does next, where it has something to do."""
-FIELDS = (
-    "order_id",
-    "status",
-    "attempt",
-    "error",
-    "message",
-    "user_id",
-    "lines",
-    "copies",
-    "currency",
-    "total_cents",
-    "points_redeemed",
-    "due_cents",
-    "courier",
-    "wait_until",
-    "continuations",
-    "accepted_at",
-    "submitted_by",
-    "updated_at",
-    "run_id",
-    "run_url",
-)
-"""The order's own fields in the JSON of `checkout show`."""
 
 
 def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
@@ -93,9 +71,7 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
         is_known=away is None,
         stranded=owner is not None and _is_to_start(owner) and bool(owner.lost),
     )
-    if told.order.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED) and any(
-        _is_to_start(run) for run in runs
-    ):
+    if told.order.status in FAILED and any(_is_to_start(run) for run in runs):
         next_ = "A run is scheduled for it (below), which begins a new attempt."
     notes = [*([away] if away else []), *told.notes]
     if told.order.run_id and owner is None and away is None:
@@ -211,28 +187,10 @@ def in_order(events: Sequence[Event]) -> list[Event]:
 
 
 def _as_data(told: Story) -> dict[str, Any]:
-    order = told.order
     return {
-        "order_id": order.id,
-        "status": order.status,
-        "attempt": order.attempt,
-        "error": order.error,
-        "message": order.message,
-        "user_id": order.user_id,
+        **order_as_data(told.order),
         "lines": [asdict(line) for line in told.lines],
-        "copies": order.copies,
-        "currency": order.currency,
-        "total_cents": order.total_cents,
-        "points_redeemed": order.points_redeemed,
-        "due_cents": order.due_cents,
-        "courier": order.courier_id,
-        "wait_until": order.wait_until if order.status == OrderStatus.WAITING else None,
-        "continuations": order.continuations,
-        "accepted_at": order.created_at,
-        "submitted_by": order.submitted_by,
-        "updated_at": order.updated_at,
-        "run_id": order.run_id,
-        "run_url": form_url(order),
+        "run_url": form_url(told.order),
     }
 
 
@@ -306,7 +264,7 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
     if as_json:
         print_json(
             {
-                **dict.fromkeys(FIELDS),
+                **dict.fromkeys([*FIELDS, "lines", "run_url"]),
                 "order_id": order_id,
                 "next": next_,
                 "cancelling_gives_back": [],
@@ -336,7 +294,7 @@ def _show_archived(order_id: str, archive: Archive, *, as_json: bool) -> int:
     if as_json:
         print_json(
             {
-                **dict.fromkeys(FIELDS),
+                **dict.fromkeys([*FIELDS, "lines", "run_url"]),
                 "order_id": order_id,
                 "next": next_,
                 "cancelling_gives_back": [],

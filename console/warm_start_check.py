@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefect.client.schemas.objects import WorkPool
-from prefect.exceptions import ObjectNotFound
 
-from console.deployment_checks import pool_names
+from console.deployment_checks import work_pools
 from console.diagnosis import Check, Diagnosis, ok, warning
 from console.prefect_checks import open_server
 from deployments.warm_start import CLIENT, is_wanted
@@ -17,12 +16,8 @@ def look() -> Iterator[Diagnosis]:
     """Report how each process pool starts runs, and each fork server."""
     is_warm = False
     with open_server() as client:
-        for name in sorted(pool_names(client)):
-            try:
-                pool = client.read_work_pool(name)
-            except ObjectNotFound:
-                continue
-            if pool.type == "process":
+        for name, pool in work_pools(client).items():
+            if pool is not None and pool.type == "process":
                 is_warm |= CLIENT in (_command(pool) or "")
                 yield _of_pool(name, _command(pool))
     if not is_warm:

@@ -7,16 +7,13 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
     WorkerFilter,
     WorkerFilterStatus,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from flows.runs.searches import all_runs, in_state
 
 _REQUEST_SECONDS = 30.0
 """A loaded two-core machine was seen to take more than 10 s right after the server's start."""
@@ -87,18 +84,10 @@ class PrefectServer(SyncPrefectClient):
 
         A suspended run is none of them: it has no process, and goes on when it is resumed.
         """
-        states = FlowRunFilterState(
-            type=FlowRunFilterStateType(
-                any_=[StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
-            ),
-            name=FlowRunFilterStateName(not_any_=["Suspended"]),
+        under_way = in_state(
+            StateType.PENDING, StateType.RUNNING, StateType.PAUSED, not_named=["Suspended"]
         )
-        found: list[FlowRun] = []
-        while page := self.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=states), sort=FlowRunSort.ID_DESC, offset=len(found)
-        ):
-            found.extend(page)
-        return found
+        return list(all_runs(self, flow_run_filter=under_way))
 
     def ensure_work_pool(self, name: str, kind: str) -> None:
         """Create the work pool unless it exists."""

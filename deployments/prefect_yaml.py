@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def _flow_problems(deployment: Mapping[str, Any], project_dir: Path) -> Iterator
 
 
 def _function(path: Path, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    for node in ast.parse(path.read_text()).body:
+    for node in _parsed(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
             return node
     return None
@@ -192,11 +193,17 @@ def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, 
     return False
 
 
+@cache
+def _parsed(text: str) -> ast.Module:
+    """Return a module's tree, parsed once for all functions."""
+    return ast.parse(text)
+
+
 def _imported(path: Path) -> dict[str, tuple[str, str]]:
     """Return each imported name's module and name there."""
     return {
         alias.asname or alias.name: (node.module, alias.name)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(_parsed(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module and not node.level
         for alias in node.names
     }

@@ -19,7 +19,6 @@ from uuid import UUID
 
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
@@ -27,14 +26,15 @@ from pydantic import BaseModel
 
 from flows.batches.bulk import forget_results
 from flows.batches.defects import narrow_down
-from flows.compensation import abandon_and_compensate, batched, compensate_tagged
+from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.dispatch import wake_batch
 from flows.order.events import form_url, tell
 from flows.runs.answers_left import record_answers_left
 from flows.runs.continuation import continue_run
 from flows.runs.lost_runs import HOOK_TIME, have_ended_badly, lost_runs, start_again
 from flows.runs.names import name_by_time
-from flows.runs.run_states import PAGE, deployments, is_cancelled_by_person, is_stranded
+from flows.runs.run_states import deployments, is_cancelled_by_person, is_stranded
+from flows.runs.searches import PAGE, runs_among
 from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
 from orders.batches import batches_among, count_by_status
@@ -45,7 +45,7 @@ from orders.waits import expire_waits
 from reports.compensations import next_try_at
 from reports.notices import remind
 from store.database import release_connections
-from store.errors import CheckoutFailed, OrderCancelled
+from store.errors import CheckoutFailed, DeploymentNotFound, OrderCancelled
 from store.models import BEFORE_PIVOT, UNDOING, Order, OrderStatus, utc_now
 from store.settings import settings
 from tasks.dispatch import dispatch_order, send_again
@@ -309,7 +309,7 @@ def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
             return
         try:
             start_again(client, run, why)
-        except ObjectNotFound as error:
+        except (ObjectNotFound, DeploymentNotFound) as error:
             logger.error("run %s cannot be started again: %s", run.name, error)
             report.failed[str(run.id)] = f"{why}; its deployment is not there"
         else:
@@ -365,14 +365,7 @@ def _ending(state: State[Any], message: str, all_well: bool) -> State[Any]:
 def _runs(client: SyncPrefectClient, run_ids: set[str | None]) -> dict[str, FlowRun]:
     """Return the runs that Prefect still has, by their ids."""
     known = [id_ for id_ in run_ids if id_ is not None]
-    return {
-        str(run.id): run
-        for page in batched(known, PAGE)
-        for run in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(id_) for id_ in page])),
-            limit=PAGE,
-        )
-    }
+    return {str(run.id): run for run in runs_among(client, known)}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from store.database import snapshot
 from store.messages import money
 from store.settings import settings
 from texts.pictures import bars
+from texts.words import section
 
 Span = Literal["yesterday", "last month"]
 TITLES = 12
@@ -92,15 +93,15 @@ def _markdown(
         for row in sums:
             of_currency = [day for day in by_day if day.currency == row.currency]
             net = {day.key: day.net_cents // 100 for day in of_currency}
-            yield from _section("Net by day", bars("Net by day", net, f" {row.currency}"))
-        yield from _section("Days", "\n".join(_table("day", by_day)))
+            yield from section("Net by day", bars("Net by day", net, f" {row.currency}"))
+        yield from section("Days", "\n".join(_table("day", by_day)))
     copies: Counter[str] = Counter()
     for each in by_title:
         copies[_short(each.title or each.key)] += each.amounts["copies"]
     most = {name: count for name, count in copies.most_common(TITLES) if count}
-    yield from _section("Copies dispatched", bars("Copies dispatched", most))
+    yield from section("Copies dispatched", bars("Copies dispatched", most))
     why: Counter[str] = sum((Counter(row.why) for row in sums), Counter())
-    yield from _section("Why orders failed", bars("Why orders failed", dict(why.most_common())))
+    yield from section("Why orders failed", bars("Why orders failed", dict(why.most_common())))
     yield (
         f"Days are in {period.zone}. For a spreadsheet: `checkout report --csv` with "
         f"`--from {period.from_day} --to {period.to_day}`"
@@ -122,10 +123,6 @@ def _table(first: str, rows: Sequence[Sales]) -> list[str]:
             for row in rows
         ),
     ]
-
-
-def _section(title: str, content: str) -> list[str]:
-    return [f"#### {title}", "", content, ""] if content else []
 
 
 def _short(title: str) -> str:

@@ -21,6 +21,7 @@ from store.errors import (
 )
 from store.messages import CheckoutOrder
 from store.models import (
+    FAILED,
     UNDOING,
     Attempt,
     Book,
@@ -76,7 +77,9 @@ def accept_order(order: CheckoutOrder, run_id: str, wait: str = "pause") -> Acce
         # A known order goes on although its customer is gone.
         known = session.scalar(select(Order.id).where(Order.id == order_id))
         if known is None:
-            new = {**_new_order(session, order, order_id, run_id), "wait": wait}
+            method = _method_of(session, order)
+            new = new_order(order, order_id, method, OrderStatus.STARTED, run_id)
+            new["wait"] = wait
             if insert_missing(session, Order, [new]):
                 # Asked afterwards: the insert may have waited for the order's archival.
                 require_not_archived(session, order_id)
@@ -126,7 +129,7 @@ def begin_attempt(
                 raise OrderInProgress(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
-            if found.status in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+            if found.status in FAILED:
                 method = _method_of(session, order)
                 ended = _EndedAttempt._make(getattr(found, n) for n in _EndedAttempt._fields)
                 _begin_again(session, [(ended, method)], run_id, asked_by)
@@ -192,7 +195,7 @@ def failed_orders_without_customer(run_id: str) -> list[str]:
 def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
     return (
         col(Order.run_id) == run_id,
-        col(Order.status).in_([OrderStatus.REJECTED, OrderStatus.COMPENSATED]),
+        col(Order.status).in_(FAILED),
     )
 
 
@@ -318,15 +321,8 @@ def _as_found(found: Order, run_id: str) -> AcceptedOrder:
         id=found.id,
         owned=found.run_id == run_id,
         started_over=True,
-        failed=found.status in (*UNDOING, OrderStatus.REJECTED, OrderStatus.COMPENSATED),
+        failed=found.status in (*UNDOING, *FAILED),
     )
-
-
-def _new_order(
-    session: Session, order: CheckoutOrder, order_id: str, run_id: str
-) -> dict[str, Any]:
-    method = _method_of(session, order)
-    return new_order(order, order_id, method, OrderStatus.STARTED, run_id)
 
 
 def new_order(
@@ -368,7 +364,10 @@ def new_order(
 
 def _method_of(session: Session, order: CheckoutOrder) -> str:
     """Return the payment method of an order whose customer must exist."""
-    customers_method = _customer_of(session, order).payment_method
+    customer = session.get(Customer, order.user_id)
+    if customer is None:
+        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
+    customers_method = customer.payment_method
     refused = refused_method(order, customers_method)
     if refused is not None:
         raise refused
@@ -383,10 +382,3 @@ def refused_method(order: CheckoutOrder, customers_method: str) -> UnknownTestMe
     if order.payment_method is None:
         problem = f"that of customer {order.user_id}, since the order names none: {problem}"
     return UnknownTestMethod(f"paymentMethod: {problem}")
-
-
-def _customer_of(session: Session, order: CheckoutOrder) -> Customer:
-    customer = session.get(Customer, order.user_id)
-    if customer is None:
-        raise UserNotFound(f"userId: no customer has the id {order.user_id}")
-    return customer

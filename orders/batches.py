@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select
 
-from store.bulk import among, insert_missing, read_rows, update_rows
+from store.bulk import among, insert_missing, read_rows
 from store.database import reading, transaction
 from store.errors import BatchNotFound
 from store.models import (
@@ -24,7 +24,7 @@ from store.models import (
     StepState,
     utc_now,
 )
-from store.saga_log import lock_orders_where
+from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 from tasks.retries import retried
 
@@ -83,11 +83,8 @@ def change_batch_owner(from_run: str, to_run: str) -> None:
         batch = session.get_one(Batch, from_run)
         goes_on = _batch(to_run, batch.source, batch.wait, batch.listens_until)
         insert_missing(session, Batch, [goes_on])
-        order_ids = lock_orders_where(
-            session, col(Order.run_id) == from_run, col(Order.status).not_in(ENDED)
-        )
-        rows = [{"id": id_} for id_ in order_ids]
-        update_rows(session, Order, rows, run_id=to_run, updated_at=utc_now())
+        unfinished = (col(Order.run_id) == from_run, col(Order.status).not_in(ENDED))
+        update_orders(session, *unfinished, run_id=to_run, updated_at=utc_now())
 
 
 def read_batch(run_id: str) -> Batch:

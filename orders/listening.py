@@ -7,10 +7,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import exists, func, update
 from sqlmodel import col, select
 
-from store.bulk import update_rows
 from store.database import reading, transaction
 from store.models import Batch, Order, OrderStatus, utc_now
-from store.saga_log import lock_orders_where
+from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 from store.settings import settings
 from tasks.retries import retried
@@ -118,14 +117,8 @@ def take_over_waiting(from_run: str, to_run: str) -> bool:
         Whether an order was taken.
     """
     with transaction(WHOLE_RUN) as session:
-        order_ids = lock_orders_where(
-            session,
-            col(Order.run_id) == from_run,
-            col(Order.status) == OrderStatus.WAITING,
-        )
-        rows = [{"id": id_} for id_ in order_ids]
-        update_rows(session, Order, rows, run_id=to_run, updated_at=utc_now())
-    return bool(order_ids)
+        waiting = (col(Order.run_id) == from_run, col(Order.status) == OrderStatus.WAITING)
+        return bool(update_orders(session, *waiting, run_id=to_run, updated_at=utc_now()))
 
 
 @retried

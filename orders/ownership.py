@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from sqlalchemy import func, update
 from sqlmodel import col, select
 
-from store.bulk import update_rows
 from store.database import reading, transaction
 from store.models import (
     ENDED,
     Order,
     utc_now,
 )
-from store.saga_log import lock_orders_where
+from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 
 
@@ -56,20 +55,15 @@ def count_continuation(run_id: str, seen: int) -> bool:
         seen: The highest number of continuations among them when the caller looked.
     """
     with transaction(WHOLE_RUN) as session:
-        order_ids = lock_orders_where(
+        counted = update_orders(
             session,
             col(Order.run_id) == run_id,
             col(Order.status).not_in(ENDED),
             col(Order.continuations) <= seen,
-        )
-        update_rows(
-            session,
-            Order,
-            [{"id": id_} for id_ in order_ids],
             continuations=seen + 1,
             updated_at=utc_now(),
         )
-        return bool(order_ids)
+        return bool(counted)
 
 
 def continuations_of_run(run_id: str) -> int:

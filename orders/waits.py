@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from store.bulk import among, read_rows, update_rows
+from store.bulk import among, read_rows
 from store.database import reading, transaction
 from store.errors import (
     CourierWaitExpired,
@@ -17,7 +17,7 @@ from store.models import (
     utc_now,
 )
 from store.saga import give_up
-from store.saga_log import lock_orders, lock_orders_where
+from store.saga_log import lock_orders, update_orders
 from store.sessions import WHOLE_RUN
 
 
@@ -56,8 +56,5 @@ def first_wait_end() -> datetime | None:
 def prolong_waits(until: datetime) -> int:
     """Extend waits to ``until`` at least and return the number extended."""
     with transaction(WHOLE_RUN) as session:
-        order_ids = lock_orders_where(
-            session, col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until
-        )
-        update_rows(session, Order, [{"id": id_} for id_ in order_ids], wait_until=until)
-        return len(order_ids)
+        ends_before = (col(Order.status) == OrderStatus.WAITING, col(Order.wait_until) < until)
+        return len(update_orders(session, *ends_before, wait_until=until))

@@ -22,7 +22,6 @@ from store.sql import sql_list
 ROWS_AT_ONCE = 1_000
 UNKNOWN = "unknown"
 """The error of an attempt that ended before the store kept errors of earlier attempts."""
-FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED])
 _BILLED = sql.number("billed.result", "amount_cents")
 _REFUNDED = f"CASE WHEN billed.state = '{StepState.UNDONE}' " + (
     f"THEN {sql.number('billed.undo_result', 'amount_cents')} END"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from reports.rules import (
     BILLED,
-    FAILED,
+    EXPLAINED,
     FORWARD,
     HELD,
     INTENDED,
@@ -136,7 +136,7 @@ def _rules_of_ending() -> list[Rule]:
     return [
         Rule(
             "I4 reason",
-            f"(error IS NOT NULL) <> (status IN {FAILED})",
+            f"(error IS NOT NULL) <> (status IN {EXPLAINED})",
             "is {status} with error {error}",
         ),
         Rule(

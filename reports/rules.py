@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from store.models import (
+    FAILED,
     GOING_FORWARD,
     HOLDING,
     UNDOING,
@@ -39,31 +40,13 @@ class Check(NamedTuple):
 
 
 HELD = sql_list(HOLDING)
-
-
 TAKING = sql_list(list(UNDOS))
-
-
 INTENDED = sql_list([step.name for step in STEPS if step.asks_outside])
-
-
 REFUSABLE = sql_list([step.name for step in STEPS if step.asks_outside and step.name in UNDOS])
-
-
 STATES = ", ".join(f"{name}: {{{name}}}" for name in SEQUENCE)
 """The state of each step in an order's row, for a finding."""
-
-
 FORWARD = sql_list(GOING_FORWARD)
-
-
 BACKWARD = sql_list(UNDOING)
-
-
 BILLED = sql_list([OrderStatus.WAITING, OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
-
-
 ON_ITS_WAY = sql_list([OrderStatus.DISPATCHING, OrderStatus.DISPATCHED])
-
-
-FAILED = sql_list([OrderStatus.REJECTED, OrderStatus.COMPENSATED, *UNDOING])
+EXPLAINED = sql_list([*FAILED, *UNDOING])

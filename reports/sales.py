@@ -19,9 +19,9 @@ from sqlalchemy import Row
 from sqlmodel import Session
 
 from reports.archived import IN_PLACE, SKEW, archived_pages
-from reports.attempts import FAILED, ROWS_AT_ONCE, Period, attempts_query, period_bounds
+from reports.attempts import ROWS_AT_ONCE, Period, attempts_query, period_bounds
 from reports.audit import with_moments
-from store.models import ENDED
+from store.models import ENDED, FAILED
 from store.sql import sql_list
 
 By = Literal["day", "title", "customer", "courier", "error"]
@@ -29,7 +29,7 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "orders": ("accepted_at", "CASE WHEN attempt = 1 THEN 1 END"),
     "retried": ("began_at", "CASE WHEN attempt > 1 THEN 1 END"),
     "dispatched": ("dispatched_at", "1"),
-    "failed": ("ended_at", f"CASE WHEN status IN {FAILED} THEN 1 END"),
+    "failed": ("ended_at", f"CASE WHEN status IN {sql_list(FAILED)} THEN 1 END"),
 }
 """What counts an order once, with its moment."""
 COPIES: Mapping[str, tuple[str, str]] = {"copies": ("dispatched_at", "copies")}

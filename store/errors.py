@@ -78,10 +78,6 @@ class DatabaseVersionUnknown(StoreError):
         return f"{self.found}; {self.remedy}. Nothing was changed"
 
 
-class DispatcherNotDeployed(StoreError):
-    """Prefect has no deployment of the dispatcher."""
-
-
 class NoDeadLetter(StoreError):
     """The order queue has no dead letter of this id."""
 
@@ -139,9 +135,9 @@ class NothingToUndo(StoreError):
 
 
 class DeploymentNotFound(StoreError):
-    """A setting names a deployment that Prefect does not have.
+    """Prefect has no deployment of a flow that is needed.
 
-    The settings are `STORE_CHECKOUT_DEPLOYMENT` and `STORE_BATCH_DEPLOYMENT`.
+    A setting names another one, or prefect.yaml is not applied. Nothing was changed.
     """
 
 

@@ -277,31 +277,32 @@ class OrderMessage(BaseModel):
     copies: int = Field(ge=1)
 
 
+CourierId = Annotated[str, Field(max_length=ID_LENGTH, pattern=NO_NUL)]
+Reason = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
+AnsweredBy = Annotated[
+    str,
+    Field(
+        max_length=ID_LENGTH,
+        pattern=NO_NUL,
+        title="Answered by",
+        description="Who answers: your name or initials.",
+    ),
+]
+
+
 class CourierAnswer(BaseModel):
     """A courier's answer to an order, from the dispatcher or from a person's form."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     outcome: Outcome = Field(description="Is there a courier who takes the order?")
-    courier: str = Field(
-        default="",
-        max_length=ID_LENGTH,
-        pattern=NO_NUL,
-        description="Needed for “courier assigned”, left empty otherwise.",
+    courier: CourierId = Field(
+        default="", description="Needed for “courier assigned”, left empty otherwise."
     )
-    reason: str = Field(
-        default="",
-        max_length=500,
-        pattern=NO_NUL,
-        description="Why no courier takes it. Shown with the order: no personal data.",
+    reason: Reason = Field(
+        default="", description="Why no courier takes it. Shown with the order: no personal data."
     )
-    answered_by: str = Field(
-        default="",
-        max_length=ID_LENGTH,
-        pattern=NO_NUL,
-        title="Answered by",
-        description="Who answers: your name or initials.",
-    )
+    answered_by: AnsweredBy = ""
 
 
 BatchOutcome = Literal["go on as decided", "courier assigned", "no courier available"]
@@ -316,25 +317,15 @@ class BatchAnswer(BaseModel):
     outcome: BatchOutcome = Field(
         description="Go on with what is decided, or decide on every order that still waits."
     )
-    courier: str = Field(
+    courier: CourierId = Field(
         default="",
-        max_length=ID_LENGTH,
-        pattern=NO_NUL,
         description="The id of the courier who takes the orders that still wait, if one does.",
     )
-    reason: str = Field(
+    reason: Reason = Field(
         default="",
-        max_length=500,
-        pattern=NO_NUL,
         description="Why no courier takes them. Shown with each order: no personal data.",
     )
-    answered_by: str = Field(
-        default="",
-        max_length=ID_LENGTH,
-        pattern=NO_NUL,
-        title="Answered by",
-        description="Who answers: your name or initials.",
-    )
+    answered_by: AnsweredBy = ""
 
 
 class ReceiptLine(BaseModel):

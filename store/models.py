@@ -75,7 +75,9 @@ GOING_FORWARD = (
 """A step may be done, or is done, in these."""
 UNDOING = (OrderStatus.COMPENSATING, OrderStatus.COMPENSATION_FAILED)
 """An undo may be done in these."""
-ENDED = (OrderStatus.DISPATCHED, OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+FAILED = (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
+"""An order in these ended without a dispatch; a person may begin a new attempt."""
+ENDED = (OrderStatus.DISPATCHED, *FAILED)
 """Nothing happens to an order in these, until a person begins a new attempt."""
 
 
@@ -356,8 +358,9 @@ class LedgerEntry(SQLModel, table=True):
 
     ``key`` is the idempotency key.
 
-    The ledger is a party of its own: it is written in its own transactions, as a payment
-    provider would, and never read by the steps except through the gateway.
+    The gateway is a party of its own: it writes in its own transactions, as a payment provider
+    would, and the steps read its records only through it. The table keeps its name: workers of the
+    version before use it during an update, and archives have it.
     """
 
     __tablename__ = "ledger"

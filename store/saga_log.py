@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, select
 
 from store.archived_orders import require_not_archived
-from store.bulk import among, read_rows
+from store.bulk import among, read_rows, update_rows
 from store.errors import OrderNotFound
 from store.models import Order, SagaRecord
 
@@ -110,18 +110,17 @@ def lock_order(session: Session, order_id: str) -> SagaOrder:
     return order
 
 
-def lock_orders_where(session: Session, *conditions: ColumnElement[bool]) -> list[str]:
-    """Lock the orders that meet all conditions and return their ids.
+def update_orders(
+    session: Session, *conditions: ColumnElement[bool], **columns: object
+) -> list[str]:
+    """Update the orders that meet all conditions and return their ids.
 
-    They are locked by id, as in :func:`lock_orders`.
+    They are locked by id first, as in :func:`lock_orders`; an UPDATE alone locks them in any order.
     """
-    return [
-        id_
-        for (id_,) in read_rows(
-            session,
-            select(Order.id).where(*conditions).order_by(col(Order.id)).with_for_update(),
-        )
-    ]
+    matching = select(Order.id).where(*conditions).order_by(col(Order.id)).with_for_update()
+    order_ids = [id_ for (id_,) in read_rows(session, matching)]
+    update_rows(session, Order, [{"id": id_} for id_ in order_ids], **columns)
+    return order_ids
 
 
 class StepRecord(NamedTuple):

@@ -229,13 +229,6 @@ class Settings(BaseSettings):
         parse_tokens(given)
         return given
 
-    @field_validator("payments", mode="before")
-    @classmethod
-    def _is_not_called_ledger(cls, payments: object) -> object:
-        if payments == "ledger":
-            raise ValueError("the embedded gateway is called embedded; set STORE_PAYMENTS=embedded")
-        return payments
-
     @field_validator("timezone")
     @classmethod
     def _is_a_zone(cls, timezone: str) -> str:

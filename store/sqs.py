@@ -39,6 +39,8 @@ REDRIVE_HIDES_SECONDS = 600
 redrive that was killed come back after it."""
 REDRIVE_RECEIVES_SECONDS = 300
 """As many are received as can be moved, too, before the first of them come back."""
+REDRIVE_POLL_SECONDS = 1
+"""A short poll asks only some of SQS's servers, and may miss a dead letter."""
 RECEIVED_AT_ONCE = 500
 """They come ten at a time: the first of more than these would wait for the last, and come again."""
 _NAME_LENGTH = 200
@@ -263,7 +265,12 @@ class SqsQueue:
         letters: dict[str, ReceivedMessage] = {}
         deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
         while time.monotonic() < deadline and (
-            came := self._receive(self.dead_letter_url, aws.BATCH_ENTRIES, 1, REDRIVE_HIDES_SECONDS)
+            came := self._receive(
+                self.dead_letter_url,
+                aws.BATCH_ENTRIES,
+                REDRIVE_POLL_SECONDS,
+                REDRIVE_HIDES_SECONDS,
+            )
         ):
             # SQS may deliver one twice; its last receipt is the one that holds it.
             letters |= {letter.id: letter for letter in came}

@@ -1,6 +1,7 @@
 """The embedded topic, a table of the store's own database."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from store.bulk import insert_missing
 from store.database import transaction
@@ -16,15 +17,5 @@ class TableTopic:
 
         A key that is there already is left as it is.
         """
-        rows = [
-            {
-                "key": notice.key,
-                "order_id": notice.order_id,
-                "subject": notice.subject,
-                "body": notice.body,
-                "data": notice.data,
-            }
-            for notice in notices
-        ]
         with transaction() as session:
-            insert_missing(session, Notification, rows)
+            insert_missing(session, Notification, map(asdict, notices))

@@ -102,6 +102,13 @@ def database(store_url: str, setting: Callable[[str, object], None]) -> Iterator
     assert_books_balance()
 
 
+class PrefectServerAlone(LocalSystem):
+    """A local system whose store is not seeded: the tests have a database of their own."""
+
+    def _prepare_store(self) -> None:
+        pass
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A real Prefect server on PostgreSQL, one for the session.
@@ -121,7 +128,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("prefect")
     prepare(folder, tmp_path_factory)
     with (
-        LocalSystem(folder, durable=False, preferred_port=0, worker=False) as system,
+        PrefectServerAlone(folder, durable=False, preferred_port=0, worker=False) as system,
         # The end of every run waits for its thread of heartbeats, which sleeps for a second.
         temporary_settings(
             {PREFECT_API_URL: system.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import tasks.inventory
 import tasks.points
 from flows import compensation
 from orders.acceptance import accept_order, begin_attempt
+from orders.lookup import statuses_of
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.database import reading, transaction
 from store.embedded_gateway import EmbeddedGateway
@@ -258,6 +259,14 @@ def order_row(order_id: str) -> Order:
 
 def status(order_id: str) -> str:
     return order_row(order_id).status
+
+
+def statuses(order_ids: Iterable[str]) -> set[str]:
+    """The statuses that these orders have; each must be there."""
+    ids = list(order_ids)
+    found = statuses_of(ids)
+    assert found.keys() == set(ids)
+    return {*found.values()}
 
 
 def stock(book_id: str = TEN_X_RULE) -> int:

@@ -61,6 +61,11 @@ def paid(order: Order) -> str:
     )
 
 
+def section(title: str, *lines: str) -> list[str]:
+    """Return the lines of Markdown under a title, none without a text."""
+    return [f"#### {title}", "", *lines, ""] if any(lines) else []
+
+
 def table_of(lines: Sequence[tuple[OrderLine, str]], order: Order) -> list[str]:
     """Return an order's lines and titles as a Markdown table."""
     return [

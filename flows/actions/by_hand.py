@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import ObjectNotFound
 
 from flows.compensation import abandon_and_compensate, compensate_tagged
 from flows.dispatch import resume
@@ -25,7 +24,6 @@ from reports.compensations import OpenUndo, open_undos
 from store.errors import (
     CompensationFailed,
     CourierHasOrder,
-    DeploymentNotFound,
     InvalidDecision,
     NothingToCancel,
     NothingToUndo,
@@ -34,7 +32,6 @@ from store.errors import (
 from store.messages import CourierAnswer
 from store.models import BEFORE_PIVOT, GOING_FORWARD, UNDOING, Order, OrderStatus
 from store.saga import conclude_compensation, held_steps
-from store.settings import settings
 from tasks.couriers import answer_all
 
 logger = logging.getLogger("store.by_hand")
@@ -160,13 +157,7 @@ def ask_for_form(order_id: str) -> FlowRun:
                 f"order: {order_id} is {order.status}, and no batch waits with it; "
                 f"`checkout show {order_id}` has its run. Nothing was changed."
             )
-        try:
-            run = escalate(order_id)
-        except ObjectNotFound:
-            raise DeploymentNotFound(
-                f"Prefect has no deployment {settings().checkout_deployment}; apply prefect.yaml: "
-                "`prefect deploy --all`"
-            ) from None
+        run = escalate(order_id)
         if run is None:
             raise InvalidDecision(f"order: {order_id} has moved on; `checkout show` has more")
         return run

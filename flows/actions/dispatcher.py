@@ -6,24 +6,16 @@ shows it.
 """
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Cancelled, Cancelling
 from pydantic import BaseModel
 
 from flows.dispatch import dispatch_orders
-from flows.runs.run_states import PAGE
-from store.errors import DispatcherNotDeployed
+from flows.runs.searches import all_runs, in_state, of_flows
+from store.errors import DeploymentNotFound
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
 
@@ -40,7 +32,7 @@ def status(client: SyncPrefectClient) -> DispatcherStatus:
     """Return whether the dispatcher is on.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it.
+        DeploymentNotFound: there is no deployment of it.
     """
     is_on = any(not deployment.paused for deployment in _deployments(client))
     running = [run.name for run in _runs(client, UNDER_WAY)]
@@ -55,7 +47,7 @@ def switch_off(client: SyncPrefectClient) -> DispatcherStatus:
     A message that a cancelled run has received is visible again after its visibility timeout.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it; nothing was done.
+        DeploymentNotFound: there is no deployment of it; nothing was done.
     """
     for deployment in _deployments(client):
         client.pause_deployment(deployment.id)
@@ -71,7 +63,7 @@ def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
     It is safe to repeat.
 
     Raises:
-        DispatcherNotDeployed: there is no deployment of it; nothing was done.
+        DeploymentNotFound: there is no deployment of it; nothing was done.
     """
     deployments = _deployments(client)
     for deployment in deployments:
@@ -83,23 +75,14 @@ def switch_on(client: SyncPrefectClient) -> DispatcherStatus:
 
 
 def _deployments(client: SyncPrefectClient) -> Sequence[DeploymentResponse]:
-    found = client.read_deployments(flow_filter=_of_dispatcher())
+    found = client.read_deployments(flow_filter=of_flows(dispatch_orders.name))
     if not found:
-        raise DispatcherNotDeployed(
+        raise DeploymentNotFound(
             f"{dispatch_orders.name} has no deployment; apply prefect.yaml: `prefect deploy --all`"
         )
     return found
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
-    found: dict[UUID, FlowRun] = {}
-    while page := client.read_flow_runs(
-        flow_filter=_of_dispatcher(), flow_run_filter=wanted, limit=PAGE, offset=len(found)
-    ):
-        found.update({run.id: run for run in page})
-    return list(found.values())
-
-
-def _of_dispatcher() -> FlowFilter:
-    return FlowFilter(name=FlowFilterName(any_=[dispatch_orders.name]))
+    of_dispatcher = of_flows(dispatch_orders.name)
+    return list(all_runs(client, flow_filter=of_dispatcher, flow_run_filter=in_state(*states)))

@@ -19,18 +19,9 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import OrchestrationResult
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 from pydantic import BaseModel
@@ -38,6 +29,7 @@ from pydantic import BaseModel
 from flows.actions import online
 from flows.recovery import recover_orders
 from flows.runs.answers_left import record_answers_left
+from flows.runs.searches import all_runs, in_state, in_state_named, of_pool
 from orders.lookup import count_orders
 from orders.ownership import orders_of_run, owners_among
 from orders.waits import first_wait_end, prolong_waits
@@ -50,8 +42,6 @@ logger = logging.getLogger("store.drain")
 PAUSED, SUSPENDED, RESUMING, CRASHED = "Paused", "Suspended", "Resuming", "Crashed"
 WITH_A_PROCESS = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 """States of a run that a worker has taken; a suspended one is of Paused's type, but has none."""
-PAGE = 200
-"""The most runs that Prefect's API returns at once."""
 LOOK_SECONDS = 1.0
 QUIET_SECONDS = 15.0
 """So long nothing may run: a worker takes runs up to 10 seconds before they are due."""
@@ -192,11 +182,8 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
 
 def runs_under_way(client: SyncPrefectClient, pool: str) -> list[RunUnderWay]:
     """Return the pool's runs between their claim and their end or suspension."""
-    state = FlowRunFilterState(
-        type=FlowRunFilterStateType(any_=WITH_A_PROCESS),
-        name=FlowRunFilterStateName(not_any_=[SUSPENDED]),
-    )
-    found = _runs(client, pool, state)
+    with_process = in_state(*WITH_A_PROCESS, not_named=[SUSPENDED])
+    found = list(all_runs(client, work_pool_filter=of_pool(pool), flow_run_filter=with_process))
     flows = {id_: client.read_flow(id_).name for id_ in {run.flow_id for run in found}}
     return [
         RunUnderWay(
@@ -221,24 +208,11 @@ def _record_answers(client: SyncPrefectClient, pool: str) -> None:
     A run that was answered may have been marked as crashed since, by a person or by the automation
     that watches its heartbeats.
     """
-    not_started = FlowRunFilterState(name=FlowRunFilterStateName(any_=[RESUMING, CRASHED]))
-    runs = [str(run.id) for run in _runs(client, pool, not_started)]
-    for run_id, has_orders in owners_among(runs).items():
+    not_started = in_state_named(RESUMING, CRASHED)
+    runs = all_runs(client, work_pool_filter=of_pool(pool), flow_run_filter=not_started)
+    for run_id, has_orders in owners_among([str(run.id) for run in runs]).items():
         if has_orders:
             record_answers_left(client, run_id, orders_of_run(run_id))
-
-
-def _runs(client: SyncPrefectClient, pool: str, state: FlowRunFilterState) -> list[FlowRun]:
-    found: list[FlowRun] = []
-    while page := client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=state),
-        work_pool_filter=_named(pool),
-        sort=FlowRunSort.ID_DESC,
-        limit=PAGE,
-        offset=len(found),
-    ):
-        found += page
-    return found
 
 
 def _what_is_under_way(under_way: Sequence[RunUnderWay], giving_back: int) -> str:
@@ -250,24 +224,19 @@ def _what_is_under_way(under_way: Sequence[RunUnderWay], giving_back: int) -> st
 
 
 def _count_suspended(client: SyncPrefectClient, pool: str) -> int:
-    state = FlowRunFilterState(name=FlowRunFilterStateName(any_=[SUSPENDED]))
     return client.count_flow_runs(
-        flow_run_filter=FlowRunFilter(state=state), work_pool_filter=_named(pool)
+        flow_run_filter=in_state_named(SUSPENDED), work_pool_filter=of_pool(pool)
     )
 
 
 def _count_due(client: SyncPrefectClient, pool: str) -> int:
     return client.count_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        flow_run_filter=in_state(
+            StateType.SCHEDULED,
             expected_start_time=FlowRunFilterExpectedStartTime(before_=utc_now()),
         ),
-        work_pool_filter=_named(pool),
+        work_pool_filter=of_pool(pool),
     )
-
-
-def _named(pool: str) -> WorkPoolFilter:
-    return WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
 
 
 @contextmanager

@@ -7,18 +7,13 @@ switch as the pause of the deployment.
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel
 
+from flows.runs.searches import in_state
 from store.errors import DeploymentNotFound
 from store.settings import settings
 
@@ -92,9 +87,8 @@ def _deployment(client: SyncPrefectClient) -> DeploymentResponse:
 
 def _running(client: SyncPrefectClient, deployment_id: UUID) -> list[str]:
     """Return the names of its runs that have a process."""
-    state = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     found = client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=state)),
+        flow_run_filter=in_state(StateType.PENDING, StateType.RUNNING),
     )
     return [run.name for run in found]

@@ -38,7 +38,7 @@ from orders.listening import (
 )
 from orders.lookup import statuses_of
 from orders.waits import expire_waits
-from store.models import OrderStatus, utc_now
+from store.models import FAILED, utc_now
 from store.wakeups import ORDERS_TO_CARRY, SLOW_POLL_SECONDS, Listener
 
 logger = logging.getLogger("store.batch")
@@ -51,7 +51,6 @@ LOOK_AROUND_SECONDS = 5.0
 looked at."""
 LATE_SECONDS = 20.0
 """A look at Prefect that takes longer means that its server hangs; it waits for a minute."""
-FAILED = (OrderStatus.REJECTED, OrderStatus.COMPENSATED)
 HAND_OVER = timedelta(seconds=60)
 """How long a batch that has stopped goes on while its orders wait: the next one takes them over."""
 

@@ -29,6 +29,7 @@ from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings
 from texts.pictures import bars
 from texts.words import markdown as in_markdown
+from texts.words import section
 
 logger = logging.getLogger("store.batch")
 
@@ -245,16 +246,16 @@ def markdown(report: BatchReport, run_id: str, failed: Sequence[FailedOrder] = (
             f"| points given back | {report.points_restored} |",
             *([f"| slowest step | {report.slowest_step} |"] if report.slowest_step else []),
             "",
-            *_section("Endings", bars("Endings", report.by_status)),
-            *_section("Why orders failed", bars("Why orders failed", report.by_error)),
-            *_section("Failed orders", *_failed(failed)),
-            *_section("Orders that had ended, over time", _over_time(report.ended_by)),
-            *_section(
+            *section("Endings", bars("Endings", report.by_status)),
+            *section("Why orders failed", bars("Why orders failed", report.by_error)),
+            *section("Failed orders", *_failed(failed)),
+            *section("Orders that had ended, over time", _over_time(report.ended_by)),
+            *section(
                 "Seconds in each step, parallel chunks added up",
                 bars("Seconds in each step", step_seconds, " s"),
             ),
             *_intake(report),
-            *_section(
+            *section(
                 "Not taken again: their customers are gone",
                 ", ".join(f"`{id_}`" for id_ in report.without_customer[:GONE]),
             ),
@@ -279,10 +280,6 @@ def rate(orders: int, seconds: float) -> str:
         if seconds and (count := orders / seconds * length) >= 1:
             return f", {count:.0f} orders {unit}"
     return ""
-
-
-def _section(title: str, *lines: str) -> list[str]:
-    return [f"#### {title}", "", *lines, ""] if any(lines) else []
 
 
 def _failed(failed: Sequence[FailedOrder]) -> list[str]:
@@ -310,12 +307,7 @@ def _intake(report: BatchReport) -> list[str]:
     if report.source is None:
         return []
     if not report.was_read:
-        return [
-            f"#### {report.source}",
-            "",
-            "Read to its end by an earlier execution of the run.",
-            "",
-        ]
+        return section(report.source, "Read to its end by an earlier execution of the run.")
     rows = [
         f"| {line} | {field} | {reason} |".replace("\n", " ")
         for line, field, reason in report.rejects

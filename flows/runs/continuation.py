@@ -24,6 +24,7 @@ from flows.runs.run_states import deployments, mark_replaced, worker_can_take
 from orders.batches import batches_among, change_batch_owner, read_batch
 from orders.lookup import read_order
 from orders.ownership import change_owner, continuations_of_run, count_continuation, orders_of_run
+from store.errors import DeploymentNotFound
 from store.models import Order
 from store.settings import settings
 
@@ -202,17 +203,23 @@ def new_run(
     """Create a run of a deployment, or return the idempotency key's run.
 
     Raises:
-        ObjectNotFound: there is no such deployment.
+        DeploymentNotFound: there is no such deployment.
     """
-    run = run_deployment(
-        deployment,
-        parameters=parameters,
-        flow_run_name=name,
-        idempotency_key=idempotency_key,
-        tags=tags,
-        timeout=0,
-        as_subflow=False,
-    )
+    try:
+        run = run_deployment(
+            deployment,
+            parameters=parameters,
+            flow_run_name=name,
+            idempotency_key=idempotency_key,
+            tags=tags,
+            timeout=0,
+            as_subflow=False,
+        )
+    except ObjectNotFound as error:
+        raise DeploymentNotFound(
+            f"Prefect has no deployment {deployment}, which a setting names. `prefect deployment "
+            "ls` shows those there are; `prefect deploy --all` makes them."
+        ) from error
     if not isinstance(run, FlowRun):
         raise TypeError(f"run_deployment gave {run!r}")
     return run

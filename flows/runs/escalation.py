@@ -7,12 +7,12 @@ the order has is in the saga log. One that does not become the owner ends by its
 import logging
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import ObjectNotFound
 
 from flows.runs.continuation import CONTINUATION, new_run, parameters_of
 from flows.runs.work_pool import SERVER_AWAY
 from orders.listening import hand_over_waiting
 from orders.lookup import read_order
+from store.errors import DeploymentNotFound
 from store.settings import settings
 
 logger = logging.getLogger("store.escalation")
@@ -31,7 +31,7 @@ def escalate(order_id: str) -> FlowRun | None:
         The run; none if the order was decided or taken over first.
 
     Raises:
-        ObjectNotFound: there is no deployment of the checkout.
+        DeploymentNotFound: there is no deployment of the checkout.
     """
     order = read_order(order_id)
     run = new_run(
@@ -56,7 +56,7 @@ def escalate_all(order_ids: list[str]) -> None:
     for order_id in order_ids:
         try:
             escalate(order_id)
-        except (ObjectNotFound, *SERVER_AWAY) as error:
+        except (DeploymentNotFound, *SERVER_AWAY) as error:
             logger.warning(
                 "order %s has no run of its own yet: %r",
                 order_id,

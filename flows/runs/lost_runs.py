@@ -8,21 +8,15 @@ here.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from itertools import count
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterEndTime,
     FlowRunFilterNextScheduledStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
@@ -30,13 +24,13 @@ from prefect.states import Failed
 
 from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
 from flows.runs.run_states import (
-    PAGE,
     DeploymentOf,
     deployments,
     is_cancelled_by_prefect,
     is_stranded,
     mark_replaced,
 )
+from flows.runs.searches import all_runs, in_state, of_flows
 from flows.runs.work_pool import SERVER_AWAY
 from orders.batches import batches_among
 from orders.ownership import owners_among
@@ -55,45 +49,29 @@ HOOK_TIME = timedelta(seconds=5)
 
 def lost_runs(client: SyncPrefectClient, now: datetime) -> list[tuple[FlowRun, str]]:
     """Return the checkout and batch runs without a process, with reasons."""
+    any_ = FlowRunFilterDeploymentId(is_null_=False)
     scheduled_before = FlowRunFilterNextScheduledStartTime(before_=now)
     ended_after = FlowRunFilterEndTime(after_=now - ENDED_WITHIN)
     ended = (StateType.CRASHED, StateType.CANCELLED)
     searches = (
-        (_in_state(StateType.PENDING), FlowRunSort.EXPECTED_START_TIME_ASC),
+        (in_state(StateType.PENDING, deployment_id=any_), FlowRunSort.EXPECTED_START_TIME_ASC),
         (
-            _in_state(StateType.SCHEDULED, next_scheduled_start_time=scheduled_before),
+            in_state(
+                StateType.SCHEDULED, deployment_id=any_, next_scheduled_start_time=scheduled_before
+            ),
             FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
         ),
-        (_in_state(*ended, end_time=ended_after), FlowRunSort.END_TIME_DESC),
+        (in_state(*ended, deployment_id=any_, end_time=ended_after), FlowRunSort.END_TIME_DESC),
     )
     deployment_of = deployments(client)
     found = {
         run.id: (run, why)
         for wanted, sort in searches
-        for run in _all_runs(client, wanted, sort)
+        # All pages: hundreds of cancelled runs may have ended after a lost one.
+        for run in all_runs(client, sort=sort, flow_filter=of_flows(*FLOWS), flow_run_filter=wanted)
         if (why := why_lost(run, now, deployment_of))
     }
     return _without_owners(client, list(found.values()))
-
-
-def _all_runs(
-    client: SyncPrefectClient, wanted: FlowRunFilter, sort: FlowRunSort
-) -> Iterator[FlowRun]:
-    """Yield the runs of all pages.
-
-    Hundreds of cancelled runs may have ended after a lost one.
-    """
-    for offset in count(step=PAGE):
-        page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
-            flow_run_filter=wanted,
-            sort=sort,
-            limit=PAGE,
-            offset=offset,
-        )
-        yield from page
-        if len(page) < PAGE:
-            return
 
 
 def have_ended_badly(client: SyncPrefectClient, after: datetime, before: datetime) -> bool:
@@ -103,10 +81,9 @@ def have_ended_badly(client: SyncPrefectClient, after: datetime, before: datetim
     """
     try:
         ended = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ENDED_BADLY)),
-                end_time=FlowRunFilterEndTime(after_=after, before_=before),
+            flow_filter=of_flows(*FLOWS),
+            flow_run_filter=in_state(
+                *ENDED_BADLY, end_time=FlowRunFilterEndTime(after_=after, before_=before)
             ),
             limit=1,
         )
@@ -114,14 +91,6 @@ def have_ended_badly(client: SyncPrefectClient, after: datetime, before: datetim
         logger.warning("it is not known which runs have ended: %r", error)
         return False
     return bool(ended)
-
-
-def _in_state(*types: StateType, **more: Any) -> FlowRunFilter:
-    return FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(is_null_=False),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
-        **more,
-    )
 
 
 def why_lost(run: FlowRun, now: datetime, deployment_of: DeploymentOf) -> str | None:
@@ -192,7 +161,8 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why: str) -> FlowRun:
         The run that is carried out now, or ``run`` if it was given up or has moved on since.
 
     Raises:
-        ObjectNotFound: a new run is needed, and the deployment to start it from is gone.
+        ObjectNotFound: the run is gone.
+        DeploymentNotFound: a new run is needed, and the deployment to start it from is gone.
     """
     now = client.read_flow_run(run.id)
     if now.state is None or run.state is None or now.state.id != run.state.id:

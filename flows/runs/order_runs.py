@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
@@ -31,18 +30,17 @@ from flows.recovery import close_runs
 from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
 from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
+from flows.runs.searches import PAGE, of_flows
 from flows.runs.unbegun import CHECKOUT, is_unbegun, unbegun_runs, why_unbegun
 from flows.runs.work_pool import SERVER_AWAY
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
 from orders.lookup import read_order
-from store.errors import DeploymentNotFound, NoPrefectServer, OrderNotFailed
+from store.errors import NoPrefectServer, OrderNotFailed
 from store.messages import CheckoutOrder
-from store.models import Order, OrderStatus, utc_now
+from store.models import FAILED, Order, OrderStatus, utc_now
 from store.settings import settings
 
-RUNS_AT_MOST = 200
-"""Runs of one order that are looked at; also the most that Prefect's API returns at once."""
 FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 
 
@@ -124,12 +122,11 @@ def runs_of_order(
             else []
         ),
     ]
-    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     found = {
         run.id: run
         for wanted in owned_or_named
         for run in client.read_flow_runs(
-            flow_filter=ours, flow_run_filter=wanted, limit=RUNS_AT_MOST
+            flow_filter=of_flows(*FLOWS), flow_run_filter=wanted, limit=PAGE
         )
     }
     if owner is None:
@@ -187,7 +184,7 @@ def submit(order: CheckoutOrder) -> tuple[str, FlowRun | None, Order | None]:
             return known.id, None, known
         parameters = {"order": order.model_dump(mode="json", by_alias=True, exclude_none=True)}
         if order.order_id is None:
-            run = _start(parameters, key=None, name=None)
+            run = new_run(settings().checkout_deployment, parameters, None)
             return str(run.id), run, None
         run = _start_once(
             parameters,
@@ -218,7 +215,7 @@ def retry(order_id: str) -> FlowRun:
     """
     with prefect_client():
         order = read_order(order_id)
-        if order.status not in (OrderStatus.REJECTED, OrderStatus.COMPENSATED):
+        if order.status not in FAILED:
             raise OrderNotFailed(
                 f"order {order_id} is {order.status}; only a rejected or compensated order is "
                 f"tried again. `checkout show {order_id}` says what happens next."
@@ -240,9 +237,10 @@ def _start_once(
     use to anybody, and its key would give it again for ever; the next one's key is made from it, so
     that all who ask agree. A run that no process has is started again.
     """
-    run = _start(parameters, key=key, name=name)
+    start = partial(new_run, settings().checkout_deployment, parameters, name=name)
+    run = start(key)
     while _has_ended(run) and not is_used():
-        run = _start(parameters, key=f"{key}:{run.id}", name=name)
+        run = start(f"{key}:{run.id}")
     with get_client(sync_client=True) as client:
         why = why_lost(run, utc_now(), deployments(client))
         return start_again(client, run, why) if why and not is_used() else run
@@ -250,17 +248,6 @@ def _start_once(
 
 def _has_ended(run: FlowRun) -> bool:
     return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
-
-
-def _start(parameters: dict[str, Any], *, key: str | None, name: str | None) -> FlowRun:
-    deployment = settings().checkout_deployment
-    try:
-        return new_run(deployment, parameters, idempotency_key=key, name=name)
-    except ObjectNotFound as error:
-        raise DeploymentNotFound(
-            f"Prefect has no deployment {deployment}, which STORE_CHECKOUT_DEPLOYMENT names. "
-            "`prefect deployment ls` shows those there are; `prefect deploy --all` makes them."
-        ) from error
 
 
 def is_to_come(run: OrderRun) -> bool:

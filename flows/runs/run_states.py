@@ -8,21 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
+from flows.runs.searches import runs_among
 from store.settings import settings
 
-PAGE = 200
-"""The most runs that Prefect's API returns at once."""
 REPLACED = "replaced by run"
 """Beginning of the message of a run that Prefect cannot start again and the store has replaced."""
 CANCELLED_BY_PREFECT = re.compile(
@@ -54,17 +47,9 @@ def is_cancelled_by_prefect(state: State[Any]) -> bool:
 
 def cancelled_among(client: SyncPrefectClient, run_ids: Sequence[str]) -> set[str]:
     """Return the ids of those runs that a person has cancelled."""
-    ended = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
     return {
         str(run.id)
-        for start in range(0, len(run_ids), PAGE)
-        for run in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                id=FlowRunFilterId(any_=[UUID(id_) for id_ in run_ids[start : start + PAGE]]),
-                state=FlowRunFilterState(type=ended),
-            ),
-            limit=PAGE,
-        )
+        for run in runs_among(client, run_ids, StateType.CANCELLING, StateType.CANCELLED)
         if run.state is not None and is_cancelled_by_person(run.state)
     }
 

@@ -12,22 +12,14 @@ from datetime import timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterNextScheduledStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
+from prefect.client.schemas.filters import FlowRunFilterNextScheduledStartTime
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
+from flows.runs.searches import in_state, of_flows, of_pool
 from flows.runs.work_pool import SERVER_AWAY
 from store.models import utc_now
 
@@ -113,7 +105,7 @@ def keep(client: SyncPrefectClient, pool: str | None, soon: list[FlowRun]) -> se
             client.delete_flow_run(run.id)
     off = set()
     for deployment in client.read_deployments(
-        flow_filter=_listening(), work_pool_filter=_named(pool)
+        flow_filter=of_flows(*FLOWS), work_pool_filter=of_pool(pool or "")
     ):
         is_off = _is_off(deployment)
         if not is_off and deployment.id not in stand_bys:
@@ -156,10 +148,10 @@ def put_off(client: SyncPrefectClient, run_id: UUID) -> None:
 def scheduled_soon(client: SyncPrefectClient, pool: str | None) -> list[FlowRun]:
     """Return the listening flows' runs that are due within minutes."""
     return client.read_flow_runs(
-        flow_filter=_listening(),
-        work_pool_filter=_named(pool),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        flow_filter=of_flows(*FLOWS),
+        work_pool_filter=of_pool(pool or ""),
+        flow_run_filter=in_state(
+            StateType.SCHEDULED,
             next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(
                 before_=utc_now() + 2 * STARTS_AFTER
             ),
@@ -170,11 +162,3 @@ def scheduled_soon(client: SyncPrefectClient, pool: str | None) -> list[FlowRun]
 def is_due(run: FlowRun) -> bool:
     """Return whether the run was to start by now."""
     return run.expected_start_time is not None and run.expected_start_time <= utc_now()
-
-
-def _listening() -> FlowFilter:
-    return FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
-
-
-def _named(pool: str | None) -> WorkPoolFilter:
-    return WorkPoolFilter(name=WorkPoolFilterName(any_=[pool or ""]))

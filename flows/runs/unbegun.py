@@ -4,20 +4,14 @@ from datetime import datetime
 from typing import NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilterStartTime
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 
 from flows.runs.lost_runs import order_id_of, why_lost
-from flows.runs.run_states import PAGE, deployments
+from flows.runs.run_states import deployments
+from flows.runs.searches import PAGE, in_state, of_flows
 from orders.lookup import recorded_among
 
 CHECKOUT = "store-checkout"
@@ -34,13 +28,10 @@ class UnbegunOrder(NamedTuple):
 
 def unbegun_runs(client: SyncPrefectClient, limit: int = PAGE) -> list[FlowRun]:
     """Return the newest checkout runs that have not begun."""
-    to_come = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
+    not_started = FlowRunFilterStartTime(is_null_=True)
     return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[CHECKOUT])),
-        flow_run_filter=FlowRunFilter(
-            start_time=FlowRunFilterStartTime(is_null_=True),
-            state=FlowRunFilterState(type=to_come),
-        ),
+        flow_filter=of_flows(CHECKOUT),
+        flow_run_filter=in_state(StateType.SCHEDULED, StateType.PENDING, start_time=not_started),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=min(limit, PAGE),
     )

@@ -40,7 +40,11 @@ def server() -> Iterator["ThreadedMotoServer"]:
 
 
 @pytest.fixture
-def endpoint_url(server: "ThreadedMotoServer", aws_environment: None) -> str:
+def endpoint_url(
+    server: "ThreadedMotoServer", aws_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    # The stand-in has one server, of which a short poll misses nothing.
+    monkeypatch.setattr("store.sqs.REDRIVE_POLL_SECONDS", 0)
     host, port = server.get_host_and_port()
     return f"http://{host}:{port}"
 

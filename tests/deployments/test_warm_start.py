@@ -146,7 +146,11 @@ def test_the_doctor_says_how_a_pools_runs_start(
     api: PrefectServer, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = pool(base_job_template=own_template(None))
-    monkeypatch.setattr(warm_start_check, "pool_names", lambda _client: {name, "gone"})
+    monkeypatch.setattr(
+        warm_start_check,
+        "work_pools",
+        lambda client: {name: client.read_work_pool(name), "gone": None},
+    )
     monkeypatch.setenv("STORE_WARM_START", "true")
     monkeypatch.setattr("sys.platform", "linux")
     (cold,) = warm_start_check.look()
@@ -166,7 +170,9 @@ def test_the_doctor_names_each_fork_server_with_its_code_and_runs(
     api: PrefectServer, pool: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = pool(base_job_template=own_template(WARM))
-    monkeypatch.setattr(warm_start_check, "pool_names", lambda _client: {name})
+    monkeypatch.setattr(
+        warm_start_check, "work_pools", lambda client: {name: client.read_work_pool(name)}
+    )
     monkeypatch.setattr(warm_start_check, "servers", list)
     _, none = warm_start_check.look()
     assert "no fork server runs here" in none.says

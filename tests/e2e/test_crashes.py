@@ -5,7 +5,6 @@ One system lives through all of it, each order through its own fault; nobody hel
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from store.models import LedgerEntry, Order, SagaRecord, utc_now
 from tests.prepared_cluster import prepare
 
 from .conftest import wait_until
+from .processes import environment, processes_of
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -91,7 +91,7 @@ class Shop:
         found = [
             process
             for process in psutil.process_iter()
-            if _environment(process).get("PREFECT__FLOW_RUN_ID") == mark
+            if environment(process).get("PREFECT__FLOW_RUN_ID") == mark
         ]
         assert found, f"no process executes {order_id}"
         return found[-1]
@@ -106,22 +106,6 @@ class Shop:
             )
             return len(found.all())
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the worker's processes and those of all its runs."""
-        return [
-            process
-            for process in psutil.process_iter()
-            if _environment(process).get("STORE_DATABASE_URL") == self.local.store_url
-            and process.pid != os.getpid()
-        ]
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
@@ -129,11 +113,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("crashes")
     prepare(folder, tmp_path_factory)
     settings = LocalSystem.settings
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("STORE_STALLED_SECONDS", "45")
-        environment.setenv("STORE_UNBEGUN_SECONDS", "30")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("STORE_STALLED_SECONDS", "45")
+        changed.setenv("STORE_UNBEGUN_SECONDS", "30")
         # So that the server is away for longer than Prefect's client tries by itself.
-        environment.setattr(
+        changed.setattr(
             LocalSystem,
             "settings",
             lambda system: {**settings(system), "PREFECT_CLIENT_MAX_RETRIES": "1"},
@@ -272,7 +256,7 @@ def _hold_recovery(shop: Shop) -> None:
 
 
 def _kill_the_workers(shop: Shop) -> None:
-    for process in shop.processes():
+    for process in processes_of(shop.local):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     answered = "its-worker-dies-and-it-is-answered"

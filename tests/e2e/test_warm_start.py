@@ -5,7 +5,6 @@ client killed and terminated while it waits, the cancellation, and the end of a 
 """
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,8 +27,10 @@ from store.models import Order
 from store.settings import Settings
 from tests.books_balance import assert_books_balance
 from tests.counting_proxy import CountingProxy
+from tests.prepared_cluster import prepare
 
 from .conftest import wait_until
+from .processes import environment, processes_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -130,17 +131,8 @@ class Shop:
 
     def servers(self) -> list[psutil.Process]:
         """Return the fork servers, without their children."""
-        found = [p for p in self.processes() if "server.py" in " ".join(command(p))]
+        found = [p for p in processes_of(self.local) if "server.py" in " ".join(command(p))]
         return [p for p in found if p.ppid() not in {other.pid for other in found}]
-
-    def processes(self) -> list[psutil.Process]:
-        """Return the processes of the workers and of all their runs."""
-        return [
-            process
-            for process in psutil.process_iter()
-            if environment(process).get("STORE_DATABASE_URL") == self.local.store_url
-            and process.pid != os.getpid()
-        ]
 
     def blocked(self) -> set[int]:
         """Return the processes that wait for a row which somebody else has locked."""
@@ -191,13 +183,6 @@ class Shop:
         return calls
 
 
-def environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
-
-
 def command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -228,10 +213,12 @@ def locked(local: LocalSystem, book_id: str) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop whose orders have all met their faults and have ended."""
+    folder = tmp_path_factory.mktemp("warm")
+    prepare(folder, tmp_path_factory)
     with pytest.MonkeyPatch.context() as changed:
         changed.setenv("STORE_STALLED_SECONDS", "20")
         changed.setenv("STORE_WARM_START", "true")
-        local = SystemWithProxy(tmp_path_factory.mktemp("warm"), durable=False, preferred_port=0)
+        local = SystemWithProxy(folder, durable=False, preferred_port=0)
         with local, local.api() as api:
             shop = Shop(local, api)
             for deployment in (DISPATCH_DEPLOYMENT, RECOVERY_DEPLOYMENT):
@@ -253,7 +240,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             _dispatch(shop)
             changed.setenv("STORE_DATABASE_URL", local.store_url)
             assert_books_balance()
-            shop.left = shop.processes()
+            shop.left = processes_of(shop.local)
             yield shop
 
 

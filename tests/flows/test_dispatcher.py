@@ -13,7 +13,7 @@ from prefect.states import Pending, Running, Scheduled
 from console.main import main
 from flows.actions.dispatcher import status, switch_off, switch_on
 from flows.dispatch import dispatch_orders
-from store.errors import DispatcherNotDeployed
+from store.errors import DeploymentNotFound
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 
@@ -66,5 +66,5 @@ def test_the_command_says_which_holds(pool: Pool, capsys: pytest.CaptureFixture[
 def test_without_a_deployment_nothing_is_switched(pool: Pool) -> None:
     for deployment in pool.client.read_deployments():
         pool.client.delete_deployment(deployment.id)
-    with pytest.raises(DispatcherNotDeployed, match="prefect deploy --all"):
+    with pytest.raises(DeploymentNotFound, match="prefect deploy --all"):
         switch_off(pool.client)

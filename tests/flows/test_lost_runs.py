@@ -12,7 +12,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.recovery import close_runs, recover_orders
-from flows.runs import lost_runs
+from flows.runs import lost_runs, searches
 from flows.runs.continuation import CONTINUED, who_asked
 from flows.runs.lost_runs import why_lost
 from flows.runs.run_states import deployments
@@ -177,7 +177,7 @@ def test_a_run_in_the_place_of_one_that_had_begun_begins_no_attempt(pool: Pool) 
 def test_a_lost_run_is_found_behind_a_page_of_cancelled_ones(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost_runs, "PAGE", 2)
+    monkeypatch.setattr(searches, "PAGE", 2)
     run = put(pool, pool.check_out(ORDER), Running(), Crashed())
     for other in ("first", "second", "third"):
         put(pool, pool.check_out(other), Cancelled())

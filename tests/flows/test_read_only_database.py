@@ -20,7 +20,7 @@ from tasks.dispatch import send_again
 from tests.flows.batches import Batches, submit
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import kept_cents, ledger, order_row, status, stock
+from tests.shop import kept_cents, ledger, order_row, status, statuses, stock
 
 ORDERS = 24
 READ_ONLY_SECONDS = 1.5
@@ -87,7 +87,7 @@ def failover(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failover]:
 
 
 def all_are_well(orders: list[str]) -> None:
-    assert {status(id_) for id_ in orders} == {"dispatched"}
+    assert statuses(orders) == {"dispatched"}
     assert {order_row(id_).attempt for id_ in orders} == {1}
     assert (stock(), kept_cents()) == (500 - ORDERS, ORDERS * 20_00)
     assert {state for _, state, _ in ledger()} == {"captured"}
@@ -150,7 +150,7 @@ def test_a_batch_that_gives_up_is_started_again_and_nobody_is_refunded(
     started_again.clear()
     compensation.compensate_run(batch_checkout, run, state)
     assert [run_id for run_id, _ in started_again] == [str(run.id)]
-    assert {status(id_) for id_ in orders} <= {"submitted", "started", "waiting"}
+    assert statuses(orders) <= {"submitted", "started", "waiting"}
     # Recovery does so after STORE_ASK_AGAIN_SECONDS: an order waits before its message is out.
     send_again([id_ for id_ in orders if status(id_) == "waiting"])
     assert batches.dispatched(batches.again(run)).is_completed()

@@ -14,6 +14,7 @@ from flows import recovery
 from flows.batch import batch_checkout
 from flows.dispatch import dispatch_orders
 from flows.recovery import close_runs, recover_orders
+from flows.runs import searches
 from orders.batches import begin_batch
 from orders.waits import expire_waits
 from store.database import transaction
@@ -36,6 +37,7 @@ from tests.shop import (
     saga_records,
     set_order,
     status,
+    statuses,
 )
 
 
@@ -47,7 +49,7 @@ def a_checkout() -> None:
 def test_the_runs_of_any_number_of_orders_are_closed(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "PAGE", 2)
+    monkeypatch.setattr(searches, "PAGE", 2)
     ids = [runs.client.create_flow_run(a_checkout, state=Running()).id for _ in range(5)]
     for number, run_id in enumerate(ids):
         placed(f"o-{number}", "dispatch_order", run_id=str(run_id))
@@ -262,6 +264,6 @@ def test_messages_that_the_queue_refuses_are_sent_once_in_a_round(
         for _ in range(2):
             assert recover_orders().failed == {"send again": "QueueRefused: ExpiredToken"}
     assert calls == [4, 4]
-    assert {status(id_) for id_ in ids} == {"waiting"}
+    assert statuses(ids) == {"waiting"}
     assert len(notices()) == 1
     assert recover_orders().moves == {"send again": ids}

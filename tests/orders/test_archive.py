@@ -60,7 +60,7 @@ from tests.shop import (
     place,
     placed,
     points,
-    status,
+    statuses,
     stock,
 )
 
@@ -273,7 +273,7 @@ def test_of_a_retry_and_the_archival_of_an_order_exactly_one_wins(
     assert in_tables() == {*first, *second}
     assert in_tables() | all_archived().keys() == set(ids)
     assert not in_tables() & all_archived().keys()
-    assert {status(id_) for id_ in in_tables()} <= {"started"}
+    assert statuses(in_tables()) <= {"started"}
 
 
 def test_an_order_sent_again_while_it_is_archived_waits_and_is_refused(

@@ -36,6 +36,7 @@ from tests.shop import (
     saga_records,
     set_order,
     status,
+    statuses,
 )
 
 
@@ -193,7 +194,7 @@ def test_a_group_of_refused_refunds_is_asked_for_once_a_round_and_each_keeps_its
         beginning = f"PaymentRefused: refund of {order_id}: Stripe does not take the call ({code})"
         assert (undos[order_id].undo_error or "").startswith(beginning)
     give_back(*group)
-    assert {status(id_) for id_ in group} == {"compensated"}
+    assert statuses(group) == {"compensated"}
 
 
 def test_a_process_that_dies_before_the_next_key_is_recorded_does_not_use_it(

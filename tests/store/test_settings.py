@@ -1,6 +1,5 @@
 """A setting that is missing or wrong is named, and none is read at import."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -133,12 +132,3 @@ def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
-
-
-def test_the_embedded_gateways_old_name_is_told_its_new_one(
-    setting: Callable[[str, object], None],
-) -> None:
-    setting("database_url", "postgresql+psycopg://u:p@h/d")
-    setting("payments", "ledger")
-    with pytest.raises(ValidationError, match="set STORE_PAYMENTS=embedded"):
-        settings()

@@ -12,7 +12,7 @@ from store.database import engine
 from store.partners import order_queue
 from store.settings import settings
 from tasks.steps import BEFORE_THE_WAIT
-from tests.shop import STEPS, add_book, an_order, set_capacities, status
+from tests.shop import STEPS, add_book, an_order, set_capacities, statuses
 
 ORDERS = 2_500
 BEHIND = {
@@ -92,7 +92,7 @@ def test_no_statement_of_a_group_compares_each_row_with_each() -> None:
         assert planned, name
         slow = [statement for statement, plan in planned if compares_each_with_each(plan)]
         assert not slow, f"{name}: {slow}"
-    assert {status(id_) for id_ in ids} == {"dispatched"}
+    assert statuses(ids) == {"dispatched"}
 
 
 @pytest.mark.usefixtures("database")

@@ -22,7 +22,17 @@ from store.errors import BookOutOfStock
 from store.models import OrderStatus
 from store.saga import abandon
 from tests.polling import wait_until
-from tests.shop import LONG_AGO, at_once, carry_on, end_at, order_row, placed, status, stock
+from tests.shop import (
+    LONG_AGO,
+    at_once,
+    carry_on,
+    end_at,
+    order_row,
+    placed,
+    status,
+    statuses,
+    stock,
+)
 from tests.web.front_door import TOKEN, FrontDoor
 from web import order_input
 from web.app import create_app
@@ -238,7 +248,7 @@ def test_no_accepted_order_is_lost_when_the_door_is_killed(
         is_over.set()
         for each in sending:
             each.result()
-    assert {status(order_id) for order_id in accepted} == {"submitted"}
+    assert statuses(accepted) == {"submitted"}
     assert asyncio.run(sent_to_another_door(order(accepted[0], quantity=1))) == 200
 
 
