@@ -33,6 +33,7 @@ from prefect.settings import (
 from prefect.settings.legacy import Setting
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import make_url, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col
 
 from console import prefect_checks
@@ -43,7 +44,7 @@ from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automati
 from deployments.local import PROJECT_DIR
 from orders.batches import begin_batch
 from orders.intake import submit_orders
-from store.database import engine, migrate, transaction
+from store.database import engine, migrate, reading, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
@@ -207,6 +208,20 @@ def test_the_session_that_others_wait_for_is_named_with_its_age_and_process(
             diagnosis.says
         )
         assert f"for {held_seconds:.0f} s; 2 others wait" in diagnosis.says
+
+
+def test_the_remedy_of_a_session_that_others_wait_for_ends_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DBAPIError, match="terminating connection"), held_up(1):  # noqa: PT012
+        [blocker] = seen(1)
+        aged = replace(blocker, seconds=61.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("console.store_checks.blockers", lambda _: [aged])
+            [diagnosis] = looked("locks")
+        (statement,) = re.findall("`(.*)`", diagnosis.remedy)
+        with reading() as session:
+            session.execute(text(statement))
 
 
 def test_the_variables_of_prefect_yaml_are_no_unknown_settings(

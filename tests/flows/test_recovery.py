@@ -16,7 +16,8 @@ from flows.dispatch import dispatch_orders
 from flows.recovery import close_runs, recover_orders
 from orders.batches import begin_batch
 from orders.waits import expire_waits
-from store.database import transaction
+from reports.audit import audit
+from store.database import snapshot, transaction
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
@@ -183,6 +184,28 @@ def test_the_wait_of_an_order_whose_run_is_deleted_ends(runs: Runs) -> None:
     report = recover_orders()
     assert (report.moves, report.failed) == ({"expire": ["o-1"]}, {})
     assert status("o-1") == "compensated"
+
+
+@pytest.mark.parametrize(
+    ("finding", "put_off", "mended"),
+    [
+        ("I4 compensated", {"status": "compensated"}, {"status": "compensating"}),
+        ("I4 wait", {"wait_until": None}, {"wait_until": utc_now()}),
+    ],
+)
+def test_after_the_runbooks_remedy_of_a_finding_recovery_does_the_rest(
+    runs: Runs, finding: str, put_off: dict[str, object], mended: dict[str, object]
+) -> None:
+    run = runs.client.create_flow_run(a_checkout, state=Crashed())
+    placed("o-1", "prepare_order", 2, run_id=str(run.id))
+    failed = {} if finding == "I4 wait" else {"error": "CheckoutFailed", "message": "by hand"}
+    set_order("o-1", **failed, **put_off)
+    with snapshot() as session:
+        assert finding in {found.invariant for found in audit(session)}
+    set_order("o-1", **mended)
+    wait_until(lambda: recover_orders() and status("o-1") == "compensated", "compensation")
+    with snapshot() as session:
+        assert list(audit(session)) == []
 
 
 def test_an_answer_that_cannot_be_read_is_none(runs: Runs) -> None:
