@@ -91,6 +91,15 @@ def test_a_timeline_has_all_that_happened_in_the_order_of_time_and_of_the_shops_
     assert TEN_X_RULE not in timeline("o-1")
 
 
+def test_a_timeline_shows_a_long_unbroken_id_without_its_middle(database: str) -> None:
+    digits, with_dashes = "0123456789abcdef" * 4, f"{'0123456-' * 7}last"
+    for order_id in (digits, with_dashes):
+        placed(order_id, "prepare_order", 1)
+    assert digits not in timeline(digits)
+    assert timeline(digits).startswith("### Order `0123456789abcdef…89abcdef`: waiting\n")
+    assert timeline(with_dashes).startswith(f"### Order `{with_dashes}`: waiting\n")
+
+
 def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:
     place("o-1", book_id="unknown")
     assert "| unknown | 1 | not known yet |" in timeline("o-1").splitlines()
