@@ -454,7 +454,9 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
     assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True]
 
 
-def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(runs: Runs) -> None:
+def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     def says(after: str) -> bool:
         [found] = looked("online")
         return found.verdict == Verdict.WARNING and f"{after}" in f"{found.says} -> {found.remedy}"
@@ -470,7 +472,10 @@ def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(runs: Ru
     try:
         assert says("1 submitted orders wait, the oldest for 3 m")
         assert says("is paused -> `checkout online on`")
-        runs.client.resume_deployment(deployment_id)
+        assert main(["online", "on"]) == 0
+        assert main(["online", "status"]) == 0
+        switched = "Online is on: submitted orders are carried as they come.\n"
+        assert capsys.readouterr().out == switched * 2
         assert says("2 submitted orders wait")
         assert says("none of its runs listens -> see `work pools` and `workers`")
         begin_batch("00000000-0000-0000-0000-000000000001", None, listen_seconds=60)
