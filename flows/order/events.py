@@ -151,10 +151,11 @@ def artifact_key(order_id: str) -> str:
 
     Prefect takes lower-case letters, digits and dashes in a key, nothing else. An id with others
     gets the beginning of its hash, after two dashes, and so does one that has two dashes. A longer
-    word than the UI has room for is broken by a dash.
+    word than the UI has room for is broken by dashes.
     """
     readable = re.sub("[^a-z0-9]+", "-", order_id.lower())
-    readable = re.sub(f"([a-z0-9]{{{ID_OF_A_LINE}}})(?=[a-z0-9])", r"\1-", readable)
+    if re.search(f"[a-z0-9]{{{ID_OF_A_LINE + 1}}}", readable):
+        readable = re.sub("([a-z0-9]{16})(?=[a-z0-9])", r"\1-", readable)
     if readable == order_id:
         return f"order-{readable}"
     return f"order-{readable}--{hashlib.sha256(order_id.encode()).hexdigest()[:12]}"

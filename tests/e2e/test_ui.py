@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from sqlmodel import select
 from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT
+from flows.batches.report import markdown
 from flows.order.events import artifact_key
+from orders.batches import FailedOrder
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.database import engine
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
 from store.models import Decision, Notification, Order, OrderStatus
 from store.settings import settings
 from tests.books_balance import assert_books_balance
+from tests.flows.test_batch_report import REPORT
 from texts.words import shown_id
 
 from .conftest import PASSWORD, USER, RunningSystem, checkout, status_of, wait_until
@@ -199,6 +202,7 @@ def test_the_deployments_page_leads_to_the_orders_that_wait_and_those_that_faile
         count = ui.main.get_by_text(re.compile(r"^\d+ Flow runs?$"))
         expect(count).to_be_visible(timeout=WAIT_MS)
         expect(order).to_have_count(int(is_in_it), timeout=WAIT_MS)
+        assert_fits(ui.main)
 
 
 def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_waits_on(
@@ -250,11 +254,13 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
         "NoCourierAvailable: the couriers are on strike. To be given back: 150.00 USD, 2 copies.",
     )
     wait_for_timeline(people_answer, WITHOUT_A_COURIER, OrderStatus.COMPENSATED)
+    assert_fits(ui.open_tab("Artifacts"))
     timeline = ui.open_timeline(OrderStatus.COMPENSATED)
     see(timeline, f"Order {shown_id(WITHOUT_A_COURIER)}: {OrderStatus.COMPENSATED}")
     assert_fits(timeline)
     ui.open_run(compensated_run)
     ui.open_compensation()
+    assert_fits(ui.main)
     undos = ui.open_tab("Task Runs")
     for undo in ("refund_customer", "restore_quantity"):
         see(undos.get_by_role("listitem").filter(has_text=undo).first, "Completed")
@@ -281,6 +287,25 @@ def test_retry_of_a_compensated_run_is_a_second_attempt_that_can_be_finished(
     wait_for_timeline(people_answer, WITHOUT_A_COURIER, OrderStatus.DISPATCHED)
     timeline = ui.open_timeline(OrderStatus.DISPATCHED)
     see(timeline, f"Order {shown_id(WITHOUT_A_COURIER)}: {OrderStatus.DISPATCHED}")
+
+
+def test_a_batchs_report_shows_its_pictures_and_fits(
+    people_answer: RunningSystem, ui: PrefectUi, setting: Callable[[str, object], None]
+) -> None:
+    setting("database_url", people_answer.local.store_url)
+    failed = FailedOrder(WITHOUT_A_COURIER, "compensated", "BillingError", "declined")
+    # Prefect's client would start a server of its own for the event of it.
+    report = httpx.post(
+        f"{people_answer.local.api_url}/artifacts/",
+        json={"type": "markdown", "key": "drawn", "data": markdown(REPORT, "run", [failed])},
+        auth=(USER, PASSWORD),
+    )
+    ui.page.goto(f"{ui.url}/artifacts/artifact/{report.raise_for_status().json()['id']}")
+    shown = ui.main.get_by_role("tabpanel", name="Artifact", exact=True)
+    expect(shown.get_by_role("img")).to_have_count(4, timeout=WAIT_MS)
+    for picture in shown.get_by_role("img").all():
+        assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
+    assert_fits(shown)
 
 
 def test_a_paused_run_cancelled_in_the_ui_is_compensated(
