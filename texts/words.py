@@ -52,7 +52,7 @@ def markdown(text: str) -> str:
 
 
 def shown_id(id_: str) -> str:
-    """Return an id, without its middle if it is wider than a page's column.
+    """Return an id, shortened in its middle if no line holds it.
 
     The UI breaks lines after dashes alone, and its Markdown cannot allow a break elsewhere.
     """
