@@ -22,7 +22,7 @@ from store.settings import settings
 from tasks.steps import UNDOS
 from tasks.undo import Taken
 from texts import forms
-from texts.words import in_words, markdown, paid, table_of
+from texts.words import in_words, markdown, paid, shown_id, table_of
 
 STATES = {
     StepState.INTENDED: " asked for, its outcome is not known yet",
@@ -57,7 +57,7 @@ def timeline(order_id: str) -> str:
         ]
         waits = order.status == OrderStatus.WAITING
         header = [
-            f"### Order `{order.id}`: {order.status}",
+            f"### Order `{shown_id(order.id)}`: {order.status}",
             "",
             *([f"**{order.error}**: {markdown(order.message or '')}", ""] if order.error else []),
             *([markdown(_why_it_waits(session, order)), ""] if waits else []),
@@ -132,7 +132,7 @@ def _answer(answer: Decision) -> Row:
     late = "" if answer.accepted else " (late, not counted)"
     parts = [
         f"answer: {answer.outcome}{late}",
-        f"courier {answer.courier_id}" if answer.courier_id else "",
+        f"courier {shown_id(answer.courier_id)}" if answer.courier_id else "",
         f"by {answer.decided_by}" if answer.decided_by else "",
         answer.reason,
     ]

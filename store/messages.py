@@ -1,7 +1,8 @@
 """Orders, queue messages and receipts as they travel.
 
 The input has no defaults that cost money and takes nothing that it does not know. JSON names are
-those of the original (camelCase); Python names (snake_case) are taken as well.
+those of the original (camelCase). Python names (snake_case) are taken as well, but not by Prefect's
+check of a deployment's parameters.
 """
 
 import re
@@ -68,18 +69,25 @@ Quantity = Annotated[int, Field(ge=1, le=MAX_COPIES), _stated(QUANTITY_RULE)]
 
 
 def _restate(schema: dict[str, Any]) -> None:
-    """State rules for Prefect's schema check in both spellings, quoting no value.
+    """State rules for Prefect's schema check, quoting no value.
 
     The check runs on this schema before pydantic sees the input, and its message quotes what a
     ``type`` or a ``pattern`` refuses. It names a missing property without a value, so a broken
     rule requires a property whose name is the rule. That message comes before those of the fields,
     which are deeper. It begins with the field's name and has no apostrophe, so that the UI's form
-    shows it there. The form reads ``properties`` alone, which keep camelCase names.
+    shows it there.
+
+    The form marks a field as needed only if ``required`` has its name, and the check refuses what
+    ``required`` misses. So the check takes camelCase names alone.
     """
     properties: dict[str, Any] = schema["properties"]
-    required = schema.pop("required", [])
     schema.pop("additionalProperties", None)
-    rules = []
+    # First: of several broken rules at one depth, the first is told.
+    rules = [
+        _rule({"not": {"required": [snake]}}, f"{name} is the name to use, not {snake}")
+        for name in properties
+        if (snake := to_snake(name)) != name
+    ]
     for place, (name, definition) in enumerate(properties.items()):
         # PostgreSQL keeps a schema's keys in an order of its own; the form goes by this.
         definition["position"] = place
@@ -94,26 +102,12 @@ def _restate(schema: dict[str, Any]) -> None:
             test["pattern"] = f"^{definition.pop('pattern')}$(?![\\s\\S])"
         if is_nullable:
             test = {"anyOf": [{"type": "null"}, test]}
-        spellings = _spellings(name)
-        rules += [_rule({"properties": {each: test}}, f"{name} {rule}") for each in spellings]
-        if len(spellings) > 1:
-            both = {"required": spellings}
-            rules.append(_rule({"not": both}, f"{name} is given twice, as {spellings[1]} too"))
-        if name in required and len(spellings) > 1:
-            rules.append(_rule({"anyOf": [{"required": [each]} for each in spellings]}, name))
-    schema["required"] = [name for name in required if len(_spellings(name)) == 1]
-    schema["propertyNames"] = {
-        "enum": list(dict.fromkeys([*properties, *map(to_snake, properties)]))
-    }
+        rules.append(_rule({"properties": {name: test}}, f"{name} {rule}"))
+    schema["propertyNames"] = {"enum": list(properties)}
     schema["allOf"] = rules
 
 
 _TESTED = ("type", "minimum", "maximum", "minItems", "maxItems")
-
-
-def _spellings(name: str) -> list[str]:
-    """Return a field's camelCase name and, if different, its snake_case name."""
-    return list(dict.fromkeys([name, to_snake(name)]))
 
 
 def _rule(test: dict[str, Any], text: str) -> dict[str, Any]:
@@ -121,13 +115,8 @@ def _rule(test: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _given(name: str) -> dict[str, Any]:
-    """Return the schema that requires a non-null field in either spelling."""
-    return {
-        "anyOf": [
-            {"required": [each], "properties": {each: {"not": {"type": "null"}}}}
-            for each in _spellings(name)
-        ]
-    }
+    """Return the schema that requires a non-null field."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 def _restate_order(schema: dict[str, Any]) -> None:

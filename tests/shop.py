@@ -83,11 +83,14 @@ def an_order(
 
 def place(order_id: str, quantity: int = 1, *, run_id: str | None = None, **options: Any) -> str:
     """Accept an order for a run of its own, as a person starts it; options as of `an_order`."""
-    order = an_order(order_id, quantity, **options)
-    run_id = run_id or str(uuid4())
+    send(an_order(order_id, quantity, **options), run_id or str(uuid4()))
+    return order_id
+
+
+def send(order: CheckoutOrder, run_id: str) -> None:
+    """Have a run accept an order, or begin a new attempt of a failed one."""
     if accept_order(order, run_id).failed:
         begin_attempt(order, run_id, asked_by=str(uuid4()))
-    return order_id
 
 
 def carry_on(order_ids: Sequence[str], up_to: str = "dispatch_order", after: str = "") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from store.models import Courier, Order, OrderLine, OrderStatus
-from texts.words import markdown, paid, shop_time, table_of
+from texts.words import markdown, paid, shop_time, shown_id, table_of
 
 HOW = "To answer, choose Resume in the menu of the run's page."
 
@@ -25,11 +25,11 @@ def of_order(
         taken: What it has taken, in words.
         refused: What was wrong with the last answer; empty if there was none.
     """
-    free = [f"`{courier.id}` ({_free(courier)} copies free)" for courier in couriers]
+    free = [f"`{shown_id(courier.id)}` ({_free(courier)} copies free)" for courier in couriers]
     return "\n".join(
         [
             *([f"**Your answer was refused.** {markdown(refused)}", ""] if refused else []),
-            f"Order `{order.id}` waits for a courier until {_until(order)}.",
+            f"Order `{shown_id(order.id)}` waits for a courier until {_until(order)}.",
             "",
             *table_of(lines, order),
             "",
@@ -48,11 +48,13 @@ def why_it_waits(order: Order, couriers: Sequence[Courier], refused: str) -> str
 
     It says until when the order waits, which couriers have room, and how to answer.
     """
-    able = [f"{c.id} ({_free(c)} copies free)" for c in couriers if _free(c) >= order.copies]
+    able = [
+        f"{shown_id(c.id)} ({_free(c)} copies free)" for c in couriers if _free(c) >= order.copies
+    ]
     return " ".join(
         [
             *([f"The last answer was refused: {refused}."] if refused else []),
-            f"Order {order.id} waits for a courier until {_until(order)}.",
+            f"Order {shown_id(order.id)} waits for a courier until {_until(order)}.",
             f"Couriers with room for its {order.copies} copies: {', '.join(able) or 'none'}.",
             HOW,
         ]

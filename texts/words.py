@@ -9,6 +9,9 @@ from store.messages import money
 from store.models import Order, OrderLine
 from store.settings import settings
 
+ID_OF_A_LINE = 32
+"""Characters of an id that fit on a line of a timeline's heading at 1024 pixels."""
+
 
 def in_words(result: Mapping[str, Any], currency: str) -> str:
     """Return a record's result as text, without the customer's identity.
@@ -46,6 +49,15 @@ def shop_time(at: datetime) -> str:
 def markdown(text: str) -> str:
     """Return a text as part of one line of Markdown."""
     return re.sub(r"([\\`*\[\]<>|~#]|\b_|_\b)", r"\\\1", " ".join(text.split()))
+
+
+def shown_id(id_: str) -> str:
+    """Return an id, shortened in its middle if no line holds it.
+
+    The UI breaks lines after dashes alone, and its Markdown cannot allow a break elsewhere.
+    """
+    is_breakable = all(len(part) <= ID_OF_A_LINE for part in id_.split("-"))
+    return id_ if is_breakable else f"{id_[:16]}…{id_[-8:]}"
 
 
 def amount(cents: int | None, order: Order) -> str:

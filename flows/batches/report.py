@@ -29,7 +29,7 @@ from store.models import ENDED, Batch, OrderStatus, utc_now
 from store.settings import settings
 from texts.pictures import bars
 from texts.words import markdown as in_markdown
-from texts.words import section
+from texts.words import section, shown_id
 
 logger = logging.getLogger("store.batch")
 
@@ -257,7 +257,7 @@ def markdown(report: BatchReport, run_id: str, failed: Sequence[FailedOrder] = (
             *_intake(report),
             *section(
                 "Not taken again: their customers are gone",
-                ", ".join(f"`{id_}`" for id_ in report.without_customer[:GONE]),
+                ", ".join(f"`{shown_id(id_)}`" for id_ in report.without_customer[:GONE]),
             ),
             *(
                 [f"All failed orders as CSV: `checkout batch failed {run_id}`"]
@@ -289,7 +289,7 @@ def _failed(failed: Sequence[FailedOrder]) -> list[str]:
         "| order | why |",
         "|---|---|",
         *(
-            f"| [{each.order_id}]({timeline_url(each.order_id)}) | {each.error}: "
+            f"| [{shown_id(each.order_id)}]({timeline_url(each.order_id)}) | {each.error}: "
             f"{in_markdown(each.message[:MESSAGE_SHOWN])} |"
             for each in failed
         ),

@@ -29,6 +29,7 @@ from reports.timeline import timeline
 from store.database import release_connections
 from store.models import Order, OrderStatus
 from texts.events import of_status
+from texts.words import ID_OF_A_LINE
 
 logger = logging.getLogger("store.order_events")
 
@@ -149,9 +150,12 @@ def artifact_key(order_id: str) -> str:
     """Return the artifact key of an order's timeline, unique to its id.
 
     Prefect takes lower-case letters, digits and dashes in a key, nothing else. An id with others
-    gets the beginning of its hash, after two dashes, and so does one that has two dashes.
+    gets the beginning of its hash, after two dashes, and so does one that has two dashes. A longer
+    word than the UI has room for is broken by dashes.
     """
     readable = re.sub("[^a-z0-9]+", "-", order_id.lower())
+    if re.search(f"[a-z0-9]{{{ID_OF_A_LINE + 1}}}", readable):
+        readable = re.sub("([a-z0-9]{16})(?=[a-z0-9])", r"\1-", readable)
     if readable == order_id:
         return f"order-{readable}"
     return f"order-{readable}--{hashlib.sha256(order_id.encode()).hexdigest()[:12]}"

@@ -33,6 +33,7 @@ from prefect.settings import (
 from prefect.settings.legacy import Setting
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import make_url, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col
 
 from console import prefect_checks
@@ -43,7 +44,7 @@ from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automati
 from deployments.local import PROJECT_DIR
 from orders.batches import begin_batch
 from orders.intake import submit_orders
-from store.database import engine, migrate, transaction
+from store.database import engine, migrate, reading, transaction
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import QueuedMessage, SagaRecord, utc_now
 from store.settings import settings
@@ -207,6 +208,20 @@ def test_the_session_that_others_wait_for_is_named_with_its_age_and_process(
             diagnosis.says
         )
         assert f"for {held_seconds:.0f} s; 2 others wait" in diagnosis.says
+
+
+def test_the_remedy_of_a_session_that_others_wait_for_ends_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DBAPIError, match="terminating connection"), held_up(1):  # noqa: PT012
+        [blocker] = seen(1)
+        aged = replace(blocker, seconds=61.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("console.store_checks.blockers", lambda _: [aged])
+            [diagnosis] = looked("locks")
+        (statement,) = re.findall("`(.*)`", diagnosis.remedy)
+        with reading() as session:
+            session.execute(text(statement))
 
 
 def test_the_variables_of_prefect_yaml_are_no_unknown_settings(
@@ -439,7 +454,9 @@ def test_a_server_on_sqlite_without_deployments_is_told_of_all_that(
     assert ["is missing" in diagnosis.says for diagnosis in looked("automations")] == [True]
 
 
-def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(runs: Runs) -> None:
+def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     def says(after: str) -> bool:
         [found] = looked("online")
         return found.verdict == Verdict.WARNING and f"{after}" in f"{found.says} -> {found.remedy}"
@@ -455,7 +472,10 @@ def test_submitted_orders_that_no_batch_claims_are_told_with_the_remedy(runs: Ru
     try:
         assert says("1 submitted orders wait, the oldest for 3 m")
         assert says("is paused -> `checkout online on`")
-        runs.client.resume_deployment(deployment_id)
+        assert main(["online", "on"]) == 0
+        assert main(["online", "status"]) == 0
+        switched = "Online is on: submitted orders are carried as they come.\n"
+        assert capsys.readouterr().out == switched * 2
         assert says("2 submitted orders wait")
         assert says("none of its runs listens -> see `work pools` and `workers`")
         begin_batch("00000000-0000-0000-0000-000000000001", None, listen_seconds=60)

@@ -210,3 +210,17 @@ def test_recovery_by_hand_without_a_running_system_says_what_is_missing(tmp_path
     )
     assert finished.returncode != 0
     assert "make up" in finished.stdout
+
+
+def test_nothing_that_the_makefile_starts_sends_usage_data() -> None:
+    make = shutil.which("make")
+    assert make is not None
+    printed = subprocess.run(
+        [make, "--no-print-directory", "-f", str(PROJECT_DIR / "Makefile"), "-f", "-", "shown"],
+        input="shown: ; @env",
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert {"DO_NOT_TRACK=1", "PREFECT_SERVER_ANALYTICS_ENABLED=false"} <= set(printed)

@@ -87,6 +87,17 @@ def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
     }
 
 
+def test_of_thirty_orders_and_two_hours_of_upkeep_nine_runs_in_ten_are_orders() -> None:
+    upkeep = [
+        7200 // schedule["interval"]
+        for deployment in read_project_file()["deployments"]
+        for schedule in deployment.get("schedules", [])
+        if "order" not in deployment["tags"] and not deployment.get("paused")
+        if "interval" in schedule
+    ]
+    assert 30 / (30 + sum(upkeep)) >= 0.9
+
+
 def test_the_projects_file_has_the_deployments_that_the_local_system_starts() -> None:
     names = {
         f"{deployment['entrypoint'].rpartition('.')[2].replace('_', '-')}/{deployment['name']}"

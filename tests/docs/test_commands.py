@@ -185,6 +185,74 @@ def test_a_command_that_a_remedy_names_is_taken_by_its_program(place: str, comma
         check(name, arguments)
 
 
+RUN_BY = {
+    "checkout answer": "console/test_answer.py::test_an_answer_dispatches_the_orders",
+    "checkout archive verify": "console/test_archive.py::test_verify_finds_a_file",
+    "checkout audit": "console/test_audit.py::test_audit_prints_what_is_off",
+    "checkout batch failed": "console/test_batch.py::test_the_failed_orders_of_a_run",
+    "checkout cancel": "console/test_cancel.py::test_with_a_yes_all_that_was_shown",
+    "checkout compensations": "console/test_compensations.py::test_what_could_not_be_given_back",
+    "checkout compensations retry": "console/test_compensations.py::test_what_failed_is_tried",
+    "checkout compensations settle": "console/test_compensations.py::test_what_a_person_settles",
+    "checkout dead-letters": "console/test_main.py::test_a_dead_letter_is_listed",
+    "checkout dead-letters drop": "console/test_main.py::test_a_dead_letter_is_listed",
+    "checkout dead-letters list": "console/test_main.py::test_a_dead_letter_is_listed",
+    "checkout dead-letters redrive": "console/test_main.py::test_a_dead_letter_is_listed",
+    "checkout dispatcher on": "flows/test_dispatcher.py::test_the_command_says_which_holds",
+    "checkout doctor": "console/test_doctor.py::test_what_is_to_be_mended",
+    "checkout export": "console/test_sales.py::test_an_export_has_a_row",
+    "checkout list": "console/test_orders.py::test_the_list_has_the_newest_first",
+    "checkout metrics": "console/test_metrics.py::test_they_are_served_until_a_signal",
+    "checkout online": "console/test_doctor.py::test_submitted_orders_that_no_batch",
+    "checkout online on": "console/test_doctor.py::test_submitted_orders_that_no_batch",
+    "checkout online status": "console/test_doctor.py::test_submitted_orders_that_no_batch",
+    "checkout redrive": "console/test_main.py::test_redrive_puts_dead_letters_back",
+    "checkout reopen": "flows/test_drain.py::test_the_commands_close_and_open_the_pool",
+    "checkout report": "console/test_sales.py::test_a_report_is_the_same",
+    "checkout retry": "console/test_orders.py::test_a_failed_order_is_tried_again",
+    "checkout serve": "web/test_door.py::test_an_order_is_accepted_once",
+    "checkout show": "console/test_show.py::test_one_timeline_holds",
+    "make demo": "e2e/test_local_system.py::test_the_four_endings",
+    "make up": "e2e/test_up.py::test_up_takes_the_printed_order",
+    "prefect api": "console/test_doctor.py::test_the_remedies_of_paused_deployments",
+    "prefect deploy": "e2e/conftest.py::local_system",
+    "prefect deployment run": "e2e/test_local_system.py::test_a_file_of_orders_is_carried_out",
+    "prefect deployment schedule resume": "console/test_doctor.py::test_the_remedies_of_paused",
+    "prefect work-pool create": "console/test_doctor.py::test_the_remedies_of_work_pools",
+    "prefect work-pool resume": "console/test_doctor.py::test_the_remedies_of_work_pools",
+    "prefect worker start": "console/test_doctor.py::test_the_remedies_of_work_pools",
+    "python -m deployments.automations": "console/test_doctor.py::test_the_remedy_of_missing",
+    "python -m deployments.migrate": "deployments/test_migrate.py::test_a_database_with_all",
+    "python -m deployments.provision": "aws/test_provision.py::test_what_was_changed_by_hand",
+    "python -m deployments.warm_start": "deployments/test_warm_start.py::test_the_command_line",
+    "python -m seed": "seed/test_seed.py::test_seeding_makes_the_tables",
+}
+"""The test that runs the command of a remedy, by the beginning of its name."""
+NOT_RUN = {"checkout --help", "prefect deployment ls"}
+"""Commands that change nothing."""
+
+
+def command_of(remedy: str) -> str:
+    """The command of a remedy without its arguments."""
+    program, *arguments = shlex.split(remedy.partition(" > ")[0])
+    match program:
+        case "checkout" | "prefect":
+            app = command_line() if program == "checkout" else prefect_commands
+            return " ".join([program, *app.parse_commands(arguments)[0]])
+        case "make":
+            return " ".join([program, *(each for each in arguments if "=" not in each)])
+        case _:
+            return " ".join([program, *arguments[:2]])
+
+
+def test_each_command_that_a_remedy_names_is_run_by_a_test() -> None:
+    assert {command_of(command) for _, command in remedies()} == {*RUN_BY, *NOT_RUN}
+    for command, test in RUN_BY.items():
+        file, _, name = test.partition("::")
+        source = Path(PROJECT_DIR, "tests", file).read_text()
+        assert f"\ndef {name}" in source, f"{command}: {test}"
+
+
 def test_a_command_that_its_program_does_not_take_is_found() -> None:
     with pytest.raises(CycloptsError):
         parse(prefect_commands, ["worker", "start", "--pol", "store"])

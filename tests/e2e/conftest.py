@@ -12,7 +12,7 @@ from rich.console import Console
 from sqlalchemy import update
 
 from deployments.holdings import open_store
-from deployments.local import CHECKOUT_DEPLOYMENT, LocalSystem
+from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
 from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
@@ -41,6 +41,8 @@ class RunningSystem:
     api: PrefectServer
     printed: io.StringIO
     survivor: FlowRun
+    dispatcher_stayed_off: bool
+    """Whether the dispatcher, switched off before the restart, was off after it."""
 
     @property
     def progress(self) -> Progress:
@@ -111,7 +113,10 @@ def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSy
             wait_until(
                 lambda: api.read_run(survivor.id).state_type == "PAUSED", "paused run of the order"
             )
+            api.pause(DISPATCH_DEPLOYMENT)
         system.stop()
         system.start()
         with system.api() as api:
-            yield RunningSystem(system, api, printed, survivor)
+            stayed_off = bool(api.is_paused(DISPATCH_DEPLOYMENT))
+            api.unpause(DISPATCH_DEPLOYMENT)
+            yield RunningSystem(system, api, printed, survivor, stayed_off)

@@ -144,7 +144,10 @@ class PrefectUi:
 
     def _choose_option(self, form: Locator, field: str, option: str) -> None:
         form.get_by_role("button", name=f"Select {field}").click()
-        self.page.get_by_role("option", name=option).click()
+        choice = self.page.get_by_role("option", name=option)
+        choice.click()
+        # A list that is still closing takes the next click for itself.
+        expect(choice).to_be_hidden(timeout=WAIT_MS)
 
     def submit_answer_form(self, form: Locator) -> None:
         """Send the answer and see that the form was taken."""

@@ -190,6 +190,10 @@ def test_an_order_that_waited_when_the_system_was_restarted_is_dispatched_and_it
     )
 
 
+def test_a_dispatcher_that_is_off_is_off_after_a_restart(local_system: RunningSystem) -> None:
+    assert local_system.dispatcher_stayed_off
+
+
 def test_a_file_of_orders_is_carried_out_by_the_nightly_batch(
     local_system: RunningSystem, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from sqlmodel import select
 from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT
+from flows.batches.report import markdown
+from flows.order.events import artifact_key
+from orders.batches import FailedOrder
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS
 from store.database import engine
 from store.messages import ASSIGNED, NO_COURIER, CheckoutOrder
 from store.models import Decision, Notification, Order, OrderStatus
 from store.settings import settings
 from tests.books_balance import assert_books_balance
+from tests.flows.test_batch_report import REPORT
+from texts.words import shown_id
 
 from .conftest import PASSWORD, USER, RunningSystem, checkout, status_of, wait_until
 from .no_dispatcher import no_dispatcher
@@ -36,7 +41,8 @@ pytestmark = pytest.mark.timeout(900)
 # The example in another customer's name: the demo, on the same system, counts the points of its.
 TYPED_ORDER = json.loads(EXAMPLE_ORDER) | {"userId": JOHN_DOE}
 
-
+WITHOUT_A_COURIER = "0123456789abcdef" * 4
+"""An order's id as long as ids may be, in which no line breaks."""
 BY_COMMAND = (
     *("--order-id", "by-command", "--user", JOHN_DOE),
     *("--book", STRIPED_PAJAMAS, "--quantity", "2"),
@@ -60,7 +66,7 @@ def waiting_runs(people_answer: RunningSystem) -> dict[str, str]:
                 {"orderId": order_id, "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 2},
             ).id
         )
-        for order_id in ("without-a-courier", "cancelled-by-a-person")
+        for order_id in (WITHOUT_A_COURIER, "cancelled-by-a-person")
     } | {"by-command": command(people_answer, "submit", *BY_COMMAND)["run_id"]}
 
 
@@ -78,8 +84,8 @@ def typed_run(people_answer: RunningSystem, waiting_runs: dict[str, str], ui: Pr
     deployment_id = str(people_answer.api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
     ui.fill_run_form(deployment_id, TYPED_ORDER)
     labels = ui.main.get_by_text(re.compile("^(Customer id|Copies|Cart|Payment method)\\b"))
-    assert [label.split(" (")[0] for label in labels.all_inner_texts()] == [
-        *("Customer id", "Copies", "Cart", "Payment method")
+    assert labels.all_inner_texts() == [
+        *("Customer id", "Copies (Optional)", "Cart (Optional)", "Payment method (Optional)")
     ]
     assert_fits(ui.main)
     return ui.submit_run_form()
@@ -90,14 +96,20 @@ def compensated_run(
     people_answer: RunningSystem, waiting_runs: dict[str, str], ui: PrefectUi
 ) -> str:
     """The run of an order for which a person, led by the shop's notice, found no courier."""
-    order_id = "without-a-courier"
+    order_id = WITHOUT_A_COURIER
     key = f"{order_id}:1:waiting"
     wait_until(lambda: notice(people_answer, key), "notice of the wait")
     found = notice(people_answer, key)
     assert found is not None
     ui.page.goto(found.data["formUrl"])
     ui.see_state("Paused")
-    ui.answer(NO_COURIER, reason="the couriers are on strike", answered_by="Ann")
+    see(ui.open_tab("Details"), f"Order {shown_id(order_id)} waits for a courier until")
+    assert_fits(ui.main)
+    form = ui.open_answer_form()
+    # The whole form does not fit: its first line, which is Prefect's, has the run's name.
+    assert_fits(form.get_by_text("waits for a courier until"))
+    ui.fill_answer_form(form, NO_COURIER, reason="the couriers are on strike", answered_by="Ann")
+    ui.submit_answer_form(form)
     ui.see_state("Failed")
     wait_for_status(people_answer, order_id, OrderStatus.COMPENSATED)
     return waiting_runs[order_id]
@@ -148,7 +160,7 @@ def wait_for_status(system: RunningSystem, order_id: str, status: OrderStatus) -
 
 def wait_for_timeline(system: RunningSystem, order_id: str, status: OrderStatus) -> None:
     """Wait until the newest timeline is that of the status: a hook writes it, after the run."""
-    wanted = {"artifacts": {"key": {"any_": [f"order-{order_id}"]}}}
+    wanted = {"artifacts": {"key": {"any_": [artifact_key(order_id)]}}}
 
     def is_told() -> bool:
         answer = httpx.post(
@@ -158,7 +170,7 @@ def wait_for_timeline(system: RunningSystem, order_id: str, status: OrderStatus)
             timeout=60,
         )
         newest = answer.raise_for_status().json()
-        return bool(newest) and f"# Order `{order_id}`: {status}" in newest[0]["data"]
+        return bool(newest) and f"# Order `{shown_id(order_id)}`: {status}" in newest[0]["data"]
 
     wait_until(is_told, f"timeline of {order_id}, {status}")
 
@@ -190,6 +202,7 @@ def test_the_deployments_page_leads_to_the_orders_that_wait_and_those_that_faile
         count = ui.main.get_by_text(re.compile(r"^\d+ Flow runs?$"))
         expect(count).to_be_visible(timeout=WAIT_MS)
         expect(order).to_have_count(int(is_in_it), timeout=WAIT_MS)
+        assert_fits(ui.main)
 
 
 def test_an_answer_that_makes_no_sense_is_refused_in_the_form_and_the_order_waits_on(
@@ -240,18 +253,20 @@ def test_no_courier_fails_the_run_and_its_compensation_is_a_subflow_run_with_its
         ui.open_tab("Details"),
         "NoCourierAvailable: the couriers are on strike. To be given back: 150.00 USD, 2 copies.",
     )
-    wait_for_timeline(people_answer, "without-a-courier", OrderStatus.COMPENSATED)
+    wait_for_timeline(people_answer, WITHOUT_A_COURIER, OrderStatus.COMPENSATED)
+    assert_fits(ui.open_tab("Artifacts"))
     timeline = ui.open_timeline(OrderStatus.COMPENSATED)
-    see(timeline, f"Order without-a-courier: {OrderStatus.COMPENSATED}")
+    see(timeline, f"Order {shown_id(WITHOUT_A_COURIER)}: {OrderStatus.COMPENSATED}")
     assert_fits(timeline)
     ui.open_run(compensated_run)
     ui.open_compensation()
+    assert_fits(ui.main)
     undos = ui.open_tab("Task Runs")
     for undo in ("refund_customer", "restore_quantity"):
         see(undos.get_by_role("listitem").filter(has_text=undo).first, "Completed")
     with open_store(people_answer.local.store_url) as session:
         decision = session.exec(
-            select(Decision).where(Decision.order_id == "without-a-courier", Decision.attempt == 1)
+            select(Decision).where(Decision.order_id == WITHOUT_A_COURIER, Decision.attempt == 1)
         ).one()
         assert (decision.outcome, decision.decided_by) == (NO_COURIER, "Ann")
 
@@ -263,15 +278,34 @@ def test_retry_of_a_compensated_run_is_a_second_attempt_that_can_be_finished(
     ui.see_state("Failed")
     ui.retry_run()
     ui.see_state("Paused")
-    order = read_order(people_answer, "without-a-courier")
+    order = read_order(people_answer, WITHOUT_A_COURIER)
     assert (order.status, order.attempt) == (OrderStatus.WAITING, 2)
     ui.answer(ASSIGNED, courier="night-rail")
     ui.see_state("Completed")
-    order = read_order(people_answer, "without-a-courier")
+    order = read_order(people_answer, WITHOUT_A_COURIER)
     assert (order.status, order.attempt) == (OrderStatus.DISPATCHED, 2)
-    wait_for_timeline(people_answer, "without-a-courier", OrderStatus.DISPATCHED)
+    wait_for_timeline(people_answer, WITHOUT_A_COURIER, OrderStatus.DISPATCHED)
     timeline = ui.open_timeline(OrderStatus.DISPATCHED)
-    see(timeline, f"Order without-a-courier: {OrderStatus.DISPATCHED}")
+    see(timeline, f"Order {shown_id(WITHOUT_A_COURIER)}: {OrderStatus.DISPATCHED}")
+
+
+def test_a_batchs_report_shows_its_pictures_and_fits(
+    people_answer: RunningSystem, ui: PrefectUi, setting: Callable[[str, object], None]
+) -> None:
+    setting("database_url", people_answer.local.store_url)
+    failed = FailedOrder(WITHOUT_A_COURIER, "compensated", "BillingError", "declined")
+    # Prefect's client would start a server of its own for the event of it.
+    report = httpx.post(
+        f"{people_answer.local.api_url}/artifacts/",
+        json={"type": "markdown", "key": "drawn", "data": markdown(REPORT, "run", [failed])},
+        auth=(USER, PASSWORD),
+    )
+    ui.page.goto(f"{ui.url}/artifacts/artifact/{report.raise_for_status().json()['id']}")
+    shown = ui.main.get_by_role("tabpanel", name="Artifact", exact=True)
+    expect(shown.get_by_role("img")).to_have_count(4, timeout=WAIT_MS)
+    for picture in shown.get_by_role("img").all():
+        assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
+    assert_fits(shown)
 
 
 def test_a_paused_run_cancelled_in_the_ui_is_compensated(

@@ -17,3 +17,9 @@ def test_ids_that_differ_have_keys_that_differ_and_prefect_takes() -> None:
     assert len(set(keys.values())) == len(set(ids))
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys.values())
     assert keys["A.1"].startswith("order-a-1--")
+
+
+def test_no_word_of_a_key_is_wider_than_the_ui_has_room_for() -> None:
+    words = artifact_key("0123456789abcdef" * 4).split("-")
+    assert words[1:5] == ["0123456789abcdef"] * 4
+    assert artifact_key("0123456789abcdef" * 2) == f"order-{'0123456789abcdef' * 2}"

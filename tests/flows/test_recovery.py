@@ -17,7 +17,8 @@ from flows.recovery import close_runs, recover_orders
 from flows.runs import searches
 from orders.batches import begin_batch
 from orders.waits import expire_waits
-from store.database import transaction
+from reports.audit import audit
+from store.database import snapshot, transaction
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
@@ -185,6 +186,20 @@ def test_the_wait_of_an_order_whose_run_is_deleted_ends(runs: Runs) -> None:
     report = recover_orders()
     assert (report.moves, report.failed) == ({"expire": ["o-1"]}, {})
     assert status("o-1") == "compensated"
+
+
+def test_after_the_runbooks_remedy_recovery_gives_back_what_a_compensated_order_holds(
+    runs: Runs,
+) -> None:
+    run = runs.client.create_flow_run(a_checkout, state=Crashed())
+    placed("o-1", "prepare_order", 2, run_id=str(run.id))
+    set_order("o-1", status="compensated", error="CheckoutFailed", message="by hand")
+    with snapshot() as session:
+        assert "I4 compensated" in {found.invariant for found in audit(session)}
+    set_order("o-1", status="compensating")
+    wait_until(lambda: recover_orders() and status("o-1") == "compensated", "compensation")
+    with snapshot() as session:
+        assert list(audit(session)) == []
 
 
 def test_an_answer_that_cannot_be_read_is_none(runs: Runs) -> None:

@@ -275,6 +275,38 @@ def test_each_column_that_is_off_is_found_by_its_invariant(busy: Session) -> Non
     assert not missed, "\n".join(f"{off}\n  found: {found}" for off, found in missed.items())
 
 
+OF_ITS_ORDERS = """(SELECT SUM(copies) FROM orders
+    WHERE status = 'dispatching' AND courier_id = couriers.id)"""
+BY_HAND = {
+    "I1 stock": (
+        "books SET quantity = quantity + 7",
+        "books SET initial_quantity = initial_quantity + 7",
+    ),
+    "I2 points": (
+        "customers SET points = points + 7",
+        "customers SET initial_points = initial_points + 7",
+    ),
+    "I4 capacity": (
+        "couriers SET assigned_copies = 0 WHERE id = 'city-vans'",
+        f"couriers SET assigned_copies = {OF_ITS_ORDERS} WHERE id = 'city-vans'",
+    ),
+    "I4 untouched": (
+        "orders SET status = 'submitted' WHERE id = 'priced'",
+        "orders SET status = 'started' WHERE id = 'priced'",
+    ),
+}
+"""What a person has done, and the runbook's remedy for the finding, where it names a change."""
+
+
+def test_the_runbooks_remedy_of_a_finding_ends_it(busy: Session) -> None:
+    for finding, (done, remedy) in BY_HAND.items():
+        busy.execute(text(f"UPDATE {done}"))
+        assert {found.invariant for found in audit(busy)} == {finding}
+        busy.execute(text(f"UPDATE {remedy}"))
+        assert list(audit(busy)) == []
+        busy.rollback()
+
+
 def test_each_invariant_of_the_audit_is_broken_here(
     setting: Callable[[str, object], None],
 ) -> None:

@@ -30,6 +30,7 @@ from tests.shop import (
     place,
     placed,
     remove_customer,
+    saga_records,
     set_order,
 )
 
@@ -80,6 +81,15 @@ def test_a_timeline_has_all_that_happened_in_the_order_of_time_and_of_the_shops_
     placed("o-1", "prepare_order", 50, redeem=True)
     rows = [line.split(" | ") for line in timeline("o-1").splitlines() if line.startswith("| ")]
     happened = [cells[1] for cells in rows if len(cells) == 4]
+    reserved = saga_records("o-1", 1)["check_inventory"]
+    assert reserved.undone_at is not None
+    row = next(cells for cells in rows if cells[1] == "check_inventory")
+    taken, given_back = (
+        f"{at.astimezone(ZoneInfo('Asia/Tokyo')):%H:%M:%S}"
+        for at in (reserved.at, reserved.undone_at)
+    )
+    assert row[0] == f"| {taken}"
+    assert given_back in row[3]
     told = ["prepare_order", "notice to the shop: waiting"]
     answered = "answer: no courier available, by Ada, snow \\"
     places = [happened.index(what) for what in told]
@@ -89,6 +99,15 @@ def test_a_timeline_has_all_that_happened_in_the_order_of_time_and_of_the_shops_
     assert timeline("o-1").count("#### Attempt ") == 2
     assert not re.search(r"\d{4}-\d\d-\d\dT", timeline("o-1"))
     assert TEN_X_RULE not in timeline("o-1")
+
+
+def test_a_timeline_shows_a_long_unbroken_id_without_its_middle(database: str) -> None:
+    digits, with_dashes = "0123456789abcdef" * 4, f"{'0123456-' * 7}last"
+    for order_id in (digits, with_dashes):
+        placed(order_id, "prepare_order", 1)
+    assert digits not in timeline(digits)
+    assert timeline(digits).startswith("### Order `0123456789abcdef…89abcdef`: waiting\n")
+    assert timeline(with_dashes).startswith(f"### Order `{with_dashes}`: waiting\n")
 
 
 def test_a_timeline_names_a_book_that_there_is_not_by_its_id(database: str) -> None:

@@ -69,4 +69,12 @@ def test_of_another_roles_session_an_ordinary_role_sees_who_it_is_alone(database
         [blocker] = blockers(Session(onlooker))
         assert (blocker.pid, blocker.is_hidden, blocker.seconds) == (pid, True, 0)
         assert blocker.name.endswith(f":{os.getpid()}")
+        # What the doctor names as the remedy.
+        with engine(url).begin() as owner:
+            owner.execute(text("GRANT pg_read_all_stats TO onlooker"))
+        [blocker] = blockers(Session(onlooker))
+        assert not blocker.is_hidden
+        assert blocker.seconds > 0
+        with engine(url).begin() as owner:
+            owner.execute(text("REVOKE pg_read_all_stats FROM onlooker"))
     ordinary.dispose()

@@ -18,6 +18,7 @@ from prefect.utilities.schema_tools.validation import (
     validate,
 )
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
 
 from flows.checkout import store_checkout
 from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
@@ -61,14 +62,14 @@ BAD_INPUTS = [
     ("null", None, PREFECT, "'order'.*None is not of type", "valid dictionary"),
     ("a list", [ONE_TITLE], PREFECT, "'order'.*not of type 'object'", "valid dictionary"),
     ("JSON in a string", ORIGINAL, PREFECT, "'order'.*not of type 'object'", "valid dictionary"),
-    ("nothing", {}, PREFECT, "'userId' is a required", "userId\n  Field required"),
+    ("nothing", {}, PREFECT, "bookId is missing: give", "userId\n  Field required"),
     ("no userId", without(ONE_TITLE, "userId"), PREFECT, "'userId' is a required", "userId\n"),
     ("userId null", {**ONE_TITLE, "userId": None}, PREFECT, "userId must be", "userId\n"),
     (
         "user_id null",
         {**without(ONE_TITLE, "userId"), "user_id": None},
         PREFECT,
-        "userId must be",
+        "userId is the name to use, not user_id",
         "user_id\n",
     ),
     ("userId a number", {**ONE_TITLE, "userId": 7}, PREFECT, "userId must be", "userId\n"),
@@ -91,7 +92,7 @@ BAD_INPUTS = [
         "userId in both spellings",
         {**ONE_TITLE, "user_id": EDUARDO_SANTANA},
         PREFECT,
-        "userId is given twice, as user_id too",
+        "userId is the name to use, not user_id",
         "user_id\n  Extra inputs",
     ),
     (
@@ -328,54 +329,58 @@ def test_the_form_is_told_of_each_broken_rule_at_its_field() -> None:
     assert told == {"userId", "bookId", "quantity", "paymentMethod"}
 
 
-SNAKE_CASE = {
-    "user_id": EDUARDO_SANTANA,
-    "book_id": TEN_X_RULE,
-    "quantity": 50,
-    "redeem": True,
+CART_OF_ONE = {
+    **without(ONE_TITLE, "bookId", "quantity"),
+    "items": [{**ITEM, "quantity": 50}],
 }
-GOOD_INPUTS = [
-    ("the original's JSON", ONE_TITLE),
-    ("snake_case names", SNAKE_CASE),
-    ("spellings mixed", {**without(SNAKE_CASE, "book_id"), "bookId": TEN_X_RULE}),
-    (
-        "a cart of one",
-        {**without(ONE_TITLE, "bookId", "quantity"), "items": [{**ITEM, "quantity": 50}]},
-    ),
-    (
-        "a snake_case cart",
-        {
-            "user_id": EDUARDO_SANTANA,
-            "items": [{"book_id": TEN_X_RULE, "quantity": 50}],
-            "redeem": True,
-        },
-    ),
-    ("an orderId", {**ONE_TITLE, "orderId": "web-2024.10_7"}),
-    ("an order_id", {**SNAKE_CASE, "order_id": "web-2024.10_7"}),
-    (
-        "null for what may be absent",
-        {**ONE_TITLE, "orderId": None, "items": None, "paymentMethod": None},
-    ),
-    (
-        "null for what may be absent, in snake_case",
-        {**SNAKE_CASE, "order_id": None, "items": None, "payment_method": None},
-    ),
-]
+NULLS = {"orderId": None, "items": None, "paymentMethod": None}
 
 
 @pytest.mark.parametrize(
-    "order", [order for _, order in GOOD_INPUTS], ids=[name for name, _ in GOOD_INPUTS]
+    "order",
+    [ONE_TITLE, CART_OF_ONE, {**ONE_TITLE, "orderId": "web-2024.10_7"}, {**ONE_TITLE, **NULLS}],
+    ids=["the original's JSON", "a cart of one", "an orderId", "null for what may be absent"],
 )
 def test_each_way_to_write_the_originals_order_is_taken_and_means_the_same(
     prefects_check: Callable[[Any], None], order: dict[str, Any]
 ) -> None:
     prefects_check(order)
-    assert CheckoutOrder.model_validate(order).content() == {
-        "userId": EDUARDO_SANTANA,
-        "items": [{"bookId": TEN_X_RULE, "quantity": 50}],
-        "redeem": True,
-        "paymentMethod": None,
-    }
+    for spelled in (order, in_snake_case(order)):
+        assert CheckoutOrder.model_validate(spelled).content() == {
+            "userId": EDUARDO_SANTANA,
+            "items": [{"bookId": TEN_X_RULE, "quantity": 50}],
+            "redeem": True,
+            "paymentMethod": None,
+        }
+
+
+def in_snake_case(given: Any) -> Any:
+    if isinstance(given, list):
+        return [in_snake_case(each) for each in given]
+    if isinstance(given, dict):
+        return {to_snake(name): in_snake_case(value) for name, value in given.items()}
+    return given
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (in_snake_case(ONE_TITLE), "userId is the name to use, not user_id"),
+        ({**without(ONE_TITLE, "bookId"), "book_id": TEN_X_RULE}, "bookId is .*, not book_id"),
+        (cart_of({"book_id": TEN_X_RULE, "quantity": 1}), r"items\[0\].*bookId is .*, not book_id"),
+    ],
+)
+def test_prefects_check_names_the_field_that_is_written_in_snake_case(
+    prefects_check: Callable[[Any], None], order: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RefusedByPrefect, match=told):
+        prefects_check(order)
+
+
+def test_the_form_marks_what_is_always_needed() -> None:
+    definitions = parameter_schema(store_checkout).model_dump_for_openapi()["definitions"]
+    assert definitions["CheckoutOrder"]["required"] == ["userId"]
+    assert definitions["OrderItem"]["required"] == ["bookId", "quantity"]
 
 
 def test_a_cart_of_several_titles_is_taken_whatever_its_order(

@@ -1,8 +1,10 @@
 """Each error that can end an order: how it comes about, what it says, and what is left of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from unittest.mock import patch
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
@@ -29,12 +31,13 @@ from store.errors import (
     RedeemPointsError,
     recorded_error,
 )
-from store.messages import NO_COURIER, CourierAnswer
-from store.models import Customer, utc_now
+from store.messages import NO_COURIER, CheckoutOrder, CourierAnswer
+from store.models import Book, Customer, utc_now
 from store.payments import Answer, Charge
 from store.saga import abandon
 from tasks.couriers import record_answer
 from tests.shop import (
+    add_book,
     add_customer,
     carry_on,
     end_run,
@@ -45,8 +48,11 @@ from tests.shop import (
     points,
     remove_customer,
     saga_records,
+    send,
+    set_capacities,
     set_order,
     set_price,
+    status,
     stock,
 )
 
@@ -145,6 +151,41 @@ def test_each_error_ends_its_order_is_kept_with_it_and_leaves_nothing_taken(
     assert end_run("o-1") == ending
     assert str(outcome_error(read_order("o-1"))) == str(kept)
     assert (stock(), points(), kept_cents()) == (500, 300, 0)
+
+
+def restock() -> None:
+    with transaction() as session:
+        book = session.get_one(Book, TEN_X_RULE)
+        book.quantity += 1
+        book.initial_quantity += 1
+    # No courier of the shop takes so many copies.
+    set_capacities(freight=501)
+
+
+MEND: dict[type[OrderError], Callable[[], object]] = {
+    BookNotFound: lambda: add_book("unknown", 1),
+    BookOutOfStock: restock,
+    BookHasNoPrice: lambda: set_price(TEN_X_RULE, 20_00),
+    RedeemPointsError: lambda: add_customer("gone", 5),
+    CustomerGone: lambda: add_customer("gone", 5),
+}
+"""What the runbook has a person do before the order is tried again, where it is a change here."""
+
+
+@pytest.mark.parametrize("error", list(WAYS), ids=lambda error: error.__name__)
+def test_after_the_runbooks_remedy_the_order_is_dispatched(
+    database: str, error: type[OrderError]
+) -> None:
+    with suppress(error):
+        WAYS[error][0]()
+    end_run("o-1")
+    MEND.get(error, lambda: None)()
+    again = {**read_order("o-1").request, "orderId": "o-1"}
+    if error is BillingError:
+        again |= {"orderId": "o-2", "paymentMethod": "pm_card_visa"}
+    send(CheckoutOrder.model_validate(again), str(uuid4()))
+    carry_on([again["orderId"]])
+    assert status(again["orderId"]) == "dispatched"
 
 
 def test_every_error_of_an_order_stands_in_the_table() -> None:
