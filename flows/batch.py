@@ -139,7 +139,7 @@ def batch_checkout(
 
 
 def _remark_left(run_id: str, chunk_size: int) -> str:
-    """Record the answers that no process has read and return the next form's remark."""
+    """Record unread answers and return the next form's remark."""
     with get_client(sync_client=True) as client:
         said = question(run_id, chunk_size).take_left(client)
     return said.text if said else ""

@@ -30,7 +30,7 @@ from tasks.retries import retried
 
 
 class Begun(NamedTuple):
-    """A batch's record, and whether no execution of its run had begun before."""
+    """A batch's record, and whether this execution is its run's first."""
 
     batch: Batch
     is_new: bool

@@ -36,7 +36,7 @@ class BatchDecision(RunInput, BatchAnswer):
 
 
 def decided_soon(run_id: str) -> bool:
-    """Wait for the last decisions without a pause and return whether none is missing.
+    """Wait without a pause and return whether all orders are decided.
 
     More orders than the dispatcher decides together are not waited for: their decisions come group
     by group, and would be finished in as many.

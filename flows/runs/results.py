@@ -1,4 +1,4 @@
-"""Where Prefect keeps the results of runs, of which the store uses none."""
+"""The storage of runs' results, which the store does not use."""
 
 from prefect.settings import get_current_settings
 
