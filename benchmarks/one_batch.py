@@ -13,11 +13,14 @@ from benchmarks.ground import answer, peak_mb
 from flows.batch import batch_checkout
 from flows.batches.limits import CHUNK_SIZE, CONCURRENCY
 from flows.batches.report import BatchReport
+from fork_server.imports import import_all
 from store.models import utc_now
 
 
 def main(chunk_size: int, concurrency: int) -> None:
     """Measure; the shop is prepared, a dispatcher listens."""
+    # As the fork server has done for each run.
+    import_all(["flows.batch"])
     before_mb, before_cpu = peak_mb(), time.process_time()
     started = utc_now()
     state: State[Any] = batch_checkout(

@@ -19,7 +19,7 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.batches.bulk import few_collections, forget_results
+from flows.batches.bulk import as_one, few_collections, forget_results
 from flows.batches.chunk import DECIDED, check_out_chunk, finish_chunk
 from flows.batches.cluster import asking_cluster, dask_runner, result_on_cluster
 from flows.batches.limits import (
@@ -36,11 +36,12 @@ from flows.batches.report import (
     publish,
     report_on,
 )
-from flows.batches.wait import await_decisions, question
+from flows.batches.wait import await_decisions, decided_soon, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
 from flows.runs.names import name_of_batch
 from flows.runs.pause import Wait
+from flows.runs.results import ON_THIS_MACHINE
 from flows.runs.work_pool import pool_is_closed, reschedule_run
 from orders.acceptance import claim_failed_orders, failed_orders_without_customer
 from orders.batches import (
@@ -64,6 +65,7 @@ logger = logging.getLogger("store.batch")
     flow_run_name=name_of_batch,
     retries=0,
     persist_result=False,
+    result_storage=ON_THIS_MACHINE,
     on_failure=[compensate_run],
     on_cancellation=[compensate_run],
     on_crashed=[continue_crashed_run],
@@ -112,14 +114,13 @@ def batch_checkout(
             raise ValueError(f"failed_of: give either it or {other}; it takes failed orders only")
         require_batch(failed_of)
     run_id = str(runtime.flow_run.id)
-    batch = begin_batch(run_id, source, wait, listen_seconds)
+    batch, is_new = begin_batch(run_id, source, wait, listen_seconds)
     progress = Progress(batch, takes_submitted=failed_of is None)
     work = _Work(run_id, chunk_size, concurrency, progress)
     with few_collections():
         intake = _load(source, run_id, line_items) if source else None
-        with get_client(sync_client=True) as client:
-            said = question(run_id, chunk_size).take_left(client)
-        remark = said.text if said else ""
+        # A run that has never begun has asked nothing.
+        remark = "" if is_new else _remark_left(run_id, chunk_size)
         work.check_out(work.left_off())
         if batch.listens_until is not None and utc_now() < batch.listens_until:
             listen(run_id, batch.listens_until, chunk_size, progress, work.seconds)
@@ -135,6 +136,13 @@ def batch_checkout(
     if report.failed_share > tolerated_failures:
         raise BatchFailed(f"{report.message}; more than {tolerated_failures:.0%} failed")
     return Completed(message=report.message, data=report)
+
+
+def _remark_left(run_id: str, chunk_size: int) -> str:
+    """Record unread answers and return the next form's remark."""
+    with get_client(sync_client=True) as client:
+        said = question(run_id, chunk_size).take_left(client)
+    return said.text if said else ""
 
 
 @dataclass
@@ -175,7 +183,8 @@ def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:
     while True:
         work.finish()
         if waits_until(run_id) is not None:
-            remark = await_decisions(run_id, wait, work.chunk_size, remark)
+            if not decided_soon(run_id):
+                remark = await_decisions(run_id, wait, work.chunk_size, remark)
             continue
         # Decided since the chunks were read; or they cannot be finished, and recovery does it.
         counts = count_by_status(run_id)
@@ -261,8 +270,10 @@ def _carry(
             return taken.items()
 
         while chunk is not None:
+            # Dask takes the annotation for a tuple, and hands the task one.
+            given = {"order_ids": chunk if on_cluster else as_one(chunk)}
             with asking_cluster() if on_cluster else nullcontext():
-                under_way.append((chunk, runner.submit(work, {"order_ids": chunk})))
+                under_way.append((chunk, runner.submit(work, given)))
             # Orders are claimed only when there is somebody to carry them.
             if len(under_way) >= concurrency:
                 yield from finished()

@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 from prefect import State, flow, runtime
-from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
@@ -21,6 +20,7 @@ from flows.order.courier_wait import await_courier
 from flows.order.events import emit_statuses, form_url, publish_timeline_of_run, tell
 from flows.runs.continuation import CONTINUATION, continue_crashed_run, who_asked
 from flows.runs.pause import Wait
+from flows.runs.results import ON_THIS_MACHINE
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
 from orders.lookup import read_order
 from reports.history import ordered_in_words
@@ -35,10 +35,6 @@ from tasks.points import redeem_points
 from tasks.pricing import calculate_total
 
 logger = logging.getLogger("store.checkout")
-
-ON_THIS_MACHINE = get_current_settings().results.local_storage_path
-"""Where Prefect keeps the error of a failed run. Were it not named, each run would ask the server
-twice whether it has a default storage."""
 
 TAKEOVER_SECONDS = 60.0
 TAKEOVER_POLL_SECONDS = 1.0

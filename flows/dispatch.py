@@ -22,7 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ValidationError
 
-from flows.batches.bulk import as_one, few_collections, forget_results
+from flows.batches.bulk import as_task_run, few_collections, forget_results
 from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
 from flows.runs.stand_by import StandBy
@@ -171,7 +171,7 @@ def look_after(
         cancelled = _cancelled(client, set(open_.values()))
         to_decide = [message for message, run_id in open_.items() if run_id not in cancelled]
         if to_decide:
-            report.decided += len(find_couriers(as_one(to_decide)))
+            report.decided += len(as_task_run(find_couriers, to_decide))
     known = decisions_of([held.message for held in due])
     to_resume = {}
     done = []
@@ -187,10 +187,15 @@ def look_after(
             report.dead_letters += 1
             del in_hand[held.received.id]
         elif state.is_done or (
-            state.answer is not None and (state.others_wait or state.run_listens)
+            state.answer is not None
+            and (
+                state.others_wait
+                or state.run_listens
+                or (state.in_batch and state.run_id in to_resume)
+            )
         ):
-            # The run of a batch is resumed for its last decision, and one that listens for none;
-            # the other messages have done their work.
+            # The run of a batch is resumed for its last decision, and one that listens for none.
+            # One message keeps it in mind; the others have done their work.
             done.append(held.received)
             del in_hand[held.received.id]
         else:

@@ -6,7 +6,7 @@ Nothing here reads more of a batch than a page of ids or a few sums, however lar
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
@@ -29,10 +29,17 @@ from store.sessions import WHOLE_RUN
 from tasks.retries import retried
 
 
+class Begun(NamedTuple):
+    """A batch's record, and whether this execution is its run's first."""
+
+    batch: Batch
+    is_new: bool
+
+
 @retried
 def begin_batch(
     run_id: str, source: str | None, wait: str | None = None, listen_seconds: int = 0
-) -> Batch:
+) -> Begun:
     """Record the run's batch once and return its record.
 
     Args:
@@ -43,10 +50,10 @@ def begin_batch(
     """
     listens_until = utc_now() + timedelta(seconds=listen_seconds) if listen_seconds else None
     with transaction() as session:
-        insert_missing(session, Batch, [_batch(run_id, source, wait, listens_until)])
+        inserted = insert_missing(session, Batch, [_batch(run_id, source, wait, listens_until)])
         batch = session.get_one(Batch, run_id)
         session.expunge(batch)
-        return batch
+        return Begun(batch, is_new=bool(inserted))
 
 
 def _batch(

@@ -99,6 +99,8 @@ class TableQueue:
         self._set(messages, visible_at=utc_now(), receive_count=0)
 
     def _set(self, messages: Sequence[ReceivedMessage], **columns: Any) -> None:
+        if not messages:
+            return
         received = {message.id: message.receive_count for message in messages}
         with transaction() as session:
             found = read_rows(

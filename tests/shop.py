@@ -113,10 +113,10 @@ class Bare:
 
     def __init__(self, task: Task[..., Any]) -> None:
         self.name = task.name
-        self._work = task.fn
+        self.fn = task.fn
 
     def __call__(self, group: Any) -> Any:
-        return self._work(unquoted(group))
+        return self.fn(unquoted(group))
 
 
 def unquoted(argument: Any) -> Any:

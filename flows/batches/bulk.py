@@ -5,10 +5,12 @@ for each value that came out until the run has ended. It does so to know which t
 which, which is not needed here.
 """
 
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 from prefect import Task
 from prefect.context import FlowRunContext
@@ -16,6 +18,7 @@ from prefect.utilities.annotations import quote
 
 from tasks.retries import retried
 
+T = TypeVar("T")
 Call = Callable[[Task[[list[str]], list[str]], list[str]], list[str]]
 """How a task is called for a group of orders."""
 
@@ -30,9 +33,23 @@ def as_one(values: Sequence[Any]) -> Any:
     return quote(values)
 
 
-def as_task_run(task: Task[[list[str]], list[str]], order_ids: list[str]) -> list[str]:
+def as_task_run(task: Task[[list[T]], list[str]], group: list[T]) -> list[str]:
     """Call a task for a group with a task run."""
-    return task(as_one(order_ids))
+    returned: list[str] = _returning_one(task)(as_one(group)).unwrap()
+    return returned
+
+
+@functools.cache
+def _returning_one(task: Task[[list[T]], list[str]]) -> Any:
+    """Return the task with a result that is opaque to Prefect."""
+
+    @functools.wraps(task.fn)
+    def work(group: list[T]) -> Any:
+        return as_one(task.fn(group))
+
+    same: Any = copy(task)
+    same.fn = work
+    return same
 
 
 def without_task_run(task: Task[[list[str]], list[str]], order_ids: list[str]) -> list[str]:

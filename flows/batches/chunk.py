@@ -60,6 +60,7 @@ def check_out(order_ids: list[str], call: Call) -> dict[str, float]:
         The seconds that each step took.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
+    done: set[str] = set()
 
     def go_on(group: list[str]) -> None:
         going_on = group
@@ -69,9 +70,10 @@ def check_out(order_ids: list[str], call: Call) -> dict[str, float]:
             seconds[step.name] += time.perf_counter() - started
             if not going_on:
                 return
+        done.update(going_on)
 
     narrow_down(go_on, order_ids, _abandon)
-    _compensate(order_ids, seconds, call)
+    _compensate([id_ for id_ in order_ids if id_ not in done], seconds, call)
     return dict(seconds)
 
 
@@ -82,9 +84,12 @@ def finish(order_ids: list[str], call: Call) -> dict[str, float]:
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     started = time.perf_counter()
-    narrow_down(lambda group: call(dispatch_order, group), order_ids, _leave_to_recovery)
+    done: set[str] = set()
+    narrow_down(
+        lambda group: done.update(call(dispatch_order, group)), order_ids, _leave_to_recovery
+    )
     seconds[dispatch_order.name] += time.perf_counter() - started
-    _compensate(order_ids, seconds, call)
+    _compensate([id_ for id_ in order_ids if id_ not in done], seconds, call)
     return dict(seconds)
 
 
@@ -104,7 +109,7 @@ def _abandon(order_ids: list[str], error: Exception) -> None:
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float], call: Call) -> None:
-    failing = being_undone(order_ids)
+    failing = being_undone(order_ids) if order_ids else []
     if not failing:
         return
     started = time.perf_counter()

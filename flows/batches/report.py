@@ -55,6 +55,7 @@ class Progress:
         self._listens = batch.listens_until is not None
         self._takes_submitted = takes_submitted
         self._artifact: UUID | None = None
+        self._shown: tuple[float, str] | None = None
         self._next_look = time.monotonic()
         self.ended: list[tuple[float, int]] = []
         """Seconds since the batch began, and how many orders had ended by then."""
@@ -90,6 +91,8 @@ class Progress:
         description = "The batch's orders"
         if self._listens:
             description = f"{description}: {pace_in_words(pace_of_run(self._run_id))}"
+        if (share, description) == self._shown:
+            return
         if self._artifact is None:
             created: Any = create_progress_artifact(
                 progress=share, key="batch-progress", description=description
@@ -97,6 +100,7 @@ class Progress:
             self._artifact = created
         else:
             update_progress_artifact(self._artifact, progress=share, description=description)
+        self._shown = share, description
 
 
 def pace_in_words(pace: Pace) -> str:

@@ -6,10 +6,12 @@ full and the batch has to hand over before they can take more.
 """
 
 import logging
+import time
 from functools import partial
 
 from prefect.input import RunInput
 
+from flows.dispatch import GROUP
 from flows.runs.pause import Question, Wait, once_the_server_answers, pause_run
 from orders.batches import count_by_status, pages_of_run, touch_batch, waits_until
 from orders.waits import expire_waits
@@ -23,10 +25,30 @@ logger = logging.getLogger("store.batch")
 
 KEY = "batch-"
 """The beginning of the keys of a batch's pauses."""
+PATIENCE_SECONDS = 1.0
+"""How long the decisions of the dispatcher's last group are awaited without a pause, which takes
+longer than they do."""
+LOOK_SECONDS = 0.1
 
 
 class BatchDecision(RunInput, BatchAnswer):
     """The form by which a person or dispatcher resumes a batch."""
+
+
+def decided_soon(run_id: str) -> bool:
+    """Wait without a pause and return whether all orders are decided.
+
+    More orders than the dispatcher decides together are not waited for: their decisions come group
+    by group, and would be finished in as many.
+    """
+    if count_by_status(run_id).get(OrderStatus.WAITING, 0) > GROUP:
+        return False
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
+        if waits_until(run_id) is None:
+            return True
+    return False
 
 
 def await_decisions(run_id: str, wait: Wait, chunk_size: int, remark: str = "") -> str:

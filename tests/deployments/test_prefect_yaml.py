@@ -18,7 +18,7 @@ from deployments.local import (
     PROJECT_DIR,
 )
 from deployments.prefect_yaml import problems
-from flows.checkout import ON_THIS_MACHINE
+from flows.runs.results import ON_THIS_MACHINE
 
 FLOWS = {
     "flows/waiting.py": "from flows import wait\n@flow(retries=0)\ndef waiting(): wait.ask()\n",

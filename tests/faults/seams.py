@@ -36,6 +36,7 @@ from tests.faults.partners import BadLineGateway, BadLineQueue, BadLineTopic
 from tests.faults.prefect_model import Prefect
 from tests.faults.sessions import WatchedSession
 from tests.faults.world import Today, World
+from tests.shop import unquoted
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -102,6 +103,7 @@ def installed(world: World, prefect: Prefect) -> Iterator[None]:
         (flows.batch, "task_runner", lambda _: _Runner(prefect)),
         (flows.batches.listening, "time", clock),
         (flows.batches.listening, "Listener", lambda _: _Poll(world)),
+        (flows.batches.wait, "time", clock),
         (flows.batches.listening, "ThreadPoolExecutor", OneAfterAnother),
         (flows.batches.listening, "trying_once", nullcontext),
         (flows.dispatch, "trying_once", nullcontext),
@@ -182,7 +184,8 @@ class _Runner:
         return None
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any]) -> SimpleNamespace:
-        result = self._prefect.call_task(task, **parameters)
+        given = {name: unquoted(value) for name, value in parameters.items()}
+        result = self._prefect.call_task(task, **given)
         return SimpleNamespace(result=lambda: result)
 
 

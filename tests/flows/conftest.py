@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from flows.batches import wait
 from tests.flows.batches import Batches
 from tests.flows.runs import Runs
 from tests.polling import PATIENCE_SECONDS
@@ -21,6 +22,7 @@ def runs(
 
 
 @pytest.fixture
-def batches(runs: Runs) -> Batches:
-    """What a test starts and looks at batches with."""
+def batches(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Batches:
+    """What a test starts and looks at batches with; they pause at once."""
+    monkeypatch.setattr(wait, "PATIENCE_SECONDS", 0.0)
     return Batches(runs)

@@ -10,13 +10,12 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.states import Cancelling
-from prefect.utilities.annotations import quote
 from sqlalchemy.exc import OperationalError
 
 from flows import batch
 from flows.actions.by_hand import cancel_order
 from flows.batch import batch_checkout
-from flows.batches import chunk
+from flows.batches import chunk, wait
 from flows.batches import report as batch_report
 from flows.batches.report import Progress
 from flows.compensation import compensate_run
@@ -38,8 +37,9 @@ from store.models import OrderStatus
 from store.notifications import Notice
 from store.table_topic import TableTopic
 from tasks.dispatch import dispatch_order
+from tasks.retries import retried_task
 from tests.flows.batches import Batches, run_id_of, submit
-from tests.polling import wait_until
+from tests.polling import PATIENCE_SECONDS, wait_until
 from tests.shop import (
     add_customer,
     an_order,
@@ -161,6 +161,17 @@ def test_a_batch_larger_than_its_couriers_hands_over_in_rounds(batches: Batches)
     assert (assigned_copies(), queued()) == ({}, [])
 
 
+def test_a_batch_whose_orders_are_decided_at_once_does_not_pause(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "PATIENCE_SECONDS", PATIENCE_SECONDS)
+    submit(2)
+    running = batches.start()
+    wait_until(lambda: status("o-001") == "waiting", "waiting orders")
+    assert batches.dispatched(running).message == "2 orders: 2 dispatched"
+    assert batches.forms(batches.found()[0]) == []
+
+
 def test_the_run_is_resumed_for_the_last_decision_only(batches: Batches) -> None:
     set_capacities(only=5)
     submit(2)
@@ -274,16 +285,13 @@ def test_a_defect_that_one_order_hits_costs_that_order_only(
     submit(7)
     real = chunk.STEPS[1]
 
-    class Defective:
-        name = "calculate_total"
+    @retried_task
+    def calculate_total(order_ids: list[str]) -> list[str]:
+        if "o-004" in order_ids:
+            raise ZeroDivisionError("a defect")
+        return real.fn(order_ids)
 
-        def __call__(self, as_one: quote) -> list[str]:
-            order_ids: list[str] = as_one.unwrap()
-            if "o-004" in order_ids:
-                raise ZeroDivisionError("a defect")
-            return real(order_ids)
-
-    steps = (chunk.STEPS[0], Defective(), *chunk.STEPS[2:])
+    steps = (chunk.STEPS[0], calculate_total, *chunk.STEPS[2:])
     monkeypatch.setattr(chunk, "STEPS", steps)
     state = batches.dispatched(batches.start())
     assert state.message == "7 orders: 6 dispatched, 1 compensated"
@@ -297,16 +305,14 @@ def test_a_batch_that_died_goes_on_where_it_was(
     real = chunk.STEPS[-1]
     deaths = iter([False, True])
 
-    class Deadly:
-        name = "prepare_order"
-
-        def __call__(self, order_ids: list[str]) -> list[str]:
-            if next(deaths, False):
-                raise SystemExit("the process is told to stop")
-            return real(order_ids)
+    @retried_task
+    def prepare_order(order_ids: list[str]) -> list[str]:
+        if next(deaths, False):
+            raise SystemExit("the process is told to stop")
+        return real.fn(order_ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(chunk, "STEPS", (*chunk.STEPS[:-1], Deadly()))
+        patch.setattr(chunk, "STEPS", (*chunk.STEPS[:-1], prepare_order))
         with pytest.raises(BaseException):  # noqa: B017, PT011
             batches.start(chunk_size=3, concurrency=1).result()
     (run,) = batches.runs._found("batch-checkout", FlowRunFilter())

@@ -26,6 +26,7 @@ from tests.shop import (
     saga_records,
     status,
     statuses,
+    unquoted,
 )
 
 GROUP = ["o-1", "o-2", "o-3", "o-4", "o-5"]
@@ -41,8 +42,10 @@ class Step:
     def __init__(self, error: Exception, order_id: str = "") -> None:
         self.error, self.order_id = error, order_id
 
-    def __call__(self, as_one: object) -> list[str]:
-        order_ids: list[str] = as_one.unwrap()  # type: ignore[attr-defined]
+    def __call__(self, as_one: object) -> object:
+        return self.fn(unquoted(as_one))
+
+    def fn(self, order_ids: list[str]) -> list[str]:
         if not self.order_id or self.order_id in order_ids:
             raise self.error
         return STEPS[self.name](order_ids)

@@ -237,3 +237,18 @@ def test_orders_of_a_batch_that_listens_are_decided_while_prefects_server_is_awa
         server.shutdown()
     assert (report.decided, report.deleted) == (1, 1)
     assert (status("o-1"), queued()) == ("dispatching", [])
+
+
+def test_one_message_of_a_decided_batch_stays_until_its_run_goes_on(runs: Runs) -> None:
+    run_id = "00000000-0000-0000-0000-000000000002"
+    begin_batch(run_id, None)
+    ids = ["o-1", "o-2", "o-3"]
+    for id_ in ids:
+        placed(id_, "prepare_order", run_id=run_id)
+    report = listen(1)
+    assert (report.decided, report.deleted, report.released) == (3, 2, 1)
+    assert [status(id_) for id_ in ids] == ["dispatching"] * 3
+    assert len(queued()) == 1
+    # It is the batch that hands them over; the message left goes with them.
+    carry_on(ids, after="find_couriers")
+    assert listen_until_the_queue_is_empty().deleted == 1

@@ -251,7 +251,7 @@ def by_the_recipe(copy: Path) -> None:
     )
     add(
         copy / "flows" / "checkout.py",
-        "\nON_THIS_MACHINE",
+        "\nTAKEOVER_SECONDS",
         "from tasks.wrapping import wrap_gift\n",
     )
     with (copy / "store" / "models.py").open("a") as models:
