@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'cd / && rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 python=$folder/venv/bin/python
-"$python" -m pip install --quiet prefect==3.9.1 certifi==2026.10.19.post1
+"$python" -m pip install --quiet --no-compile prefect==3.9.1 certifi==2026.10.19.post1
 cd "$folder"
 export PREFECT_HOME=$folder/home DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120 PREFECT_LOGGING_LEVEL=ERROR

@@ -5,11 +5,9 @@ for each value that came out until the run has ended. It does so to know which t
 which, which is not needed here.
 """
 
-import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from typing import Any, TypeVar
 
 from prefect import Task
@@ -35,21 +33,7 @@ def as_one(values: Sequence[Any]) -> Any:
 
 def as_task_run(task: Task[[list[T]], list[str]], group: list[T]) -> list[str]:
     """Call a task for a group with a task run."""
-    returned: list[str] = _returning_one(task)(as_one(group)).unwrap()
-    return returned
-
-
-@functools.cache
-def _returning_one(task: Task[[list[T]], list[str]]) -> Any:
-    """Return the task with a result that is opaque to Prefect."""
-
-    @functools.wraps(task.fn)
-    def work(group: list[T]) -> Any:
-        return as_one(task.fn(group))
-
-    same: Any = copy(task)
-    same.fn = work
-    return same
+    return task(as_one(group))
 
 
 def without_task_run(task: Task[[list[str]], list[str]], order_ids: list[str]) -> list[str]:

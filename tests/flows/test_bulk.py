@@ -3,12 +3,8 @@
 import gc
 
 import pytest
-from prefect import flow
-from prefect.context import FlowRunContext
 
-from flows.batches.bulk import COLLECT_AFTER, as_task_run, few_collections
-from tasks.retries import retried_task
-from tests.flows.runs import Runs
+from flows.batches.bulk import COLLECT_AFTER, few_collections
 
 
 def collector() -> tuple[bool, int]:
@@ -35,21 +31,3 @@ def test_of_two_at_once_neither_leaves_the_collector_changed() -> None:
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
     assert collector() == usual
-
-
-@retried_task
-def pass_on(order_ids: list[str]) -> list[str]:
-    return order_ids
-
-
-def test_prefect_keeps_no_entry_for_each_order_of_a_task(runs: Runs) -> None:
-    ids = [f"o-{number}" for number in range(50)]
-
-    @flow(persist_result=False)
-    def carry() -> int:
-        assert as_task_run(pass_on, ids) == ids
-        context = FlowRunContext.get()
-        assert context is not None
-        return len(context.run_results)
-
-    assert 0 < carry() < len(ids)
