@@ -1,4 +1,4 @@
-"""Orders as they come, through the door and a batch that listens, beside DBOS's library.
+"""Orders as they come, through the door and a batch that listens, beside DBOS and single runs.
 
     python -m benchmarks --only online
 
@@ -20,6 +20,7 @@ from rich.table import Table
 from sqlalchemy import text
 
 from benchmarks.ground import START_SECONDS, Ground, put_orders
+from benchmarks.runs import warm_at_once
 from deployments.leash import Leashed
 from deployments.machine import free_port
 from store.database import reading
@@ -27,6 +28,7 @@ from store.database import reading
 RATES = (10, 50, 100, 200)
 SECONDS = float(os.environ.get("ONLINE_SECONDS", "60"))
 ORDERS_OF_DBOS = 600
+SINGLE_CHECKOUTS = 50
 PARTS = ("the door", "the batch", "dispatcher", "PostgreSQL", "Prefect's server")
 ENDED_SECONDS = 120.0
 LATENCIES = """
@@ -73,6 +75,15 @@ def run(ground: Ground, console: Console) -> None:
     console.print(
         f"DBOS's library at its best: {ORDERS_OF_DBOS / measured['seconds']:.1f} orders/s, "
         f"{each_ms:.2f} ms of CPU for each order, PostgreSQL's included."
+    )
+    put_orders(ground.store_url, 0)
+    ground.system.deploy()
+    ground.system.start_worker()
+    a_second, each_ms = warm_at_once(ground.system, SINGLE_CHECKOUTS)
+    ground.system.workers.pop().stop()
+    console.print(
+        f"{SINGLE_CHECKOUTS} single checkouts at once through a worker, warm: "
+        f"{a_second:.1f} orders/s, {each_ms:.0f} ms of CPU for each order."
     )
 
 

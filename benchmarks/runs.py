@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -49,8 +50,8 @@ ORDERS = 50
 SINGLES = 5
 """Orders one at a time in a round."""
 WAITING = 12
-IDLE_SECONDS = 300.0
-"""As long as the longest of the schedules that come often; an hour is extrapolated from it."""
+IDLE_SECONDS = 120.0
+"""An hour is extrapolated from it: recovery and dispatcher listen for two, nothing comes often."""
 CLIENTS = 16
 POLL_SECONDS = 0.05
 DEADLINE_SECONDS = 1_800.0
@@ -259,27 +260,36 @@ def _with_ended_children(process: psutil.Process) -> float:
         return 0.0
 
 
-def one_at_a_time(runs: Runs, mode: str) -> None:
-    """Measure the times and the processor time of orders that come one by one."""
+def cost(runs: Runs, orders: int, work: Callable[[], None]) -> dict[str, float]:
+    """Return the milliseconds of a core that each part takes for an order.
+
+    What the idle system takes in as many seconds is subtracted.
+    """
     runs.await_process_ends()
     time.sleep(SETTLE_SECONDS)
-    quiet, quiet_since = runs.cpu(), time.monotonic()
+    idle, idle_since = runs.cpu(), time.monotonic()
     time.sleep(QUIET_SECONDS)
     before, began = runs.cpu(), time.monotonic()
-    for _ in range(SINGLES):
-        paused, completed = runs.carry_out(mode)
-        runs.note(PAUSED, mode, paused)
-        runs.note(COMPLETED, mode, completed)
+    work()
     runs.await_process_ends()
     # What the worker and the server do about the end of a run comes after it.
     time.sleep(SETTLE_SECONDS)
     after = runs.cpu()
-    # What the idle system takes in as many seconds.
-    share = (time.monotonic() - began) / (began - quiet_since)
-    parts = {
-        part: (after[part] - before[part] - (before[part] - quiet[part]) * share) / SINGLES * 1e3
-        for part in PARTS
-    }
+    share = (time.monotonic() - began) / (began - idle_since)
+    used = {p: after[p] - before[p] - share * (before[p] - idle[p]) for p in PARTS}
+    return {part: seconds / orders * 1e3 for part, seconds in used.items()}
+
+
+def one_at_a_time(runs: Runs, mode: str) -> None:
+    """Measure the times and the processor time of orders that come one by one."""
+
+    def come() -> None:
+        for _ in range(SINGLES):
+            paused, completed = runs.carry_out(mode)
+            runs.note(PAUSED, mode, paused)
+            runs.note(COMPLETED, mode, completed)
+
+    parts = cost(runs, SINGLES, come)
     for part, milliseconds in (parts | {ALL: sum(parts.values())}).items():
         runs.note(CPU.format(part=part), mode, milliseconds)
 
@@ -348,14 +358,9 @@ def idle(runs: Runs, mode: str, seconds: float) -> None:
         runs.api.pause(deployment)
 
 
-def measure(
-    local: LocalSystem,
-    report: Callable[[str], None],
-    rounds: int = ROUNDS,
-    orders: int = ORDERS,
-    idle_seconds: float = IDLE_SECONDS,
-) -> Figures:
-    """Measure both ways in turns on a system that has deployments and a worker."""
+@contextmanager
+def starting(local: LocalSystem) -> Iterator[Runs]:
+    """Prepare a system with deployments and a worker; yield what starts runs on it."""
     with open_store(local.store_url) as session:
         session.execute(update(Book).values(quantity=ENOUGH, initial_quantity=ENOUGH))
         session.execute(update(Courier).values(capacity_copies=ENOUGH))
@@ -371,9 +376,27 @@ def measure(
         set_run_command(api, WORK_POOL, None)
         time.sleep(WORKER_LOOKS_SECONDS)
         deployment_id = str(api.read_deployment_by_name(CHECKOUT_DEPLOYMENT).id)
-        if deployment_id is None:
-            raise SystemExit(f"{CHECKOUT_DEPLOYMENT} is not deployed")
-        runs = Runs(local, api, states, command, deployment_id)
+        yield Runs(local, api, states, command, deployment_id)
+
+
+def warm_at_once(local: LocalSystem, orders: int) -> tuple[float, float]:
+    """Return the orders a second of warm runs at once, and an order's milliseconds of a core."""
+    with starting(local) as runs:
+        runs.carry_out("warm")
+        each = cost(runs, orders, lambda: at_once(runs, "warm", orders))
+        (seconds,) = runs.figures[AT_ONCE]["warm"]
+    return orders / seconds, sum(each.values())
+
+
+def measure(
+    local: LocalSystem,
+    report: Callable[[str], None],
+    rounds: int = ROUNDS,
+    orders: int = ORDERS,
+    idle_seconds: float = IDLE_SECONDS,
+) -> Figures:
+    """Measure both ways in turns on a system that has deployments and a worker."""
+    with starting(local) as runs:
         for mode in MODES:
             runs.carry_out(mode)
         for number in range(rounds):

@@ -246,7 +246,7 @@ def the_copies_are_given_back_before_their_record() -> Patches:
     return [(tasks.inventory, "backward", wrong)]
 
 
-@bug("I4 one decision", "I4 courier", "I4 capacity", seeds_from=23)
+@bug("I4 one decision", "I4 courier", "I4 capacity", seeds_from=55)
 def a_second_decision_counts_as_well() -> Patches:
     def waits(order: SagaOrder, attempt: int) -> bool:
         decidable = (OrderStatus.WAITING, OrderStatus.DISPATCHING)
@@ -291,7 +291,7 @@ def a_retry_goes_on_in_the_old_attempt() -> Patches:
     return [(orders.acceptance, "_put_back", wrong)]
 
 
-@bug("I4 pivot", "I4 capacity", seeds_from=130)
+@bug("I4 pivot", "I4 capacity", seeds_from=159)
 def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
     def wrong(order_ids: Sequence[str]) -> None:
         with transaction() as session:
@@ -341,7 +341,7 @@ def a_courier_is_never_free_again() -> Patches:
     return [(tasks.dispatch, "increase", wrong)]
 
 
-@bug("I4 capacity", seeds_from=24)
+@bug("I4 capacity", seeds_from=40)
 def a_late_answer_holds_its_courier() -> Patches:
     right = tasks.couriers.record_answer
 
@@ -412,7 +412,7 @@ def a_read_only_database_is_taken_for_a_defect() -> Patches:
     return [(store.outages, "OUTAGES", {})]
 
 
-@bug("I4 a crash is no failure", seeds_from=74)
+@bug("I4 a crash is no failure", seeds_from=197)
 def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     right = flows.runs.work_pool.pool_is_closed
 
@@ -424,7 +424,7 @@ def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     return [(flows.runs.pause, "pool_is_closed", wrong)]
 
 
-@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 16)
+@bug("I4 notice", "I4 pivot", "I4 capacity", seeds_from=LISTENING_SEEDS + 33)
 def a_batch_takes_over_what_waited_when_it_looked_last() -> Patches:
     seen: dict[str, list[str]] = {}
 
