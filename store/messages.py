@@ -79,6 +79,10 @@ def _restate(schema: dict[str, Any]) -> None:
 
     The form marks a field as needed only if ``required`` has its name, and the check refuses what
     ``required`` misses. So the check takes camelCase names alone.
+
+    Before each check Prefect's server checks the schema itself, which would cost it as much as all
+    else of a run's creation. That check leaves out what is under a name that JSON Schema does not
+    know, such as ``rules``. The reference to it is dynamic because pydantic resolves plain ones.
     """
     properties: dict[str, Any] = schema["properties"]
     schema.pop("additionalProperties", None)
@@ -104,7 +108,8 @@ def _restate(schema: dict[str, Any]) -> None:
             test = {"anyOf": [{"type": "null"}, test]}
         rules.append(_rule({"properties": {name: test}}, f"{name} {rule}"))
     schema["propertyNames"] = {"enum": list(properties)}
-    schema["allOf"] = rules
+    schema["rules"] = {"allOf": rules}
+    schema["allOf"] = [{"$dynamicRef": f"#/definitions/{schema['title']}/rules"}]
 
 
 _TESTED = ("type", "minimum", "maximum", "minItems", "maxItems")
@@ -126,7 +131,7 @@ def _restate_order(schema: dict[str, Any]) -> None:
     """
     _restate(schema)
     one_title = {"anyOf": [_given("bookId"), _given("quantity")]}
-    schema["allOf"] += [
+    schema["rules"]["allOf"] += [
         *(
             _rule({"anyOf": [_given("items"), _given(name)]}, f"{name} is missing: {_EITHER}")
             for name in ("bookId", "quantity")
