@@ -16,7 +16,7 @@ from store.models import (
     OrderStatus,
     utc_now,
 )
-from store.saga import give_up
+from store.saga import mark_failed
 from store.saga_log import lock_orders, update_orders
 from store.sessions import WHOLE_RUN
 
@@ -33,7 +33,7 @@ def expire_waits(order_ids: Sequence[str]) -> None:
                 col(Order.wait_until) <= utc_now(),
             ),
         )
-        give_up(
+        mark_failed(
             session,
             [
                 (

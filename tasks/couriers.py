@@ -24,7 +24,7 @@ from store.models import (
     OrderStatus,
     utc_now,
 )
-from store.saga import give_up
+from store.saga import mark_failed
 from store.saga_log import SagaOrder, lock_order, lock_orders
 from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 from tasks.inventory import too_large
@@ -240,7 +240,7 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
     for order, answer in assigned:
         copies[answer.courier] = copies.get(answer.courier, 0) + order.copies
     increase(session, Courier, "assigned_copies", copies)
-    give_up(
+    mark_failed(
         session,
         [
             (order, NoCourierAvailable(answer.reason or "no courier takes the order"))

@@ -53,7 +53,7 @@ from store.models import (
     utc_now,
 )
 from store.payments import Answer, Charge
-from store.saga import Backward, Forward, backward, forward, give_up, held_steps
+from store.saga import Backward, Forward, backward, forward, held_steps, mark_failed
 from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from store.table_topic import TableTopic
@@ -454,7 +454,7 @@ def a_batch_that_stops_gives_up_what_still_waits() -> Patches:
     def end(order_ids: Sequence[str]) -> None:
         with transaction() as session:
             waiting = lock_orders(session, order_ids).values()
-            give_up(session, [(order, CourierWaitExpired("it stops")) for order in waiting])
+            mark_failed(session, [(order, CourierWaitExpired("it stops")) for order in waiting])
 
     return [
         (flows.batches.listening, "expired_waits", every_wait),
