@@ -124,12 +124,12 @@ def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order
             record_answers_left(client, read_order(order_id).run_id, [order_id])
         messages = answer_all(order_ids, answer)
         to_wake = {
-            decided.run_id: decided
-            for decided in decisions_of(messages).values()
-            if not (decided.run_listens or decided.others_wait)
+            state.run_id: state
+            for state in decisions_of(messages).values()
+            if state.batch is None or not (state.batch.listens or state.batch.waits)
         }
-        for decided in to_wake.values():
-            resume(client, decided)
+        for state in to_wake.values():
+            resume(client, state)
         return [read_order(order_id) for order_id in order_ids]
 
 
