@@ -77,11 +77,11 @@ COMMANDS = {
         "Serve the shop's front end by HTTP, until Ctrl-C.",
     ),
     "dispatcher": (
-        "console.dispatcher:app",
+        "console.switches:dispatcher",
         "Switch the dispatcher off or on.",
     ),
     "online": (
-        "console.online:app",
+        "console.switches:online",
         "Switch on or off the batch that carries orders as they come.",
     ),
     "dead-letters": (
