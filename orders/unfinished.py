@@ -37,7 +37,6 @@ class UnfinishedOrder:
     continuations: int
     undo_tries: int
     reminded: bool
-    in_batch: bool = False
 
 
 def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
@@ -94,5 +93,4 @@ def _unfinished(
         undo_tries=max((r.undo_tries for r in records if r.state in HOLDING), default=0),
         # A batch is asked about as a whole; hundreds of reminders would help nobody.
         reminded=order.reminded_attempt == order.attempt or batch_moved_at is not None,
-        in_batch=batch_moved_at is not None,
     )
