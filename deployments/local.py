@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -122,10 +122,6 @@ class LocalSystem:
     def store_url(self) -> str:
         """The SQLAlchemy address of the store's database."""
         return self._postgres.sqlalchemy_url("store")
-
-    def run_url(self, run_id: UUID | str) -> str:
-        """Return the address of a flow run's page in the UI."""
-        return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
 
     def settings(self) -> dict[str, str]:
         """Return the environment variables of each of the store's processes."""
