@@ -1,4 +1,4 @@
-"""The commands `checkout dispatcher` and `checkout online`."""
+"""The commands that switch the dispatcher and the batch that listens."""
 
 from collections.abc import Callable
 

@@ -173,7 +173,7 @@ class _Work:
         self._carry(finish_chunk, pages_of_run(self.run_id, DECIDED, self.chunk_size))
 
     def _carry(self, work: ChunkTask, chunks: Iterator[list[str]]) -> None:
-        """Execute a task for each chunk, several at once, while the work pool is open."""
+        """Execute a task for each chunk while the pool is open."""
         while_open = iter(lambda: None if pool_is_closed() else next(chunks, None), None)
         first = next(while_open, None)
         if first is not None:
@@ -193,7 +193,7 @@ class _Work:
     def _submit(
         self, runner: TaskRunner[Any], work: ChunkTask, chunk: list[str]
     ) -> Callable[[], Seconds]:
-        """Submit a chunk and return the call that awaits the seconds of its steps."""
+        """Submit a chunk and return the call that awaits its end."""
         if settings().batch_task_runner == "dask":
             with asking_cluster():
                 # As a list: Dask takes the annotation of `as_one` for a tuple.

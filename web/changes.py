@@ -25,7 +25,7 @@ class _Waiting:
 
 
 class Changes:
-    """The task that looks at the orders that are waited for, while its ``with`` block is open."""
+    """The task that looks at the orders that are waited for."""
 
     def __init__(self) -> None:
         self._waiting: set[_Waiting] = set()

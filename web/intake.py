@@ -34,7 +34,7 @@ class _Coming:
 
 
 class Intake:
-    """The task that records the orders, while its ``with`` block is open."""
+    """The task that records the orders."""
 
     def __init__(self) -> None:
         self._coming: asyncio.Queue[_Coming] = asyncio.Queue()

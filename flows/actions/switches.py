@@ -25,7 +25,7 @@ UNDER_WAY = (StateType.PENDING, StateType.RUNNING)
 
 
 class SwitchStatus(BaseModel):
-    """Whether a switch is on, and the names of its runs that have a process."""
+    """Whether a switch is on, with its executing runs' names."""
 
     is_on: bool
     running: list[str]
@@ -63,7 +63,7 @@ class Switch:
         return self.status(client)
 
     def off(self, client: SyncPrefectClient) -> SwitchStatus:
-        """Pause the deployments, and cancel their runs if they do not end by themselves."""
+        """Pause the deployments, and cancel runs if ``ends_runs``."""
         deployments = self.deployments(client)
         for deployment in deployments:
             client.pause_deployment(deployment.id)
@@ -109,7 +109,7 @@ def start_now(client: SyncPrefectClient, deployments: Sequence[DeploymentRespons
 
 
 def listen_again(client: SyncPrefectClient, pool: str) -> None:
-    """Start the batch that listens, if it is on and its deployment belongs to the pool."""
+    """Start the batch that listens, if it is on in this pool."""
     try:
         deployments = _listening_batch(client)
     except DeploymentNotFound:
