@@ -40,14 +40,14 @@ DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
 
 
 def _wanted() -> dict[str, Mapping[str, Any]]:
-    return deployments_of(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR)
+    return deployments_of(yaml.safe_load(PREFECT_YAML.read_text()))
 
 
 def _prefect_yaml() -> Iterator[Diagnosis]:
     if not PREFECT_YAML.is_file():
         yield not_checked(f"there is no {PREFECT_YAML}; run the doctor where the code is")
         return
-    for problem in problems(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR):
+    for problem in problems(yaml.safe_load(PREFECT_YAML.read_text())):
         yield mend(problem, "mend it in prefect.yaml, then apply it: `prefect deploy --all`")
 
 
@@ -134,7 +134,7 @@ def _is_as_wanted(schedule: DeploymentSchedule, wanted: Mapping[str, Any]) -> bo
 
 
 def _limits() -> Iterator[Diagnosis]:
-    pausing = {name for name, found in _wanted().items() if pauses(found, PROJECT_DIR)}
+    pausing = {name for name, found in _wanted().items() if pauses(found)}
     flows = {name.partition("/")[0] for name in pausing}
     with open_server() as client:
         deployed = _deployed(client)

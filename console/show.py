@@ -190,7 +190,7 @@ def _as_data(
     notes: Sequence[str] = (),
     events: Sequence[Event] = (),
 ) -> dict[str, Any]:
-    """Return an order's story for programs, with the fields of its record or None."""
+    """Return an order's story for programs."""
     return {
         **dict.fromkeys([*FIELDS, "lines", "run_url"]),
         **order,

@@ -110,7 +110,7 @@ def metrics() -> str:
 def deployed() -> dict[str, Mapping[str, Any]]:
     """Return each deployment of prefect.yaml by `flow/name`."""
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
-    return deployments_of(document, PROJECT_DIR)
+    return deployments_of(document)
 
 
 def errors_below(base: type[Exception]) -> Iterator[type[Exception]]:

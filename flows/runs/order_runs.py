@@ -70,7 +70,7 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
 
 @dataclass(frozen=True, slots=True)
 class OrderRun:
-    """A present or past run of an order, with its flow's name and its states by time.
+    """A present or past run of an order, with its states.
 
     ``lost`` is why no process will execute it, as long as it owns no order. ``unbegun`` is why it
     has not begun. Each is empty otherwise.
