@@ -14,7 +14,10 @@ def note() -> None:
 
 
 def helper() -> None:
-    list(map(lambda _: ask(), range(2)))
+    def inner() -> None:
+        ask()
+
+    inner()
 
 
 @flow(retries=0)
