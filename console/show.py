@@ -267,7 +267,6 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
 
 
 def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_json: bool) -> int:
-    """Show the runs of an order without a record."""
     next_ = _next_unrecorded(runs)
     events = in_order(list(_events(runs)))
     if as_json:
@@ -280,7 +279,6 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
 
 
 def _show_archived(order_id: str, archive: Archive, *, as_json: bool) -> int:
-    """Show where an archived order is."""
     place = shlex.quote(archive.location)
     copy = f"aws s3 cp {place} -" if archive.location.startswith("s3:") else f"cat {place}"
     facts = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, update
+from sqlalchemy import func
 from sqlmodel import col, select
 
 from store.database import reading, transaction
@@ -82,8 +82,5 @@ def continuations_of_run(run_id: str) -> int:
 def change_owner(order_id: str, from_run: str | None, to_run: str) -> None:
     """Make another run the owner of an order that belongs to ``from_run``."""
     with transaction() as session:
-        session.execute(
-            update(Order)
-            .where(col(Order.id) == order_id, col(Order.run_id) == from_run)
-            .values(run_id=to_run, updated_at=utc_now())
-        )
+        owned = (col(Order.id) == order_id, col(Order.run_id) == from_run)
+        update_orders(session, *owned, run_id=to_run, updated_at=utc_now())

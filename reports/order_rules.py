@@ -65,7 +65,6 @@ def orders() -> Check:
 
 
 def _rules_of_status() -> list[Rule]:
-    """Return the rules about what an order of each status holds."""
     taken = " OR ".join(f"{step} IN {HELD}" for step in UNDOS)
     given_back = " OR ".join(f"{step} = 'undone'" for step in UNDOS)
     refused = " OR ".join(f"{step} IN ('undone', 'void')" for step in UNDOS)
@@ -105,7 +104,6 @@ def _rules_of_status() -> list[Rule]:
 
 
 def _rules_of_steps() -> list[Rule]:
-    """Return the rules about the sequence of an order's steps."""
     return [
         Rule(
             "I5 sequence",
@@ -132,7 +130,6 @@ def _rules_of_steps() -> list[Rule]:
 
 
 def _rules_of_ending() -> list[Rule]:
-    """Return the rules of an order's reason, courier and wait."""
     return [
         Rule(
             "I4 reason",
@@ -160,7 +157,6 @@ def _rules_of_ending() -> list[Rule]:
 
 
 def _rules_of_amounts() -> list[Rule]:
-    """Return the rules of an order's price, points and amount due."""
     return [
         Rule(
             "I3 price",

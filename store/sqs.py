@@ -281,7 +281,6 @@ class SqsQueue:
         """See :meth:`OrderQueue.close`. Nothing is kept open."""
 
     def _counts(self, url: str) -> tuple[int, int]:
-        """Return a queue's numbers of ready and held messages."""
         with aws.calling(f"counting the messages of {url}", ERRORS):
             counted = self._client.get_queue_attributes(
                 QueueUrl=url,

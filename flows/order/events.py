@@ -55,7 +55,7 @@ def emit_statuses(order_ids: Iterable[str]) -> None:
         with _unaffected(order_id):
             order = read_order(order_id)
             logger.info("order %s is %s", order.id, order.status, extra={"order_id": order.id})
-            _emit(order)
+            emit_event(**of_status(order))
             if order.status == OrderStatus.COMPENSATION_FAILED:
                 announce_failed_compensation(order)
 
@@ -95,7 +95,7 @@ def _unaffected(order_id: str) -> Iterator[None]:
 def emit_wait(order: Order) -> None:
     """Emit the order's status and publish the notice of its wait."""
     with _unaffected(order.id):
-        _emit(order)
+        emit_event(**of_status(order))
         announce_wait(order, form_url(order))
 
 
@@ -139,10 +139,6 @@ def run_url(run_id: str) -> str:
 def timeline_url(order_id: str) -> str:
     """Return the address of an order's newest timeline in the Prefect UI."""
     return f"{PREFECT_UI_URL.value() or ''}/artifacts/key/{artifact_key(order_id)}"
-
-
-def _emit(order: Order) -> None:
-    emit_event(**of_status(order))
 
 
 def artifact_key(order_id: str) -> str:
