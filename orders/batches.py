@@ -232,9 +232,9 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """A batch's orders by status and by error, its money in cents and its points.
+    """A batch's orders by status and error, its money and points.
 
-    The most frequent come first. A charge that is still in doubt counts as nothing until its refund
+    Money is cents. The most frequent statuses and errors come first. A charge that is still in doubt counts as nothing until its refund
     finds it out.
     """
 
