@@ -234,8 +234,8 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
 class Sums:
     """A batch's orders by status and error, its money and points.
 
-    Money is cents. The most frequent statuses and errors come first. A charge that is still in doubt counts as nothing until its refund
-    finds it out.
+    Money is cents. The most frequent statuses and errors come first. A charge that is still in
+    doubt counts as nothing until its refund finds it out.
     """
 
     by_status: dict[str, int]

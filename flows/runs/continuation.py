@@ -59,9 +59,9 @@ def continue_crashed_run(
 def who_asked(run_id: str) -> str | None:
     """Return the state by which a person started this execution.
 
-    It is the state's id. None is returned for a run that the store started or restarted by itself, and for one that was
-    resumed. An execution is started by the last state in which the run was scheduled. The process
-    may be slow to come: others may have been started since.
+    It is the state's id. None is returned for a run that the store started or restarted by itself,
+    and for one that was resumed. An execution is started by the last state in which the run was
+    scheduled. The process may be slow to come: others may have been started since.
     """
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(run_id))
