@@ -16,11 +16,7 @@ from prefect.settings import get_current_settings
 
 from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
 from console.prefect_checks import open_server
-from deployments.automations import (
-    HEARTBEAT_SECONDS,
-    SILENCE_SECONDS,
-    automations,
-)
+from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automations
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
 from flows.runs.lost_runs import lost_runs

@@ -112,12 +112,7 @@ def _is_to_start(run: OrderRun) -> bool:
 
 
 def what_next(
-    order: Order,
-    run: State[Any] | None,
-    now: datetime,
-    *,
-    is_known: bool,
-    stranded: bool = False,
+    order: Order, run: State[Any] | None, now: datetime, *, is_known: bool, stranded: bool = False
 ) -> str:
     """Return what happens to an order next if no person acts.
 

@@ -32,11 +32,7 @@ from flows.batches.limits import (
     TOLERATED_FAILURES,
 )
 from flows.batches.listening import listen
-from flows.batches.report import (
-    Progress,
-    publish,
-    report_on,
-)
+from flows.batches.report import Progress, publish, report_on
 from flows.batches.wait import await_decisions, decided_soon, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run

@@ -219,10 +219,7 @@ def next_move(
 
 
 def _make(
-    move: Move,
-    orders: Sequence[UnfinishedOrder],
-    client: SyncPrefectClient,
-    report: RecoveryReport,
+    move: Move, orders: Sequence[UnfinishedOrder], client: SyncPrefectClient, report: RecoveryReport
 ) -> None:
     """Make a move for its orders and report its failure without raising."""
     acts: dict[Move, Callable[[list[UnfinishedOrder]], object]] = {

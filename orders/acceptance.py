@@ -187,10 +187,7 @@ def failed_orders_without_customer(run_id: str) -> list[str]:
 
 
 def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
-    return (
-        col(Order.run_id) == run_id,
-        col(Order.status).in_(FAILED),
-    )
+    return (col(Order.run_id) == run_id, col(Order.status).in_(FAILED))
 
 
 def _begin_again(session: Session, methods: Mapping[str, str], run_id: str, asked_by: str) -> None:
@@ -218,8 +215,7 @@ def _begin_again(session: Session, methods: Mapping[str, str], run_id: str, aske
     }
     session.execute(
         insert(Attempt).from_select(
-            list(requests),
-            select_columns(*requests.values()).where(among(col(Order.id), methods)),
+            list(requests), select_columns(*requests.values()).where(among(col(Order.id), methods))
         )
     )
     update_rows(

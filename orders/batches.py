@@ -16,15 +16,7 @@ from sqlmodel import col, select
 from store.bulk import among, insert_missing, read_rows
 from store.database import reading, transaction
 from store.errors import BatchNotFound
-from store.models import (
-    ENDED,
-    Batch,
-    Order,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-    utc_now,
-)
+from store.models import ENDED, Batch, Order, OrderStatus, SagaRecord, StepState, utc_now
 from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 from tasks.retries import retried
@@ -164,8 +156,7 @@ def being_undone(order_ids: Sequence[str]) -> list[str]:
         return list(
             session.scalars(
                 select(Order.id).where(
-                    among(col(Order.id), order_ids),
-                    col(Order.status) == OrderStatus.COMPENSATING,
+                    among(col(Order.id), order_ids), col(Order.status) == OrderStatus.COMPENSATING
                 )
             )
         )
@@ -217,9 +208,7 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
         found = session.execute(
             select(col(Order.id), col(Order.status), col(Order.error), col(Order.message))
             .where(
-                col(Order.run_id) == run_id,
-                col(Order.error).is_not(None),
-                col(Order.id) > after,
+                col(Order.run_id) == run_id, col(Order.error).is_not(None), col(Order.id) > after
             )
             .order_by(col(Order.id))
             .limit(limit)

@@ -79,9 +79,7 @@ def backlog() -> Backlog:
     with reading() as session:
         orders, of_front_ends, oldest = session.execute(
             select(
-                func.count(),
-                func.count(col(Order.submitted_by)),
-                func.min(col(Order.updated_at)),
+                func.count(), func.count(col(Order.submitted_by)), func.min(col(Order.updated_at))
             ).where(
                 col(Order.status) == OrderStatus.SUBMITTED,
                 col(Order.updated_at) < now - timedelta(seconds=UNCLAIMED_SECONDS),

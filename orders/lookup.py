@@ -9,16 +9,8 @@ from sqlmodel import col, select
 from store.archived_orders import require_not_archived
 from store.bulk import among, read_rows
 from store.database import reading
-from store.errors import (
-    OrderError,
-    OrderNotFound,
-    recorded_error,
-)
-from store.models import (
-    Order,
-    OrderLine,
-    OrderStatus,
-)
+from store.errors import OrderError, OrderNotFound, recorded_error
+from store.models import Order, OrderLine, OrderStatus
 from tasks.retries import retried
 
 

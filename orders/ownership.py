@@ -6,11 +6,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 
 from store.database import reading, transaction
-from store.models import (
-    ENDED,
-    Order,
-    utc_now,
-)
+from store.models import ENDED, Order, utc_now
 from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 

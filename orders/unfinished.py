@@ -7,15 +7,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 
 from store.database import reading
-from store.models import (
-    BEFORE_PIVOT,
-    ENDED,
-    HOLDING,
-    Batch,
-    Order,
-    OrderStatus,
-    SagaRecord,
-)
+from store.models import BEFORE_PIVOT, ENDED, HOLDING, Batch, Order, OrderStatus, SagaRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,8 @@ from sqlmodel import col, select
 
 from store.bulk import among, read_rows
 from store.database import reading, transaction
-from store.errors import (
-    CourierWaitExpired,
-)
-from store.models import (
-    Order,
-    OrderStatus,
-    utc_now,
-)
+from store.errors import CourierWaitExpired
+from store.models import Order, OrderStatus, utc_now
 from store.saga import mark_failed
 from store.saga_log import lock_orders, update_orders
 from store.sessions import WHOLE_RUN

@@ -9,15 +9,7 @@ from sqlmodel import Session, select
 from reports.compensations import open_undos
 from reports.history import answers_of, currencies_of, lines_of, records_of
 from store.database import reading
-from store.models import (
-    Courier,
-    Decision,
-    Notification,
-    Order,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-)
+from store.models import Courier, Decision, Notification, Order, OrderStatus, SagaRecord, StepState
 from store.settings import settings
 from tasks.steps import UNDOS
 from tasks.undo import Taken

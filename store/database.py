@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from sqlalchemy import (
-    Engine,
-    ExceptionContext,
-    NullPool,
-    QueuePool,
-    create_engine,
-    event,
-)
+from sqlalchemy import Engine, ExceptionContext, NullPool, QueuePool, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty

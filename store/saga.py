@@ -307,8 +307,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
         failing = [orders[i] for i in order_ids if i in orders and orders[i].status in UNDOING]
         held = {r.order_id: r for r in records(session, failing, [step]) if r.state in HOLDING}
         group = Backward(
-            session=session,
-            todo=[(order, held[order.id]) for order in failing if order.id in held],
+            session=session, todo=[(order, held[order.id]) for order in failing if order.id in held]
         )
         yield group
         group._write()

@@ -259,10 +259,7 @@ class SqsQueue:
         deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
         while time.monotonic() < deadline and (
             came := self._receive(
-                self.dead_letter_url,
-                aws.BATCH_ENTRIES,
-                REDRIVE_POLL_SECONDS,
-                REDRIVE_HIDES_SECONDS,
+                self.dead_letter_url, aws.BATCH_ENTRIES, REDRIVE_POLL_SECONDS, REDRIVE_HIDES_SECONDS
             )
         ):
             # SQS may deliver one twice; its last receipt is the one that holds it.

@@ -12,18 +12,9 @@ from sqlmodel import Session, col, select
 
 from store.bulk import increase, insert_rows, update_rows
 from store.database import transaction
-from store.errors import (
-    InvalidDecision,
-    NoCourierAvailable,
-)
+from store.errors import InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
-from store.models import (
-    Courier,
-    Decision,
-    Order,
-    OrderStatus,
-    utc_now,
-)
+from store.models import Courier, Decision, Order, OrderStatus, utc_now
 from store.saga import mark_failed
 from store.saga_log import SagaOrder, lock_order, lock_orders
 from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
@@ -64,9 +55,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
                 continue
             if order.copies > largest:
                 answer = CourierAnswer(
-                    outcome=NO_COURIER,
-                    reason=str(too_large(order.copies)),
-                    answered_by=DISPATCHER,
+                    outcome=NO_COURIER, reason=str(too_large(order.copies)), answered_by=DISPATCHER
                 )
             else:
                 freest = max(free, key=lambda id_: free[id_])

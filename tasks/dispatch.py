@@ -20,14 +20,7 @@ from store.errors import (
     TopicUnavailable,
 )
 from store.messages import OrderMessage
-from store.models import (
-    Book,
-    Courier,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-    utc_now,
-)
+from store.models import Book, Courier, OrderStatus, SagaRecord, StepState, utc_now
 from store.notifications import Notice
 from store.partners import order_queue, topic
 from store.saga import forward

@@ -83,8 +83,7 @@ def _order_of(body: bytes, key: str | None) -> CheckoutOrder:
     if key is None:
         if order.order_id is None:
             raise HTTPException(
-                422,
-                [Problem("orderId", "is missing; give it, or the header Idempotency-Key")],
+                422, [Problem("orderId", "is missing; give it, or the header Idempotency-Key")]
             )
         return order
     if order.order_id not in (None, key):
