@@ -20,8 +20,7 @@ from orders.unfinished import as_unfinished
 from reports.compensations import OpenUndo, next_try_at, open_undos
 from reports.notices import where_to_answer
 from reports.story import Event, Story, story
-from store.archive_tables import Archive
-from store.archived_orders import archive_of
+from store.archived_orders import Archive, archive_of
 from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, FAILED, Order, OrderStatus, utc_now

@@ -26,7 +26,7 @@ from store.archive_files import (
     write_file,
 )
 from store.archive_places import created, exists, is_at, location_in, opened
-from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import Archive, ArchivedOrder
 from store.bulk import among, increase, insert_rows
 from store.checkpoint import forget_checkpoint
 from store.database import reading, revisions, snapshot, transaction

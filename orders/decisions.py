@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from store.archive_files import archived_among
+from store.archived_orders import archived_among
 from store.bulk import among, read_rows
 from store.database import reading
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage

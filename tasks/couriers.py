@@ -91,10 +91,9 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         if _waits(order, order.attempt):
             _require_sense(order.copies, answer, lock_couriers(session))
             _decide(session, [(order, answer)])
-            return _decisions(session, order)[0]
-        counting = _decisions(session, order)
-        if counting and _says(counting[0], answer):
-            return counting[0]
+        counts = _decision(session, order)
+        if counts is not None and _says(counts, answer):
+            return counts
         late = Decision(**_row(order, answer), accepted=False)
         session.add(late)
         session.flush()
@@ -107,7 +106,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
             extra={"order_id": order.id},
         )
         session.expunge(late)
-        return counting[0] if counting else late
+        return counts or late
 
 
 def answer_all(order_ids: Sequence[str], answer: CourierAnswer) -> list[OrderMessage]:
@@ -251,17 +250,17 @@ def _row(order: SagaOrder, answer: CourierAnswer) -> dict[str, Any]:
     }
 
 
-def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
-    """Return the present attempt's accepted decision as a list, else empty."""
+def _decision(session: Session, order: SagaOrder) -> Decision | None:
+    """Return the present attempt's accepted decision, if it has one."""
     found = session.exec(
         select(Decision).where(
             col(Decision.order_id) == order.id,
             col(Decision.attempt) == order.attempt,
             col(Decision.accepted),
         )
-    ).all()
+    ).first()
     session.expunge_all()
-    return list(found)
+    return found
 
 
 def _says(decision: Decision, answer: CourierAnswer) -> bool:

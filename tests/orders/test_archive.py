@@ -37,8 +37,7 @@ from store.archive_files import (
     write_file,
 )
 from store.archive_places import exists, opened
-from store.archive_tables import Archive, ArchivedOrder
-from store.archived_orders import archive_of
+from store.archived_orders import Archive, ArchivedOrder, archive_of
 from store.blockers import blockers
 from store.database import reading, snapshot, transaction
 from store.errors import ArchiveDamaged, ArchiveRefused, CheckoutFailed, OrderArchived
