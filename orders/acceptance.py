@@ -254,7 +254,6 @@ def known_order(order: CheckoutOrder) -> Order | None:
         found = session.get(Order, order.order_id) if order.order_id else None
         if found is not None:
             require_same(order.content(), found.request, found.id)
-            session.expunge(found)
             return found
         if order.order_id:
             require_not_archived(session, order.order_id)

@@ -46,7 +46,6 @@ def archives_to_verify(files: list[str]) -> list[tuple[Archive, str]]:
     """
     with reading() as session:
         known = archives(session)
-        session.expunge_all()
     if not files:
         return [(archive, archive.location) for archive in known]
     return [(_archive_of(file, known), file) for file in files]

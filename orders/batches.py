@@ -40,7 +40,6 @@ def begin_batch(
     with transaction() as session:
         inserted = insert_missing(session, Batch, [_batch(run_id, source, wait, listens_until)])
         batch = session.get_one(Batch, run_id)
-        session.expunge(batch)
         return batch, bool(inserted)
 
 
@@ -85,9 +84,7 @@ def change_batch_owner(from_run: str, to_run: str) -> None:
 def read_batch(run_id: str) -> Batch:
     """Return the record of the run's batch, which must exist."""
     with reading() as session:
-        batch = session.get_one(Batch, run_id)
-        session.expunge(batch)
-        return batch
+        return session.get_one(Batch, run_id)
 
 
 def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:

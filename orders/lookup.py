@@ -29,7 +29,6 @@ def read_order(order_id: str) -> Order:
                 f"There is no order {order_id}, or its run has not begun yet. "
                 "`checkout list` shows those there are."
             )
-        session.expunge(order)
         return order
 
 
@@ -63,9 +62,7 @@ def find_orders(
         wanted = wanted.where(col(Order.created_at) <= accepted_until)
     newest_first = (col(Order.created_at).desc(), col(Order.id).desc())
     with reading() as session:
-        found = list(session.exec(wanted.order_by(*newest_first).limit(limit)))
-        session.expunge_all()
-        return found
+        return list(session.exec(wanted.order_by(*newest_first).limit(limit)))
 
 
 def count_orders(status: OrderStatus) -> int:

@@ -37,7 +37,6 @@ def finished_orders_of_run(run_id: str) -> list[Order]:
     """Return the flow run's orders if all have ended, else none."""
     with reading() as session:
         orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
-        session.expunge_all()
         return orders if all(order.status in ENDED for order in orders) else []
 
 

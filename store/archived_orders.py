@@ -76,13 +76,11 @@ def archived(order_id: str) -> OrderArchived:
 def archive_of(order_id: str) -> Archive | None:
     """Return the archive that has the order, if one does."""
     with reading() as session:
-        found = session.exec(
+        return session.exec(
             select(Archive)
             .join(ArchivedOrder, col(ArchivedOrder.archive_id) == col(Archive.id))
             .where(ArchivedOrder.order_id == order_id)
         ).first()
-        session.expunge_all()
-        return found
 
 
 def archived_among(

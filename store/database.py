@@ -138,7 +138,8 @@ def transaction(limits: Limits = STEP) -> Iterator[Session]:
     """
     bind = engine(settings().database_url)
     try:
-        with Session(bind) as session, session.begin():
+        # What was read or written may be looked at when the transaction is over.
+        with Session(bind, expire_on_commit=False) as session, session.begin():
             if limits != STEP:
                 limit(session.connection(), limits)
             yield session

@@ -96,7 +96,6 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
             return counts
         late = Decision(**_row(order, answer), accepted=False)
         session.add(late)
-        session.flush()
         logger.warning(
             "late answer for order %s, which is %s: %s %s; it changes nothing",
             order.id,
@@ -105,7 +104,6 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
             answer.courier,
             extra={"order_id": order.id},
         )
-        session.expunge(late)
         return counts or late
 
 
@@ -252,15 +250,13 @@ def _row(order: SagaOrder, answer: CourierAnswer) -> dict[str, Any]:
 
 def _decision(session: Session, order: SagaOrder) -> Decision | None:
     """Return the present attempt's accepted decision, if it has one."""
-    found = session.exec(
+    return session.exec(
         select(Decision).where(
             col(Decision.order_id) == order.id,
             col(Decision.attempt) == order.attempt,
             col(Decision.accepted),
         )
     ).first()
-    session.expunge_all()
-    return found
 
 
 def _says(decision: Decision, answer: CourierAnswer) -> bool:
