@@ -7,7 +7,7 @@ from cyclopts import App, CycloptsError, Parameter
 from console.listing import Age
 from orders.archive import archive_orders, due_months
 from orders.archive_check import archives_to_verify, verify
-from store.archive_tables import Archive
+from store.archived_orders import Archive
 from terminal.output import AsJson, print_json, terminal
 
 app = App(name="archive")

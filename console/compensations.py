@@ -45,12 +45,7 @@ app = App(name="compensations")
 
 
 @app.default
-def compensations(
-    *,
-    limit: Limit = 100,
-    wide: Wide = False,
-    as_json: AsJson = False,
-) -> int:
+def compensations(*, limit: Limit = 100, wide: Wide = False, as_json: AsJson = False) -> int:
     """List failed undos with their amounts, errors and next tries.
 
     recover_orders retries each after a minute at first and an hour at most. Retry one at once with

@@ -1,30 +1,28 @@
-"""The doctor's checks of deployments, schedules, pools, workers and automations."""
+"""The doctor's checks of deployments, pools, workers, automations and runs."""
 
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, EventTrigger
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import (
-    get_current_settings,
-)
+from prefect.settings import get_current_settings
 
 from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
 from console.prefect_checks import open_server
-from deployments.automations import (
-    HEARTBEAT_SECONDS,
-    SILENCE_SECONDS,
-    automations,
-)
+from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automations
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
+from flows.runs.lost_runs import lost_runs
 from orders.listening import backlog, is_listened
+from store.errors import first_of
+from store.models import utc_now
 from store.settings import settings
 from terminal.output import duration
 
@@ -38,18 +36,15 @@ DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
 
 
 def _wanted() -> dict[str, Mapping[str, Any]]:
-    return deployments_of(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR)
+    return deployments_of(yaml.safe_load(PREFECT_YAML.read_text()))
 
 
 def _prefect_yaml() -> Iterator[Diagnosis]:
     if not PREFECT_YAML.is_file():
         yield not_checked(f"there is no {PREFECT_YAML}; run the doctor where the code is")
         return
-    found = problems(yaml.safe_load(PREFECT_YAML.read_text()), PROJECT_DIR)
-    for problem in found:
+    for problem in problems(yaml.safe_load(PREFECT_YAML.read_text())):
         yield mend(problem, "mend it in prefect.yaml, then apply it: `prefect deploy --all`")
-    if not found:
-        yield ok("prefect.yaml has nothing that Prefect would ignore or run unsafely")
 
 
 def _deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
@@ -66,55 +61,41 @@ def _pages(read: Any) -> Iterator[Any]:
 
 
 def _deployments() -> Iterator[Diagnosis]:
-    wanted = _wanted()
     with open_server() as client:
         deployed = _deployed(client)
-    well = True
-    for name, deployment in wanted.items():
+    for name, deployment in _wanted().items():
         found = deployed.get(name)
         if found is None:
-            well = False
             yield mend(f"{name} is not deployed", DEPLOY_AGAIN)
         elif found.entrypoint != deployment["entrypoint"]:
-            well = False
             yield mend(
                 f"{name} runs {found.entrypoint}, prefect.yaml says {deployment['entrypoint']}",
                 DEPLOY_AGAIN,
             )
-    if well:
-        yield ok(f"the {len(wanted)} deployments of prefect.yaml are there")
 
 
 def _continuations() -> Iterator[Diagnosis]:
     with open_server() as client:
         deployed = _deployed(client)
     chosen = settings()
-    missing = {
-        "STORE_CHECKOUT_DEPLOYMENT": chosen.checkout_deployment,
-        "STORE_BATCH_DEPLOYMENT": chosen.batch_deployment,
-    }
-    missing = {setting: name for setting, name in missing.items() if name not in deployed}
-    for setting, name in missing.items():
-        yield mend(
-            f"{setting} is {name}, which is not deployed: an order whose run is lost goes nowhere",
-            f"deploy it, or set {setting} to one that is",
-        )
-    if not missing:
-        yield ok("the deployments in which orders go on after a crash are there")
+    for setting, name in (
+        ("STORE_CHECKOUT_DEPLOYMENT", chosen.checkout_deployment),
+        ("STORE_BATCH_DEPLOYMENT", chosen.batch_deployment),
+    ):
+        if name not in deployed:
+            yield mend(
+                f"{setting} is {name}, which is not deployed: an order whose run is lost goes "
+                "nowhere",
+                f"deploy it, or set {setting} to one that is",
+            )
 
 
 def _schedules() -> Iterator[Diagnosis]:
     with open_server() as client:
         deployed = _deployed(client)
-    problems = [
-        diagnosis
-        for name, deployment in _wanted().items()
-        if name in deployed
-        for diagnosis in _schedules_of(name, deployment, deployed[name])
-    ]
-    yield from problems
-    if not problems:
-        yield ok("every schedule of prefect.yaml is active")
+    for name, deployment in _wanted().items():
+        if name in deployed:
+            yield from _schedules_of(name, deployment, deployed[name])
 
 
 def _schedules_of(
@@ -149,23 +130,17 @@ def _is_as_wanted(schedule: DeploymentSchedule, wanted: Mapping[str, Any]) -> bo
 
 
 def _limits() -> Iterator[Diagnosis]:
-    pausing = {name for name, found in _wanted().items() if pauses(found, PROJECT_DIR)}
+    pausing = {name for name, found in _wanted().items() if pauses(found)}
     flows = {name.partition("/")[0] for name in pausing}
     with open_server() as client:
         deployed = _deployed(client)
     # Others may have deployed the same flows under other names.
-    limited = [
-        name
-        for name, found in deployed.items()
-        if name.partition("/")[0] in flows and found.global_concurrency_limit is not None
-    ]
-    for name in limited:
-        yield mend(
-            f"{name} has a concurrency limit: a run that pauses longer than its lease crashes",
-            "take the limit off the deployment; limit the work pool instead",
-        )
-    if not limited:
-        yield ok("no deployment whose run pauses has a concurrency limit")
+    for name, found in deployed.items():
+        if name.partition("/")[0] in flows and found.global_concurrency_limit is not None:
+            yield mend(
+                f"{name} has a concurrency limit: a run that pauses longer than its lease crashes",
+                "take the limit off the deployment; limit the work pool instead",
+            )
 
 
 def work_pools(client: SyncPrefectClient) -> dict[str, WorkPool | None]:
@@ -269,22 +244,17 @@ def _automations() -> Iterator[Diagnosis]:
     with open_server() as client:
         names = [wanted.name for wanted in automations(SILENCE_SECONDS)]
         found = {name: client.read_automations_by_name(name) for name in names}
-    problems = []
     for name, of_name in found.items():
         if not of_name:
-            problems.append(warning(f"the automation “{name}” is missing", remedy))
+            yield warning(f"the automation “{name}” is missing", remedy)
         elif len(of_name) > 1:
-            problems.append(
-                warning(
-                    f"the automation “{name}” is there {len(of_name)} times", "delete all but one"
-                )
+            yield warning(
+                f"the automation “{name}” is there {len(of_name)} times", "delete all but one"
             )
         if of_name and not of_name[0].enabled:
-            problems.append(warning(f"the automation “{name}” is disabled", "enable it in the UI"))
-        problems += [unfit for each in of_name for unfit in _unfitting(each)]
-    yield from problems
-    if not problems:
-        yield ok("the store's automations are there, and fit the heartbeats and deployments")
+            yield warning(f"the automation “{name}” is disabled", "enable it in the UI")
+        for each in of_name:
+            yield from _unfitting(each)
 
 
 def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
@@ -302,15 +272,48 @@ def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
                 )
 
 
+def _lost_runs() -> Iterator[Diagnosis]:
+    with get_client(sync_client=True) as client:
+        lost = lost_runs(client, utc_now())
+    if lost:
+        reasons = first_of(f"{run.name}: {why}" for run, why in lost)
+        yield warning(
+            f"no process has {len(lost)} runs, which own no order yet ({reasons})",
+            "recover_orders starts them again within a minute; if they stay here, see that its "
+            "deployment is scheduled and that a worker takes its runs",
+        )
+
+
+NEEDED = ("prefect server", "prefect.yaml")
 DEPLOYMENT_CHECKS = (
-    Check("prefect.yaml", _prefect_yaml),
+    Check(
+        "prefect.yaml",
+        _prefect_yaml,
+        "prefect.yaml has nothing that Prefect would ignore or run unsafely",
+    ),
     # Before the deployments, which are refused without their pool.
-    Check("work pools", _work_pools, needs=("prefect server", "prefect.yaml")),
-    Check("deployments", _deployments, needs=("prefect server", "prefect.yaml")),
-    Check("continuations", _continuations, needs=("prefect server", "settings")),
-    Check("schedules", _schedules, needs=("prefect server", "prefect.yaml")),
-    Check("limits", _limits, needs=("prefect server", "prefect.yaml")),
-    Check("workers", _workers, needs=("prefect server", "prefect.yaml")),
+    Check("work pools", _work_pools, needs=NEEDED),
+    Check("deployments", _deployments, "every deployment of prefect.yaml is there", NEEDED),
+    Check(
+        "continuations",
+        _continuations,
+        "the deployments in which orders go on after a crash are there",
+        ("prefect server", "settings"),
+    ),
+    Check("schedules", _schedules, "every schedule of prefect.yaml is active", NEEDED),
+    Check("limits", _limits, "no deployment whose run pauses has a concurrency limit", NEEDED),
+    Check("workers", _workers, needs=NEEDED),
     Check("online", _online, needs=("prefect server", "migrations")),
-    Check("automations", _automations, needs=("prefect server",)),
+    Check(
+        "automations",
+        _automations,
+        "the store's automations are there, and fit the heartbeats and deployments",
+        ("prefect server",),
+    ),
+    Check(
+        "lost runs",
+        _lost_runs,
+        "every run that was accepted has a process, or a worker to take it",
+        ("database", "prefect server"),
+    ),
 )

@@ -30,12 +30,22 @@ class Diagnosis:
 class Check(NamedTuple):
     """A named check, with the checks that it needs.
 
-    docs/runbook.md has a row for each name.
+    docs/runbook.md has a row for each name. ``well`` is said where ``find`` yields nothing.
     """
 
     name: str
-    look: Callable[[], Iterator[Diagnosis]]
+    find: Callable[[], Iterator[Diagnosis]]
+    well: str = ""
     needs: tuple[str, ...] = ()
+
+    def look(self) -> Iterator[Diagnosis]:
+        """Yield what was found, or that all is well."""
+        is_well = True
+        for diagnosis in self.find():
+            is_well = False
+            yield diagnosis
+        if is_well:
+            yield ok(self.well)
 
 
 def ok(says: str) -> Diagnosis:

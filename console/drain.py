@@ -31,10 +31,7 @@ def drain(
         name = pool or pools.pool_of_checkouts(client)
         progress.print(f"Pausing work pool {name}; `checkout reopen --pool {name}` resumes it.")
         report = pools.drain(
-            client,
-            name,
-            timeout,
-            lambda what: progress.print(f"Under way: {what}"),
+            client, name, timeout, lambda what: progress.print(f"Under way: {what}")
         )
     if as_json:
         print_json(report.model_dump())
@@ -52,7 +49,7 @@ def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
     elif report.was_closed:
         terminal().print(
             f"Work pool {report.pool} is resumed. Orders whose wait was prolonged: "
-            f"{report.prolonged}",
+            f"{report.prolonged}"
         )
     else:
         terminal().print(f"Work pool {report.pool} was not paused.")

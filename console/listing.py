@@ -106,10 +106,7 @@ def list_orders(
             *("order", "status", "attempt", "age", "time left", "customer", "copies"),
             *("total", "points", "charge", "why"),
         ],
-        [
-            *(_unbegun_row(order, now) for order in unbegun),
-            *(_row(order, now) for order in found),
-        ],
+        [*(_unbegun_row(order, now) for order in unbegun), *(_row(order, now) for order in found)],
         empty="There is no such order.",
         text="why",
         expendable=["points", "attempt", "total", "customer", "copies", "time left", "charge"],
@@ -169,10 +166,7 @@ def order_as_data(order: Order) -> dict[str, Any]:
 
 
 def _as_data(order: Order, now: datetime) -> dict[str, Any]:
-    return {
-        **order_as_data(order),
-        "age_seconds": int((now - order.created_at).total_seconds()),
-    }
+    return {**order_as_data(order), "age_seconds": int((now - order.created_at).total_seconds())}
 
 
 def _unbegun_as_data(order: UnbegunOrder, now: datetime) -> dict[str, Any]:

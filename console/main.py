@@ -19,30 +19,12 @@ COMMANDS = {
         "console.orders:submit",
         "Start the checkout of one order and print its id and link.",
     ),
-    "list": (
-        "console.listing:list_orders",
-        "List orders, newest first, that match all options.",
-    ),
-    "show": (
-        "console.show:show",
-        "Show an order's state, next step and complete timeline.",
-    ),
-    "answer": (
-        "console.answer:answer",
-        "Answer waiting orders with a courier, or with none.",
-    ),
-    "form": (
-        "console.answer:form",
-        "Start a run with a form for a batch's waiting order.",
-    ),
-    "cancel": (
-        "console.orders:cancel",
-        "Cancel an order without a courier and compensate it.",
-    ),
-    "retry": (
-        "console.orders:retry",
-        "Begin a new attempt of a rejected or compensated order.",
-    ),
+    "list": ("console.listing:list_orders", "List orders, newest first, that match all options."),
+    "show": ("console.show:show", "Show an order's state, next step and complete timeline."),
+    "answer": ("console.answer:answer", "Answer waiting orders with a courier, or with none."),
+    "form": ("console.answer:form", "Start a run with a form for a batch's waiting order."),
+    "cancel": ("console.orders:cancel", "Cancel an order without a courier and compensate it."),
+    "retry": ("console.orders:retry", "Begin a new attempt of a rejected or compensated order."),
     "compensations": (
         "console.compensations:app",
         "List failed undos with their amounts, errors and next tries.",
@@ -52,18 +34,12 @@ COMMANDS = {
         "console.audit:check_books",
         "Audit stock, points, money, endings and records over the whole database.",
     ),
-    "report": (
-        "console.sales:report",
-        "Report the orders, copies, points and money of a period.",
-    ),
+    "report": ("console.sales:report", "Report the orders, copies, points and money of a period."),
     "export": (
         "console.sales:export",
         "Print the orders accepted in a period, as CSV for a spreadsheet.",
     ),
-    "archive": (
-        "console.archive:app",
-        "Move orders that ended long ago into files, one a month.",
-    ),
+    "archive": ("console.archive:app", "Move orders that ended long ago into files, one a month."),
     "doctor": (
         "console.doctor:doctor",
         "Check every part of the shop and print each fault's remedy.",
@@ -72,22 +48,13 @@ COMMANDS = {
         "console.metrics:metrics",
         "Print the shop's metrics for Prometheus, serve them, or write a file.",
     ),
-    "serve": (
-        "console.serve:serve",
-        "Serve the shop's front end by HTTP, until Ctrl-C.",
-    ),
-    "dispatcher": (
-        "console.dispatcher:app",
-        "Switch the dispatcher off or on.",
-    ),
+    "serve": ("console.serve:serve", "Serve the shop's front end by HTTP, until Ctrl-C."),
+    "dispatcher": ("console.switches:dispatcher", "Switch the dispatcher off or on."),
     "online": (
-        "console.online:app",
+        "console.switches:online",
         "Switch on or off the batch that carries orders as they come.",
     ),
-    "dead-letters": (
-        "console.queue:app",
-        "List dead letters, redrive them or drop them.",
-    ),
+    "dead-letters": ("console.queue:app", "List dead letters, redrive them or drop them."),
     "redrive": (
         "console.queue:redrive_all",
         "Redrive all dead letters, once their cause is mended.",
@@ -96,10 +63,7 @@ COMMANDS = {
         "console.drain:drain",
         "Pause the work pool and hand waiting orders over before workers stop.",
     ),
-    "reopen": (
-        "console.drain:reopen",
-        "Resume a paused work pool and its orders.",
-    ),
+    "reopen": ("console.drain:reopen", "Resume a paused work pool and its orders."),
     "completion": (
         "console.completion:completion",
         "Print the completion of this command for a shell.",

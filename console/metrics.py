@@ -39,6 +39,8 @@ class Metric(NamedTuple):
 
 
 UP = Metric("store_up", "1 if the part answers, 0 if it does not", ("part",))
+LATE_RUNS = Metric("store_runs_late", "Runs of the checkouts' work pool that Prefect shows as Late")
+LATE = Metric("store_run_late_seconds", "Seconds by which the most overdue run is late")
 ORDERS = Metric("store_orders", "Unfinished orders that have this status", ("status",))
 IDLE = Metric(
     "store_order_idle_seconds",
@@ -86,24 +88,7 @@ BLOCKING = Metric(
 BLOCKED = Metric(
     "store_blocked_sessions", "Database sessions that wait for this session's locks", ("session",)
 )
-LATE_RUNS = Metric("store_runs_late", "Runs of the checkouts' work pool that Prefect shows as Late")
-LATE = Metric("store_run_late_seconds", "Seconds by which the most overdue run is late")
-METRICS = (
-    *(
-        UP,
-        LATE_RUNS,
-        LATE,
-        ORDERS,
-        IDLE,
-        WAITED,
-        FORGOTTEN,
-        FAILED_UNDOS,
-        FAILED_REFUNDS,
-        ENDINGS,
-        STEPS,
-    ),
-    *(STEP_AVERAGE, STEP_LONGEST, UNDOS, MESSAGES, BLOCKING, BLOCKED),
-)
+METRICS = tuple(each for each in vars().values() if isinstance(each, Metric))
 
 Port = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=65535))]
 

@@ -12,12 +12,7 @@ from pydantic import ValidationError
 
 from flows.actions.by_hand import cancel_order, require_cancellable
 from flows.order.events import run_url
-from flows.runs.order_runs import (
-    cancel_runs_to_come,
-    is_to_come,
-    prefect_client,
-    runs_of_order,
-)
+from flows.runs.order_runs import cancel_runs_to_come, is_to_come, prefect_client, runs_of_order
 from flows.runs.order_runs import retry as start_attempt
 from flows.runs.order_runs import submit as start_checkout
 from orders.lookup import outcome_error, read_order
@@ -31,13 +26,7 @@ from store.models import FAILED, Order
 from store.wrong_input import Problem, problems
 from tasks.steps import UNDOS
 from terminal.numbers import WholeNumber, whole_number
-from terminal.output import (
-    AsJson,
-    confirmed,
-    print_json,
-    quiet_runs,
-    terminal,
-)
+from terminal.output import AsJson, confirmed, print_json, quiet_runs, terminal
 
 FLAGS = {
     "userId": "--user",

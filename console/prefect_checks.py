@@ -51,15 +51,6 @@ def open_server() -> Iterator[SyncPrefectClient]:
 
 def _prefect_settings() -> Iterator[Diagnosis]:
     chosen = get_current_settings()
-    well = True
-    for diagnosis in _unsafe(chosen):
-        well = False
-        yield diagnosis
-    if well:
-        yield ok("Prefect's settings are safe for orders that wait")
-
-
-def _unsafe(chosen: prefect.settings.Settings) -> Iterator[Diagnosis]:
     if chosen.client.max_retries < LEAST_RETRIES:
         yield mend(
             f"PREFECT_CLIENT_MAX_RETRIES is {chosen.client.max_retries}: an outage of the server "
@@ -222,7 +213,9 @@ def _opened_by_server(port: int) -> list[Path] | None:
 
 
 PREFECT_CHECKS = (
-    Check("prefect settings", _prefect_settings),
+    Check(
+        "prefect settings", _prefect_settings, "Prefect's settings are safe for orders that wait"
+    ),
     Check("prefect server", _prefect_server),
     Check("prefect version", _prefect_version, needs=("prefect server",)),
     Check("prefect database", _prefect_database, needs=("prefect server",)),

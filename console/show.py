@@ -12,15 +12,15 @@ from console.listing import FIELDS, order_as_data
 from console.orders import undo_as_data
 from flows.order.events import form_url
 from flows.recovery import Move, next_move
+from flows.runs.continuation import CONTINUATION, CONTINUED
 from flows.runs.order_runs import OrderRun, is_to_come, prefect_client, runs_of_order
 from flows.runs.unbegun import CHECKOUT
 from flows.runs.work_pool import SERVER_AWAY
 from orders.unfinished import as_unfinished
-from reports.compensations import next_try_at, open_undos
+from reports.compensations import OpenUndo, next_try_at, open_undos
 from reports.notices import where_to_answer
 from reports.story import Event, Story, story
-from store.archive_tables import Archive
-from store.archived_orders import archive_of
+from store.archived_orders import Archive, archive_of
 from store.errors import NoPrefectServer, OrderArchived, OrderNotFound
 from store.messages import money
 from store.models import BEFORE_PIVOT, ENDED, FAILED, Order, OrderStatus, utc_now
@@ -66,7 +66,7 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
     owner = next((run for run in runs if run.id == told.order.run_id), None)
     next_ = what_next(
         told.order,
-        owner.state if owner else None,
+        owner.run.state if owner else None,
         utc_now(),
         is_known=away is None,
         stranded=owner is not None and _is_to_start(owner) and bool(owner.lost),
@@ -79,17 +79,12 @@ def show(order: str, /, *, wide: Wide = False, as_json: AsJson = False) -> int:
     held = open_undos(order) if told.order.status in BEFORE_PIVOT else []
     events = in_order([*told.events, *_events(runs)])
     if as_json:
-        print_json(
-            {
-                **_as_data(told),
-                "next": next_,
-                "cancelling_gives_back": [undo_as_data(undo) for undo in held],
-                "prefect_answers": away is None,
-                "runs": [_run_as_data(run) for run in runs],
-                "notes": notes,
-                "timeline": [asdict(event) for event in events],
-            }
-        )
+        order_data = {
+            **order_as_data(told.order),
+            "lines": [asdict(line) for line in told.lines],
+            "run_url": form_url(told.order),
+        }
+        print_json(_as_data(order_data, next_, away is None, held, runs, notes, events))
         return 0
     _print_header(told, next_, ", ".join(undo.at_stake for undo in held))
     _print_runs(runs)
@@ -111,17 +106,12 @@ def _runs(order_id: str, owner: str | None) -> tuple[list[OrderRun], str | None]
 
 
 def _is_to_start(run: OrderRun) -> bool:
-    is_checkout = run.flow == CHECKOUT
-    return is_checkout and run.state is not None and run.state.is_scheduled()
+    state = run.run.state
+    return run.flow == CHECKOUT and state is not None and state.is_scheduled()
 
 
 def what_next(
-    order: Order,
-    run: State[Any] | None,
-    now: datetime,
-    *,
-    is_known: bool,
-    stranded: bool = False,
+    order: Order, run: State[Any] | None, now: datetime, *, is_known: bool, stranded: bool = False
 ) -> str:
     """Return what happens to an order next if no person acts.
 
@@ -172,13 +162,12 @@ def _next(order: Order, run: State[Any] | None, now: datetime) -> str:
 def _events(runs: Sequence[OrderRun]) -> Iterator[Event]:
     for run in runs:
         for state in run.states:
-            is_first = state is run.states[0]
             what = f"{run.flow} run {run.id[:8]}: {state.name}"
-            kind = "continuation" if state.is_continuation else "run"
-            if is_first and run.is_takeover:
+            kind = "continuation" if state.message == CONTINUED else "run"
+            if state is run.states[0] and CONTINUATION in run.run.tags:
                 kind, what = "continuation", f"{what}, in place of a run that was gone"
             facts = {"run_id": run.id, "flow": run.flow, "state": state.name, "url": run.url}
-            yield Event(state.at, None, kind, what, state.message, facts)
+            yield Event(state.timestamp, None, kind, what, state.message or "", facts)
 
 
 def in_order(events: Sequence[Event]) -> list[Event]:
@@ -186,16 +175,29 @@ def in_order(events: Sequence[Event]) -> list[Event]:
     return sorted(events, key=lambda event: (event.at, event.kind == "status"))
 
 
-def _as_data(told: Story) -> dict[str, Any]:
+def _as_data(
+    order: dict[str, Any],
+    next_: str,
+    prefect_answers: bool | None,
+    held: Sequence[OpenUndo] = (),
+    runs: Sequence[OrderRun] = (),
+    notes: Sequence[str] = (),
+    events: Sequence[Event] = (),
+) -> dict[str, Any]:
+    """Return an order's story for programs."""
     return {
-        **order_as_data(told.order),
-        "lines": [asdict(line) for line in told.lines],
-        "run_url": form_url(told.order),
+        **dict.fromkeys([*FIELDS, "lines", "run_url"]),
+        **order,
+        "next": next_,
+        "cancelling_gives_back": [undo_as_data(undo) for undo in held],
+        "prefect_answers": prefect_answers,
+        "runs": [
+            {"id": run.id, "flow": run.flow, "state": run.run.state_name or "", "url": run.url}
+            for run in runs
+        ],
+        "notes": notes,
+        "timeline": [asdict(event) for event in events],
     }
-
-
-def _run_as_data(run: OrderRun) -> dict[str, Any]:
-    return {"id": run.id, "flow": run.flow, "state": run.state_name, "url": run.url}
 
 
 def _print_header(told: Story, next_: str, held: str) -> None:
@@ -227,7 +229,8 @@ def _print_header(told: Story, next_: str, held: str) -> None:
 
 def _print_runs(runs: Sequence[OrderRun]) -> None:
     for run in runs:
-        terminal().print(f"  {'run':<10} {run.id[:8]} {run.flow}, {run.state_name}: {run.url}")
+        what = f"{run.id[:8]} {run.flow}, {run.run.state_name}"
+        terminal().print(f"  {'run':<10} {what}: {run.url}")
 
 
 def _print_timeline(events: Sequence[Event], *, wide: bool) -> None:
@@ -258,22 +261,10 @@ def _next_unrecorded(runs: Sequence[OrderRun]) -> str:
 
 
 def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_json: bool) -> int:
-    """Show the runs of an order without a record."""
     next_ = _next_unrecorded(runs)
     events = in_order(list(_events(runs)))
     if as_json:
-        print_json(
-            {
-                **dict.fromkeys([*FIELDS, "lines", "run_url"]),
-                "order_id": order_id,
-                "next": next_,
-                "cancelling_gives_back": [],
-                "prefect_answers": True,
-                "runs": [_run_as_data(run) for run in runs],
-                "notes": [],
-                "timeline": [asdict(event) for event in events],
-            }
-        )
+        print_json(_as_data({"order_id": order_id}, next_, True, runs=runs, events=events))
         return 0
     terminal().print(f"Order {order_id}: {next_}", style="bold")
     _print_runs(runs)
@@ -282,7 +273,6 @@ def _show_unrecorded(order_id: str, runs: Sequence[OrderRun], *, wide: bool, as_
 
 
 def _show_archived(order_id: str, archive: Archive, *, as_json: bool) -> int:
-    """Show where an archived order is."""
     place = shlex.quote(archive.location)
     copy = f"aws s3 cp {place} -" if archive.location.startswith("s3:") else f"cat {place}"
     facts = {
@@ -292,19 +282,8 @@ def _show_archived(order_id: str, archive: Archive, *, as_json: bool) -> int:
     }
     next_ = "Nothing: it ended long ago, and its id is not taken again."
     if as_json:
-        print_json(
-            {
-                **dict.fromkeys([*FIELDS, "lines", "run_url"]),
-                "order_id": order_id,
-                "next": next_,
-                "cancelling_gives_back": [],
-                "prefect_answers": None,
-                "runs": [],
-                "notes": [],
-                "timeline": [],
-                "archive": {**facts, "sha256": archive.sha256},
-            }
-        )
+        data = _as_data({"order_id": order_id}, next_, None)
+        print_json({**data, "archive": {**facts, "sha256": archive.sha256}})
         return 0
     terminal().print(f"Order {order_id}: archived", style="bold")
     for name, fact in {"next": next_, **facts}.items():

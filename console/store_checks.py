@@ -46,47 +46,37 @@ def _settings() -> Iterator[Diagnosis]:
     except ValidationError as error:
         for line in described(error):
             yield mend(line, "set it as docs/settings.md says, for everything that runs the store")
-    else:
-        yield ok("every setting is valid")
 
 
 def _store_settings() -> Iterator[Diagnosis]:
     chosen = settings()
-    unsafe = []
     if chosen.visibility_timeout_seconds < LEAST_VISIBILITY_SECONDS:
-        unsafe.append(
-            mend(
-                f"STORE_VISIBILITY_TIMEOUT_SECONDS is {chosen.visibility_timeout_seconds}: "
-                "messages are delivered again while they are looked after, and become dead letters",
-                f"set it to {LEAST_VISIBILITY_SECONDS} or more",
-            )
+        yield mend(
+            f"STORE_VISIBILITY_TIMEOUT_SECONDS is {chosen.visibility_timeout_seconds}: messages "
+            "are delivered again while they are looked after, and become dead letters",
+            f"set it to {LEAST_VISIBILITY_SECONDS} or more",
         )
     if chosen.stalled_seconds < LEAST_STALLED_SECONDS:
-        unsafe.append(
-            mend(
-                f"STORE_STALLED_SECONDS is {chosen.stalled_seconds}: a slow step counts as dead, "
-                "and its order is started again beside it",
-                f"set it to {LEAST_STALLED_SECONDS} or more, well above the slowest step",
-            )
+        yield mend(
+            f"STORE_STALLED_SECONDS is {chosen.stalled_seconds}: a slow step counts as dead, and "
+            "its order is started again beside it",
+            f"set it to {LEAST_STALLED_SECONDS} or more, well above the slowest step",
         )
     if chosen.reminder_seconds >= chosen.courier_timeout_seconds:
-        unsafe.append(
-            warning(
-                "STORE_REMINDER_SECONDS is not below STORE_COURIER_TIMEOUT_SECONDS: the shop is "
-                "reminded of each order as soon as it waits",
-                "set it to less",
-            )
+        yield warning(
+            "STORE_REMINDER_SECONDS is not below STORE_COURIER_TIMEOUT_SECONDS: the shop is "
+            "reminded of each order as soon as it waits",
+            "set it to less",
         )
-    unsafe += _front_end_tokens(chosen)
+    yield from _front_end_tokens(chosen)
     known = {f"STORE_{name.upper()}" for name in Settings.model_fields} | {OF_A_LEASH}
     if PREFECT_YAML.is_file():
         known |= variables_of(PREFECT_YAML.read_text())
-    unsafe += [
-        warning(f"there is no setting {name}; it is ignored", "see docs/settings.md for its name")
-        for name in sorted(os.environ)
-        if name.startswith("STORE_") and name not in known
-    ]
-    yield from unsafe or [ok("the store's settings are safe")]
+    for name in sorted(os.environ):
+        if name.startswith("STORE_") and name not in known:
+            yield warning(
+                f"there is no setting {name}; it is ignored", "see docs/settings.md for its name"
+            )
 
 
 def _front_end_tokens(chosen: Settings) -> Iterator[Diagnosis]:
@@ -126,8 +116,8 @@ def _database() -> Iterator[Diagnosis]:
 def _locks() -> Iterator[Diagnosis]:
     with reading() as session:
         found = blockers(session)
-    told = [line for blocker in found for line in _of_blocker(blocker)]
-    yield from told or [ok("no session waits for another one for long")]
+    for blocker in found:
+        yield from _of_blocker(blocker)
 
 
 def _of_blocker(blocker: Blocker) -> Iterator[Diagnosis]:
@@ -158,8 +148,6 @@ def _shared_database() -> Iterator[Diagnosis]:
             "in its way",
             "give the store a database of its own",
         )
-    else:
-        yield ok("the store has a database of its own")
 
 
 def _is_prefects(url: URL) -> bool:
@@ -206,8 +194,6 @@ def _orders() -> Iterator[Diagnosis]:
             f"{len(named) + more} orders have not moved for long: {names}",
             "see that recover-orders runs; `checkout audit` names them all",
         )
-    else:
-        yield ok("no order stands still")
 
 
 def _compensations() -> Iterator[Diagnosis]:
@@ -218,8 +204,6 @@ def _compensations() -> Iterator[Diagnosis]:
             f"{failed} undos have failed: somebody waits for money, copies or points",
             "they are tried again by themselves; `checkout compensations` has each one's error",
         )
-    else:
-        yield ok("everything that failed was given back")
 
 
 def _unsent_messages() -> Iterator[Diagnosis]:
@@ -231,8 +215,6 @@ def _unsent_messages() -> Iterator[Diagnosis]:
             f"{unsent.reason}",
             "docs/aws.md says what to do about each refusal; recovery sends them again",
         )
-    else:
-        yield ok("the queue has taken every message")
 
 
 def _queue() -> Iterator[Diagnosis]:
@@ -336,15 +318,19 @@ def _payments() -> Iterator[Diagnosis]:
 
 
 STORE_CHECKS = (
-    Check("settings", _settings),
-    Check("store settings", _store_settings, needs=("settings",)),
+    Check("settings", _settings, "every setting is valid"),
+    Check("store settings", _store_settings, "the store's settings are safe", ("settings",)),
     Check("database", _database, needs=("settings",)),
-    Check("locks", _locks, needs=("database",)),
-    Check("shared database", _shared_database, needs=("settings",)),
+    Check("locks", _locks, "no session waits for another one for long", ("database",)),
+    Check(
+        "shared database", _shared_database, "the store has a database of its own", ("settings",)
+    ),
     Check("migrations", _migrations, needs=("database",)),
-    Check("orders", _orders, needs=("migrations",)),
-    Check("compensations", _compensations, needs=("migrations",)),
-    Check("unsent messages", _unsent_messages, needs=("migrations",)),
+    Check("orders", _orders, "no order stands still", ("migrations",)),
+    Check("compensations", _compensations, "all that failed was given back", ("migrations",)),
+    Check(
+        "unsent messages", _unsent_messages, "the queue has taken every message", ("migrations",)
+    ),
     Check("queue", _queue, needs=("migrations",)),
     Check("topic", _topic, needs=("settings",)),
     Check("payments", _payments, needs=("settings",)),

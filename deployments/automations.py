@@ -90,11 +90,10 @@ def automations(silence_seconds: int) -> list[Automation]:
             ),
             actions=[
                 ChangeFlowRunState(
-                    state=StateType.CRASHED,
-                    message=f"no heartbeat for {silence_seconds} s",
+                    state=StateType.CRASHED, message=f"no heartbeat for {silence_seconds} s"
                 )
             ],
-        ),
+        )
     ]
 
 

@@ -131,10 +131,7 @@ class Provisioner:
             "MessageRetentionPeriod": str(LONGEST_RETENTION_SECONDS),
             "SqsManagedSseEnabled": "true",
             "RedriveAllowPolicy": json.dumps(
-                {
-                    "redrivePermission": "byQueue",
-                    "sourceQueueArns": [self.resources.queue_arn],
-                }
+                {"redrivePermission": "byQueue", "sourceQueueArns": [self.resources.queue_arn]}
             ),
         }
 
@@ -172,8 +169,7 @@ class Provisioner:
         if present is None:
             name = arn.rsplit(":", 1)[1]
             yield Change(
-                f"create topic {name}",
-                partial(self.sns.create_topic, Name=name, Attributes=wanted),
+                f"create topic {name}", partial(self.sns.create_topic, Name=name, Attributes=wanted)
             )
         else:
             if present.get("KmsMasterKeyId"):

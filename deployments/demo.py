@@ -59,12 +59,7 @@ class Case:
 
 
 CASES = (
-    Case(
-        "the original's example",
-        json.loads(EXAMPLE_ORDER),
-        OrderStatus.DISPATCHED,
-        None,
-    ),
+    Case("the original's example", json.loads(EXAMPLE_ORDER), OrderStatus.DISPATCHED, None),
     Case(
         "an order that no courier takes",
         {"orderId": "no-courier", "userId": JOHN_DOE, "bookId": STRIPED_PAJAMAS, "quantity": 100},

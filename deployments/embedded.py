@@ -17,7 +17,6 @@ import signal
 import stat
 import subprocess
 import tempfile
-import time
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -105,7 +104,8 @@ class EmbeddedPostgres:
                 user=user,
                 remove=[self._socket_dir],
             )
-            self._wait_until_it_answers(self._server)
+            if why := self._server.why_not_ready(self._answers, _START_SECONDS):
+                raise EmbeddedPostgresError(f"The embedded PostgreSQL {why}")
         except BaseException:
             self.stop()
             raise
@@ -226,21 +226,11 @@ class EmbeddedPostgres:
             self.data_dir.rmdir()
         fresh.rename(self.data_dir)
 
-    def _wait_until_it_answers(self, server: Leashed) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if server.exit_status() is not None:
-                raise EmbeddedPostgresError(
-                    f"The embedded PostgreSQL ended at its start ({self.log}):\n{server.log_tail()}"
-                )
-            with suppress(psycopg.OperationalError):
-                psycopg.connect(self._conninfo("postgres"), connect_timeout=5).close()
-                return
-            time.sleep(0.05)
-        raise EmbeddedPostgresError(
-            f"The embedded PostgreSQL gave no answer in {_START_SECONDS:.0f} s ({self.log}):\n"
-            f"{server.log_tail()}"
-        )
+    def _answers(self) -> bool:
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(self._conninfo("postgres"), connect_timeout=5).close()
+            return True
+        return False
 
 
 def _settings(*assignments: str) -> list[str]:

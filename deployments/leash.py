@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 from uuid import uuid4
@@ -105,6 +105,21 @@ class Leashed:
             subprocess.TimeoutExpired: it still runs.
         """
         return self._process.wait(timeout_seconds)
+
+    def why_not_ready(self, is_ready: Callable[[], bool], within_seconds: float) -> str:
+        """Wait until the command is ready.
+
+        Returns:
+            Why it is not, with the last lines of its output; empty if it is.
+        """
+        deadline = time.monotonic() + within_seconds
+        while not is_ready():
+            if self.exit_status() is not None:
+                return f"ended at its start ({self.log}):\n{self.log_tail()}"
+            if time.monotonic() > deadline:
+                return f"is not ready after {within_seconds:.0f} s ({self.log}):\n{self.log_tail()}"
+            time.sleep(_POLL_SECONDS)
+        return ""
 
     def printed(self) -> str:
         """Return the command's output so far."""

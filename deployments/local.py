@@ -10,12 +10,11 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -40,7 +39,6 @@ _COMMAND_SECONDS = 180.0
 # Prefect's runner gives a flow run 30 s of its own to end; a stop of the whole system is no time
 # to wait that long, and an order survives its process.
 _WORKER_STOP_SECONDS = 15.0
-_POLL_SECONDS = 0.2
 # The pages of the UI's version 2. Addresses without this lead to version 1, in whose forms a mouse
 # cannot open a list of choices (Prefect 3.8.8), so nobody could answer a waiting order.
 _UI_PAGES = "/v2"
@@ -122,10 +120,6 @@ class LocalSystem:
     def store_url(self) -> str:
         """The SQLAlchemy address of the store's database."""
         return self._postgres.sqlalchemy_url("store")
-
-    def run_url(self, run_id: UUID | str) -> str:
-        """Return the address of a flow run's page in the UI."""
-        return f"{self.ui_url}{_UI_PAGES}/runs/flow-run/{run_id}"
 
     def settings(self) -> dict[str, str]:
         """Return the environment variables of each of the store's processes."""
@@ -267,22 +261,14 @@ class LocalSystem:
         port = self._port
         if port is None:
             raise LocalSystemError("The local system is not running.")
-        deadline = time.monotonic() + _SERVER_SECONDS
         with self.api() as api:
-            while time.monotonic() < deadline:
-                if server.exit_status() is not None:
-                    if "already in use" in server.printed():
-                        return False
-                    raise LocalSystemError(
-                        f"The Prefect server ended at its start:\n{server.log_tail()}"
-                    )
-                # A server of somebody else on our port would answer as well.
-                if api.is_healthy() and server.listens_on(port):
-                    return True
-                time.sleep(_POLL_SECONDS)
-        raise LocalSystemError(
-            f"The Prefect server gave no answer in {_SERVER_SECONDS:.0f} s:\n{server.log_tail()}"
-        )
+            # A server of somebody else on our port would answer as well.
+            why = server.why_not_ready(
+                lambda: api.is_healthy() and server.listens_on(port), _SERVER_SECONDS
+            )
+        if why and "already in use" not in server.printed():
+            raise LocalSystemError(f"The Prefect server {why}")
+        return not why
 
     def _report_dead_runs(self) -> None:
         """Mark the runs that the last stop interrupted as crashed.
@@ -342,21 +328,14 @@ class LocalSystem:
         )
         self._children.enter_context(self._stopping("worker and its flow runs", worker.stop))
         with self.api() as api:
-            self._wait_for_worker(api, worker, name)
+            why = worker.why_not_ready(
+                lambda: api.worker_is_online(WORK_POOL, name), _WORKER_SECONDS
+            )
+        if why:
+            raise LocalSystemError(f"The worker {why}")
         self.workers.append(worker)
         self._report("The worker is online")
         return worker
-
-    def _wait_for_worker(self, api: PrefectServer, worker: Leashed, name: str) -> None:
-        deadline = time.monotonic() + _WORKER_SECONDS
-        while not api.worker_is_online(WORK_POOL, name):
-            if worker.exit_status() is not None:
-                raise LocalSystemError(f"The worker ended at its start:\n{worker.log_tail()}")
-            if time.monotonic() > deadline:
-                raise LocalSystemError(
-                    f"The worker was not online in {_WORKER_SECONDS:.0f} s:\n{worker.log_tail()}"
-                )
-            time.sleep(_POLL_SECONDS)
 
     def _prefect(self, *arguments: str) -> list[str]:
         return [self.python, "-m", "prefect", *arguments]

@@ -3,10 +3,7 @@
 import os
 from pathlib import Path
 
-_OF_PREFECT = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-}
+_OF_PREFECT = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 _OF_RUNS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "store",
     # What hooks log outside of a run goes to the worker's log alone.

@@ -1,18 +1,18 @@
 """Checks of prefect.yaml and of the flows that it deploys.
 
 Prefect ignores unknown keys, and accepts settings with which a waiting order crashes or is charged
-twice. These checks read files only and import no flow.
+twice.
 """
 
-from __future__ import annotations
-
-import ast
+import importlib
+import inspect
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
+from prefect import Flow, Task, flow_runs
 from prefect.cli.deploy._models import (
     ConcurrencyLimitSpec,
     DeploymentConfig,
@@ -23,16 +23,20 @@ from prefect.cli.deploy._models import (
 from pydantic import BaseModel
 
 _FROM_ENVIRONMENT = re.compile(r"^\{\{ *\$\w+ *\}\}")
-_PAUSING_CALLS = {"pause_flow_run", "apause_flow_run", "suspend_flow_run", "asuspend_flow_run"}
-_RETRY_ARGUMENTS = {"retries"}
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+PAUSING = (
+    flow_runs.pause_flow_run,
+    flow_runs.apause_flow_run,
+    flow_runs.suspend_flow_run,
+    flow_runs.asuspend_flow_run,
+)
 
 
-def problems(document: Any, project_dir: Path) -> list[str]:
+def problems(document: Any) -> list[str]:
     """Return what is unknown or unsafe in a prefect.yaml.
 
     Args:
-        document: the file, as YAML gives it.
-        project_dir: the folder that its entrypoints are relative to.
+        document: The file, as YAML gives it.
     """
     if not isinstance(document, Mapping):
         return ["prefect.yaml: not a mapping"]
@@ -49,23 +53,16 @@ def problems(document: Any, project_dir: Path) -> list[str]:
             found.append(f"{name}: deployed twice")
         names.add(name)
         found.extend(f"{name}: {problem}" for problem in _deployment_problems(deployment))
-        found.extend(f"{name}: {problem}" for problem in _flow_problems(deployment, project_dir))
+        found.extend(f"{name}: {problem}" for problem in _flow_problems(deployment))
     return found
 
 
-def deployments_of(document: Mapping[str, Any], project_dir: Path) -> dict[str, Mapping[str, Any]]:
+def deployments_of(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the deployments of a sound prefect.yaml by `flow/deployment`."""
-    named = {}
-    for deployment in document["deployments"]:
-        path, function_name = _flow_of(deployment, project_dir)
-        function = _function(path, function_name)
-        arguments = {} if function is None else {a.arg: a.value for a in _flow_arguments(function)}
-        name = arguments.get("name")
-        # Prefect's own way where a flow is given no name.
-        given = str(name.value) if isinstance(name, ast.Constant) else None
-        flow = given or function_name.replace("_", "-")
-        named[f"{flow}/{deployment['name']}"] = deployment
-    return named
+    return {
+        f"{_flow_of(deployment).name}/{deployment['name']}": deployment
+        for deployment in document["deployments"]
+    }
 
 
 def variables_of(text: str) -> set[str]:
@@ -73,16 +70,20 @@ def variables_of(text: str) -> set[str]:
     return set(re.findall(r"\{\{ *\$(\w+) *\}\}", text))
 
 
-def pauses(deployment: Mapping[str, Any], project_dir: Path) -> bool:
+def pauses(deployment: Mapping[str, Any]) -> bool:
     """Return whether the deployment's flow can pause or suspend its run."""
-    path, function_name = _flow_of(deployment, project_dir)
-    return _pauses(path, function_name, project_dir, set())
+    return _pauses(_flow_of(deployment).fn, set())
 
 
-def _flow_of(deployment: Mapping[str, Any], project_dir: Path) -> tuple[Path, str]:
-    """Return the file and the name of a deployment's flow."""
-    module, _, function_name = str(deployment.get("entrypoint")).rpartition(".")
-    return project_dir / f"{module.replace('.', '/')}.py", function_name
+def _flow_of(deployment: Mapping[str, Any]) -> Flow[..., Any]:
+    """Import and return a deployment's flow.
+
+    Raises:
+        ImportError, AttributeError: there is no such flow.
+    """
+    module, _, name = str(deployment.get("entrypoint")).rpartition(".")
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
+    return flow
 
 
 def _unknown(where: str, mapping: Mapping[str, Any], model: type[BaseModel]) -> Iterator[str]:
@@ -129,81 +130,42 @@ def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
             yield "schedule: exactly one of cron, interval and rrule must be given"
 
 
-def _flow_problems(deployment: Mapping[str, Any], project_dir: Path) -> Iterator[str]:
-    path, function_name = _flow_of(deployment, project_dir)
-    function = _function(path, function_name) if path.is_file() else None
-    if function is None:
+def _flow_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        flow = _flow_of(deployment)
+    except (ImportError, AttributeError):
         yield "entrypoint: there is no such flow"
         return
-    for argument in _flow_arguments(function):
-        if argument.arg in _RETRY_ARGUMENTS and not _is_zero(argument.value):
-            yield "flow-level retries run after the compensation, and a resumed pause spends them"
-    signature = function.args
-    arguments = {each.arg for each in (*signature.args, *signature.kwonlyargs)}
-    for name in sorted(set(deployment.get("parameters") or {}) - arguments):
+    if flow.retries:
+        yield "flow-level retries run after the compensation, and a resumed pause spends them"
+    for name in sorted(set(deployment.get("parameters") or {}) - set(flow.parameters.properties)):
         yield f"parameters: the flow has no parameter {name!r}"
-    if deployment.get("concurrency_limit") is not None and _pauses(
-        path, function_name, project_dir, set()
-    ):
+    if deployment.get("concurrency_limit") is not None and _pauses(flow.fn, set()):
         yield "concurrency_limit: its lease is lost in a pause, and the waiting run crashes"
 
 
-def _function(path: Path, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    for node in _parsed(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-            return node
-    return None
-
-
-def _flow_arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.keyword]:
-    for decorator in function.decorator_list:
-        if isinstance(decorator, ast.Call):
-            yield from decorator.keywords
-
-
-def _is_zero(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and value.value == 0
-
-
-def _pauses(path: Path, function: str, project_dir: Path, seen: set[tuple[Path, str]]) -> bool:
+def _pauses(function: Any, seen: set[Any]) -> bool:
     """Return whether a function, or one that it calls, pauses its run."""
-    if (path, function) in seen or not path.is_file():
+    if isinstance(function, Flow | Task):
+        function = function.fn
+    if any(function is each for each in PAUSING):
+        return True
+    if not inspect.isfunction(function) or function in seen:
         return False
-    seen.add((path, function))
-    node = _function(path, function)
-    if node is None:
+    seen.add(function)
+    function = inspect.unwrap(function)
+    if not (PROJECT_DIR / f"{function.__module__.replace('.', '/')}.py").is_file():
         return False
-    imported = _imported(path)
-    # The body only: a hook named in a decorator runs when the flow has ended.
-    for used in (each for statement in node.body for each in ast.walk(statement)):
-        if isinstance(used, ast.Name):
-            if used.id in _PAUSING_CALLS:
-                return True
-            module, name = imported.get(used.id, (None, used.id))
-        elif isinstance(used, ast.Attribute) and isinstance(used.value, ast.Name):
-            if used.attr in _PAUSING_CALLS:
-                return True
-            package, folder = imported.get(used.value.id, (None, used.value.id))
-            module, name = f"{package}.{folder}" if package else folder, used.attr
-        else:
-            continue
-        target = path if module is None else project_dir / f"{module.replace('.', '/')}.py"
-        if _pauses(target, name, project_dir, seen):
-            return True
-    return False
+    names = set(_names_in(function.__code__))
+    named = [function.__globals__.get(name) for name in names]
+    modules = filter(inspect.ismodule, named)
+    named += [getattr(module, name, None) for module in modules for name in names]
+    return any(_pauses(each, seen) for each in named)
 
 
-@cache
-def _parsed(text: str) -> ast.Module:
-    """Return a module's tree, parsed once for all functions."""
-    return ast.parse(text)
-
-
-def _imported(path: Path) -> dict[str, tuple[str, str]]:
-    """Return each imported name's module and name there."""
-    return {
-        alias.asname or alias.name: (node.module, alias.name)
-        for node in ast.walk(_parsed(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-        for alias in node.names
-    }
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that a function and its inner ones use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)

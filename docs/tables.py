@@ -1,8 +1,7 @@
 """The documents' tables, which `make docs` makes from the code."""
 
-import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic_core import PydanticUndefined
 import store.errors
 from console.main import commands
 from console.metrics import METRICS
+from deployments.prefect_yaml import deployments_of
 from store.settings import Settings
 from tasks.steps import STEPS
 from tasks.undo import Undo
@@ -107,15 +107,10 @@ def metrics() -> str:
     )
 
 
-def deployed() -> dict[str, dict[str, Any]]:
+def deployed() -> dict[str, Mapping[str, Any]]:
     """Return each deployment of prefect.yaml by `flow/name`."""
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
-    found = {}
-    for deployment in document["deployments"]:
-        module, _, function = deployment["entrypoint"].rpartition(".")
-        flow = getattr(importlib.import_module(module), function)
-        found[f"{flow.name}/{deployment['name']}"] = deployment
-    return found
+    return deployments_of(document)
 
 
 def errors_below(base: type[Exception]) -> Iterator[type[Exception]]:

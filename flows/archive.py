@@ -29,8 +29,7 @@ class ArchivedMonth(BaseModel):
     persist_result=False,
 )
 def archive_orders(
-    to: str = "",
-    older_than_days: Annotated[int, Field(ge=archive.DAYS_AT_LEAST, le=36_500)] = 400,
+    to: str = "", older_than_days: Annotated[int, Field(ge=archive.DAYS_AT_LEAST, le=36_500)] = 400
 ) -> list[ArchivedMonth]:
     """Archive the orders that ended in months wholly before a limit.
 

@@ -37,10 +37,7 @@ class AuditReport(BaseModel):
 
 
 @flow(
-    name="audit-books",
-    flow_run_name=partial(name_by_day, "audit"),
-    retries=0,
-    persist_result=False,
+    name="audit-books", flow_run_name=partial(name_by_day, "audit"), retries=0, persist_result=False
 )
 def audit_books(full: bool | None = None) -> AuditReport:
     """Check I1 to I5 in one snapshot of the database.

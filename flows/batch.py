@@ -9,12 +9,13 @@ may start again from its top at any time: the orders that it owns are found in t
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Annotated, Any
 
-from prefect import State, flow, get_client, runtime
+from prefect import State, Task, flow, get_client, runtime
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
@@ -31,11 +32,7 @@ from flows.batches.limits import (
     TOLERATED_FAILURES,
 )
 from flows.batches.listening import listen
-from flows.batches.report import (
-    Progress,
-    publish,
-    report_on,
-)
+from flows.batches.report import Progress, publish, report_on
 from flows.batches.wait import await_decisions, decided_soon, question
 from flows.compensation import compensate_run
 from flows.runs.continuation import continue_crashed_run
@@ -58,6 +55,10 @@ from store.models import OrderStatus, utc_now
 from store.settings import settings
 
 logger = logging.getLogger("store.batch")
+
+Seconds = dict[str, float]
+"""The seconds that each step of a chunk took."""
+ChunkTask = Task[[list[str]], Seconds]
 
 
 @flow(
@@ -167,13 +168,42 @@ class _Work:
         """Finish the decided orders."""
         self._carry(finish_chunk, pages_of_run(self.run_id, DECIDED, self.chunk_size))
 
-    def _carry(self, work: Any, chunks: Iterator[list[str]]) -> None:
-        carried = _carry(self.run_id, work, _while_open(chunks), self.concurrency, self.progress)
-        for step, spent in carried:
-            self.seconds[step] += spent
+    def _carry(self, work: ChunkTask, chunks: Iterator[list[str]]) -> None:
+        """Execute a task for each chunk while the pool is open."""
+        while_open = iter(lambda: None if pool_is_closed() else next(chunks, None), None)
+        first = next(while_open, None)
+        if first is not None:
+            with task_runner(self.concurrency) as runner:
+                under_way: deque[Callable[[], Seconds]] = deque()
+                for chunk in chain([first], while_open):
+                    under_way.append(self._submit(runner, work, chunk))
+                    # The next chunk is claimed only when it can be executed at once.
+                    if len(under_way) >= self.concurrency:
+                        self._add_up(under_way.popleft()())
+                while under_way:
+                    self._add_up(under_way.popleft()())
         if next(chunks, None) is not None:
             # The pool is paused; the run goes on when it is resumed.
             reschedule_run()
+
+    def _submit(
+        self, runner: TaskRunner[Any], work: ChunkTask, chunk: list[str]
+    ) -> Callable[[], Seconds]:
+        """Submit a chunk and return the call that awaits its end."""
+        if settings().batch_task_runner == "dask":
+            with asking_cluster():
+                # As a list: Dask takes the annotation of `as_one` for a tuple.
+                future = runner.submit(work, {"order_ids": chunk})
+            return partial(result_on_cluster, self.run_id, chunk, future)
+        result: Callable[[], Seconds] = runner.submit(work, {"order_ids": as_one(chunk)}).result
+        return result
+
+    def _add_up(self, seconds: Seconds) -> None:
+        forget_results()
+        touch_batch(self.run_id)
+        self.progress.show()
+        for step, spent in seconds.items():
+            self.seconds[step] += spent
 
 
 def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:
@@ -192,12 +222,6 @@ def _await_and_finish(work: _Work, wait: Wait, remark: str) -> None:
         if still_open in (0, left_to_recovery):
             return
         left_to_recovery = still_open
-
-
-def _while_open(chunks: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yield the chunks until the pool is paused or none is left."""
-    while not pool_is_closed() and (chunk := next(chunks, None)) is not None:
-        yield chunk
 
 
 def _claims(run_id: str, failed_of: str | None, chunk_size: int) -> Iterator[list[str]]:
@@ -241,42 +265,3 @@ def task_runner(concurrency: int) -> TaskRunner[Any]:
     if settings().batch_task_runner == "dask":
         return dask_runner(concurrency)
     return ThreadPoolTaskRunner(max_workers=concurrency)
-
-
-def _carry(
-    run_id: str,
-    work: Any,
-    chunks: Iterable[list[str]],
-    concurrency: int,
-    progress: Progress,
-) -> Iterator[tuple[str, float]]:
-    """Execute chunks concurrently and yield the seconds of each step."""
-    chunks = iter(chunks)
-    chunk = next(chunks, None)
-    if chunk is None:
-        return
-    on_cluster = settings().batch_task_runner == "dask"
-    with task_runner(concurrency) as runner:
-        under_way: deque[tuple[list[str], Any]] = deque()
-
-        def finished() -> Iterable[tuple[str, float]]:
-            order_ids, future = under_way.popleft()
-            taken: dict[str, float] = (
-                result_on_cluster(run_id, order_ids, future) if on_cluster else future.result()
-            )
-            forget_results()
-            touch_batch(run_id)
-            progress.show()
-            return taken.items()
-
-        while chunk is not None:
-            # Dask takes the annotation for a tuple, and hands the task one.
-            given = {"order_ids": chunk if on_cluster else as_one(chunk)}
-            with asking_cluster() if on_cluster else nullcontext():
-                under_way.append((chunk, runner.submit(work, given)))
-            # Orders are claimed only when there is somebody to carry them.
-            if len(under_way) >= concurrency:
-                yield from finished()
-            chunk = next(chunks, None)
-        while under_way:
-            yield from finished()

@@ -14,11 +14,11 @@ from prefect.states import Completed, Crashed
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from flows.batches.defects import is_interruption
 from flows.compensation import compensate_run
 from flows.order.courier_wait import await_courier
-from flows.order.events import emit_statuses, form_url, publish_timeline_of_run, tell
+from flows.order.events import emit_statuses, form_url, publish_timeline_of_run, report_orders
 from flows.runs.continuation import CONTINUATION, continue_crashed_run, who_asked
+from flows.runs.defects import is_interruption
 from flows.runs.pause import Wait
 from flows.runs.results import ON_THIS_MACHINE
 from orders.acceptance import AcceptedOrder, accept_order, begin_attempt
@@ -113,7 +113,7 @@ def store_checkout(order: CheckoutOrder, wait: Wait = "pause") -> Receipt | Stat
         dispatch_order(group)
     # RunTakenAway passes on purpose: the order is fine, and another process goes on with it.
     except OrderError as error:
-        tell(group)
+        report_orders(group)
         raise explain(accepted.id, error) from error
     emit_statuses(group)
     return receipt(accepted.id)

@@ -13,10 +13,10 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 
 from flows.batches.bulk import Call, as_task_run
-from flows.batches.defects import is_interruption, narrow_down
-from flows.order.events import tell
+from flows.order.events import report_orders
 from flows.runs.answers_left import record_answers_left
 from flows.runs.continuation import continue_run
+from flows.runs.defects import is_interruption, narrow_down
 from flows.runs.names import name_of_undo
 from flows.runs.run_states import is_cancelled_by_person
 from orders.ownership import orders_of_run
@@ -31,7 +31,7 @@ from store.errors import (
     first_of,
 )
 from store.models import OrderStatus
-from store.saga import abandon, conclude_compensation, held_steps, record_undo_failure
+from store.saga import conclude_compensation, fail_orders, held_steps, record_undo_failure
 from tasks.steps import UNDOS
 
 logger = logging.getLogger("store.compensation")
@@ -64,7 +64,7 @@ def compensate(order_ids: list[str], step: str | None = None) -> dict[str, str]:
         CompensationFailed: an undo failed for good; the orders are `compensation_failed`.
     """
     statuses = run_undos(order_ids, step)
-    tell(statuses)
+    report_orders(statuses)
     failed = sorted(
         id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED
     )
@@ -128,10 +128,10 @@ def compensate_run(
             return
         # An answer that Prefect accepted before the run ended counts.
         record_answers_left(client, str(flow_run.id), orders)
-    abandon_and_compensate(orders, error)
+    fail_and_compensate(orders, error)
 
 
-def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None:
+def fail_and_compensate(orders: Mapping[str, int], error: OrderError) -> None:
     """Mark orders as failed and compensate them, in groups.
 
     Args:
@@ -143,7 +143,7 @@ def abandon_and_compensate(orders: Mapping[str, int], error: OrderError) -> None
     """
     failed = None
     for group in batched(list(orders), GROUP):
-        to_undo = abandon(group, error, attempts=orders)
+        to_undo = fail_orders(group, error, attempts=orders)
         if to_undo:
             try:
                 compensate_tagged(to_undo)

@@ -8,6 +8,7 @@ store's own database.
 
 import logging
 import time
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
@@ -27,7 +28,7 @@ from flows.runs.names import name_by_time
 from flows.runs.run_states import cancelled_among
 from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed, trying_once
-from orders.decisions import Decided, decisions_of, runs_of_open_orders
+from orders.decisions import OrderState, decisions_of, runs_of_open_orders
 from store.messages import GO_ON, BatchAnswer, OrderMessage
 from store.partners import order_queue
 from store.queue import OrderQueue, ReceivedMessage
@@ -49,8 +50,6 @@ RESUMERS = 8
 FIRST_LOOK_SECONDS = 0.5
 LAST_LOOK_SECONDS = 10.0
 """A run that was not resumed is resumed again after a delay that doubles between these."""
-
-
 LOOK_AT_POOL_SECONDS = 2.0
 """Messages may come many times a second, and a look at the work pool is a call of the server."""
 
@@ -168,42 +167,30 @@ def look_after(
         return
     open_ = runs_of_open_orders([held.message for held in due])
     if open_:
-        cancelled = _cancelled(client, set(open_.values()))
+        cancelled = _cancelled(client, set(filter(None, open_.values())))
         to_decide = [message for message, run_id in open_.items() if run_id not in cancelled]
         if to_decide:
             report.decided += len(as_task_run(find_couriers, to_decide))
-    known = decisions_of([held.message for held in due])
-    to_resume = {}
+    states = decisions_of([held.message for held in due])
+    to_resume: dict[str | None, OrderState] = {}
     done = []
     for held in due:
-        state = known[held.message]
+        state = states[held.message]
         if not state.exists:
             logger.error(
                 "message %s is about order %s, which does not exist",
-                *_names(held),
+                held.received.id,
+                held.message.order_id,
                 extra={"order_id": held.message.order_id},
             )
             queue.dead_letter(held.received, "the order does not exist")
             report.dead_letters += 1
             del in_hand[held.received.id]
-        elif state.is_done or (
-            state.answer is not None
-            and (
-                state.others_wait
-                or state.run_listens
-                or (state.in_batch and state.run_id in to_resume)
-            )
-        ):
-            # The run of a batch is resumed for its last decision, and one that listens for none.
-            # One message keeps it in mind; the others have done their work.
+        elif state.is_done or has_done_its_work(state, to_resume):
             done.append(held.received)
             del in_hand[held.received.id]
         else:
-            # An open order found no room: its batch is to hand over what is decided, which makes
-            # room again. A run that listens does so by itself.
-            if not state.run_listens and (
-                state.answer is not None or (state.is_open and state.others_hold)
-            ):
+            if needs_resume(state):
                 to_resume[state.run_id] = state
             held.look_at = now + held.delay_seconds
             held.delay_seconds = min(held.delay_seconds * 2, LAST_LOOK_SECONDS)
@@ -219,22 +206,44 @@ def look_after(
     )
 
 
-def _cancelled(client: SyncPrefectClient, run_ids: set[str | None]) -> set[str | None]:
-    """Return which of the runs a person has cancelled.
+def has_done_its_work(state: OrderState, to_resume: Container[str | None]) -> bool:
+    """Return whether the message of a batch's decided order may be deleted.
+
+    The batch's run is resumed for its last decision, and one that listens for none. One message
+    keeps the resume in mind; ``to_resume`` are the runs that have such a message.
+    """
+    batch = state.batch
+    if batch is None or state.answer is None:
+        return False
+    return batch.waits or batch.listens or state.run_id in to_resume
+
+
+def needs_resume(state: OrderState) -> bool:
+    """Return whether the order's run must be resumed."""
+    batch = state.batch
+    if batch is not None and batch.listens:
+        return False
+    # An open order found no room. Its batch hands over what is decided, which makes room again.
+    finds_no_room = state.is_open and batch is not None and batch.holds
+    return state.answer is not None or finds_no_room
+
+
+def _cancelled(client: SyncPrefectClient, run_ids: set[str]) -> set[str]:
+    """Return the runs that a person has cancelled.
 
     No courier is asked for their orders any more.
 
-    Recovery cancels the orders, if the runs' hooks do not. While Prefect's server is away no
-    run can be cancelled, and the database decides alone.
+    The runs' hooks or recovery cancel the orders. While Prefect's server is away no run can be
+    cancelled, and the database decides alone.
     """
     try:
-        return {*cancelled_among(client, [id_ for id_ in run_ids if id_ is not None])}
+        return cancelled_among(client, list(run_ids))
     except SERVER_AWAY as error:
         logger.warning("it is not known which runs are cancelled: %r", error)
         return set()
 
 
-def resume(client: SyncPrefectClient, decided: Decided) -> bool:
+def resume(client: SyncPrefectClient, state: OrderState) -> bool:
     """Resume a decided order's run and return whether Prefect accepted it.
 
     A batch is only told to go on: it reads all its decisions from the database.
@@ -242,14 +251,14 @@ def resume(client: SyncPrefectClient, decided: Decided) -> bool:
     Prefect answers ABORT when the run is not paused, or not yet, and when another was faster.
     None of this loses the decision, which the run finds in the database.
     """
-    if decided.run_id is None:
+    if state.run_id is None:
         return False
-    if decided.in_batch:
-        return wake_batch(client, decided.run_id)
-    # The decision is in the database. Its courier may be one whom the form, older than they, lacks,
-    # and Prefect would refuse the answer.
-    return decided.answer is not None and _resume(
-        client, decided.run_id, decided.answer.model_copy(update={"courier": ""}).model_dump()
+    if state.batch is not None:
+        return wake_batch(client, state.run_id)
+    # Without the courier, who is in the database: the form may be older than the courier, and
+    # Prefect refuses an answer that is not among its choices.
+    return state.answer is not None and _resume(
+        client, state.run_id, state.answer.model_copy(update={"courier": ""}).model_dump()
     )
 
 
@@ -266,7 +275,3 @@ def _resume(client: SyncPrefectClient, run_id: str, given: dict[str, Any]) -> bo
         logger.warning("run %s could not be resumed: %r", run_id, error)
         return False
     return answer.status.value == "ACCEPT"
-
-
-def _names(held: InHand) -> tuple[str, str]:
-    return held.received.id, held.message.order_id

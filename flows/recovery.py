@@ -25,12 +25,12 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
 from flows.batches.bulk import forget_results
-from flows.batches.defects import narrow_down
-from flows.compensation import abandon_and_compensate, compensate_tagged
+from flows.compensation import compensate_tagged, fail_and_compensate
 from flows.dispatch import wake_batch
-from flows.order.events import form_url, tell
+from flows.order.events import form_url, report_orders
 from flows.runs.answers_left import record_answers_left
 from flows.runs.continuation import continue_run
+from flows.runs.defects import narrow_down
 from flows.runs.lost_runs import HOOK_TIME, have_ended_badly, lost_runs, start_again
 from flows.runs.names import name_by_time
 from flows.runs.run_states import deployments, is_cancelled_by_person, is_stranded
@@ -219,14 +219,11 @@ def next_move(
 
 
 def _make(
-    move: Move,
-    orders: Sequence[UnfinishedOrder],
-    client: SyncPrefectClient,
-    report: RecoveryReport,
+    move: Move, orders: Sequence[UnfinishedOrder], client: SyncPrefectClient, report: RecoveryReport
 ) -> None:
     """Make a move for its orders and report its failure without raising."""
     acts: dict[Move, Callable[[list[UnfinishedOrder]], object]] = {
-        Move.DISPATCH: lambda part: tell(dispatch_order(_ids(part))),
+        Move.DISPATCH: lambda part: report_orders(dispatch_order(_ids(part))),
         Move.COMPENSATE: lambda part: compensate_tagged(_ids(part)),
         Move.CANCEL: lambda part: _cancel(client, part),
         Move.EXPIRE: lambda part: _expire(client, part),
@@ -254,7 +251,7 @@ def _attempts(orders: Sequence[UnfinishedOrder]) -> dict[str, int]:
 def _cancel(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
     """Cancel the orders of cancelled runs unless a courier has accepted."""
     _record_answers_left(client, orders)
-    abandon_and_compensate(_attempts(orders), OrderCancelled("the run was cancelled in Prefect"))
+    fail_and_compensate(_attempts(orders), OrderCancelled("the run was cancelled in Prefect"))
 
 
 def _expire(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> None:
@@ -282,7 +279,7 @@ def _continue(client: SyncPrefectClient, orders: Sequence[UnfinishedOrder]) -> N
         for order in its
     ]
     if exhausted:
-        abandon_and_compensate(
+        fail_and_compensate(
             _attempts(exhausted),
             CheckoutFailed(f"its run ended {settings().max_continuations + 1} times unfinished"),
         )

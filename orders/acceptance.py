@@ -1,16 +1,15 @@
 """Acceptance of orders and the attempts that begin again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import ColumnElement, exists
+from sqlalchemy import ColumnElement, exists, insert, literal
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
 from store.archived_orders import require_not_archived
-from store.bulk import Rows, insert_missing, insert_rows, update_rows
+from store.bulk import among, insert_missing, update_rows
 from store.database import reading, transaction
 from store.errors import (
     BookNotFound,
@@ -29,6 +28,7 @@ from store.models import (
     Order,
     OrderLine,
     OrderStatus,
+    UtcDateTime,
     utc_now,
 )
 from store.partners import wrong_method
@@ -130,9 +130,7 @@ def begin_attempt(
                     f"order {order_id} is {found.status}; try again when it is compensated"
                 )
             if found.status in FAILED:
-                method = _method_of(session, order)
-                ended = _EndedAttempt._make(getattr(found, n) for n in _EndedAttempt._fields)
-                _begin_again(session, [(ended, method)], run_id, asked_by)
+                _begin_again(session, {order_id: _method_of(session, order)}, run_id, asked_by)
                 found.wait = wait
                 return AcceptedOrder(id=order_id, owned=True, started_over=False)
         return _as_found(found, run_id)
@@ -155,11 +153,7 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
     """
     with transaction() as session:
         failed = session.execute(
-            select_columns(
-                *(getattr(Order, name) for name in _EndedAttempt._fields),
-                col(Order.request),
-                col(Customer.payment_method),
-            )
+            select_columns(col(Order.id), col(Order.request), col(Customer.payment_method))
             .join(Customer, col(Customer.id) == col(Order.user_id))
             .where(
                 *_failed_in(failed_of),
@@ -172,12 +166,12 @@ def claim_failed_orders(run_id: str, failed_of: str, limit: int) -> list[str]:
             .with_for_update(skip_locked=True, of=Order)
         ).all()
         # A customer may have another card by now.
-        ended = [
-            (_EndedAttempt._make(columns), request["paymentMethod"] or customers_method)
-            for *columns, request, customers_method in failed
-        ]
-        _begin_again(session, ended, run_id, asked_by=run_id)
-        return [each.id for each, _ in ended]
+        methods = {
+            id_: request["paymentMethod"] or customers_method
+            for id_, request, customers_method in failed
+        }
+        _begin_again(session, methods, run_id, asked_by=run_id)
+        return list(methods)
 
 
 @retried
@@ -193,64 +187,42 @@ def failed_orders_without_customer(run_id: str) -> list[str]:
 
 
 def _failed_in(run_id: str) -> tuple[ColumnElement[bool], ...]:
-    return (
-        col(Order.run_id) == run_id,
-        col(Order.status).in_(FAILED),
-    )
+    return (col(Order.run_id) == run_id, col(Order.status).in_(FAILED))
 
 
-class _EndedAttempt(NamedTuple):
-    """An order's columns with the end of its attempt."""
-
-    id: str
-    attempt: int
-    status: str
-    error: str | None
-    currency: str
-    updated_at: datetime
-
-
-def _begin_again(
-    session: Session, ended: Sequence[tuple[_EndedAttempt, str]], run_id: str, asked_by: str
-) -> None:
+def _begin_again(session: Session, methods: Mapping[str, str], run_id: str, asked_by: str) -> None:
     """Reset ended orders to a new attempt and record the request.
 
-    ``ended`` are the orders, each with the payment method of its new attempt. How the last one
-    ended is kept with the request, since the order's row is that of the new one. The rows must be
-    locked.
+    How the last attempt ended is kept with the request, since the order's row is that of the new
+    one. The rows must be locked.
+
+    Args:
+        session: The transaction.
+        methods: By the order's id, the payment method of its new attempt.
+        run_id: The flow run that owns the attempts.
+        asked_by: What asked for them.
     """
-    _put_back(
-        session,
-        [
-            {"id": each.id, "attempt": each.attempt + 1, "payment_method": method}
-            for each, method in ended
-        ],
-        run_id,
+    now = utc_now()
+    requests: dict[Any, Any] = {
+        Attempt.order_id: Order.id,
+        Attempt.attempt: col(Order.attempt) + 1,
+        Attempt.previous_status: Order.status,
+        Attempt.previous_error: Order.error,
+        Attempt.previous_currency: Order.currency,
+        Attempt.previous_ended_at: Order.updated_at,
+        Attempt.asked_by: literal(asked_by),
+        Attempt.began_at: literal(now, UtcDateTime),
+    }
+    session.execute(
+        insert(Attempt).from_select(
+            list(requests), select_columns(*requests.values()).where(among(col(Order.id), methods))
+        )
     )
-    insert_rows(
-        session,
-        Attempt,
-        [
-            {
-                "order_id": each.id,
-                "attempt": each.attempt + 1,
-                "previous_status": each.status,
-                "previous_error": each.error,
-                "previous_currency": each.currency,
-                "previous_ended_at": each.updated_at,
-            }
-            for each, _ in ended
-        ],
-        asked_by=asked_by,
-        began_at=utc_now(),
-    )
-
-
-def _put_back(session: Session, attempts: Rows, run_id: str) -> None:
     update_rows(
         session,
         Order,
-        attempts,
+        [{"id": id_, "payment_method": method} for id_, method in methods.items()],
+        attempt=col(Order.attempt) + 1,
         status=OrderStatus.STARTED,
         run_id=run_id,
         currency=settings().currency,
@@ -262,7 +234,7 @@ def _put_back(session: Session, attempts: Rows, run_id: str) -> None:
         wait_until=None,
         error=None,
         message=None,
-        updated_at=utc_now(),
+        updated_at=now,
     )
 
 
@@ -282,7 +254,6 @@ def known_order(order: CheckoutOrder) -> Order | None:
         found = session.get(Order, order.order_id) if order.order_id else None
         if found is not None:
             require_same(order.content(), found.request, found.id)
-            session.expunge(found)
             return found
         if order.order_id:
             require_not_archived(session, order.order_id)

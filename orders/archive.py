@@ -26,7 +26,7 @@ from store.archive_files import (
     write_file,
 )
 from store.archive_places import created, exists, is_at, location_in, opened
-from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import Archive, ArchivedOrder
 from store.bulk import among, increase, insert_rows
 from store.checkpoint import forget_checkpoint
 from store.database import reading, revisions, snapshot, transaction
@@ -144,9 +144,7 @@ def _ended_in(month: Month | Archive) -> tuple[ColumnElement[bool], ...]:
 def _unfinished() -> list[Archive]:
     with reading() as session:
         wanted = select(Archive).where(col(Archive.deleted_at).is_(None)).order_by(col(Archive.id))
-        found = list(session.exec(wanted))
-        session.expunge_all()
-        return found
+        return list(session.exec(wanted))
 
 
 def _without_a_lost_file(archive: Archive) -> Archive:
@@ -204,7 +202,6 @@ def _planned(name: str, month: Month | Archive, to: str) -> Archive:
         plan.location = location
         session.flush()
         session.refresh(plan)
-        session.expunge(plan)
         return plan
 
 
@@ -256,9 +253,6 @@ def _write(planned: Archive) -> Archive:
             _require_free(archive)
         archive.sha256, archive.accepted_from = sha256, accepted_from
         archive.sums, archive.written_at = vars(sums), now
-        session.flush()
-        session.refresh(archive)
-        session.expunge(archive)
     return archive
 
 
@@ -377,7 +371,4 @@ def _concluded(archive_id: int) -> Archive:
             .where(ArchivedOrder.archive_id == archive_id)
         )
         archive.verified_at = archive.deleted_at = utc_now()
-        session.flush()
-        session.refresh(archive)
-        session.expunge(archive)
         return archive

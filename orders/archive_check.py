@@ -10,13 +10,12 @@ from sqlmodel import col, select
 from store.archive_files import (
     ORDERS_AT_ONCE,
     Sums,
-    archived_among,
     archives,
     orders_in,
     require_unchanged,
 )
 from store.archive_places import opened
-from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import Archive, ArchivedOrder, archived_among
 from store.database import reading, snapshot, transaction
 from store.errors import ArchiveDamaged, ArchiveRefused
 from store.models import utc_now
@@ -47,7 +46,6 @@ def archives_to_verify(files: list[str]) -> list[tuple[Archive, str]]:
     """
     with reading() as session:
         known = archives(session)
-        session.expunge_all()
     if not files:
         return [(archive, archive.location) for archive in known]
     return [(_archive_of(file, known), file) for file in files]

@@ -3,10 +3,11 @@
 Nothing here reads more of a batch than a page of ids or a few sums, however large it is.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, case, cast, func, update
 from sqlalchemy import select as select_columns
@@ -15,32 +16,19 @@ from sqlmodel import col, select
 from store.bulk import among, insert_missing, read_rows
 from store.database import reading, transaction
 from store.errors import BatchNotFound
-from store.models import (
-    ENDED,
-    Batch,
-    Order,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-    utc_now,
-)
+from store.models import ENDED, Batch, Order, OrderStatus, SagaRecord, StepState, utc_now
 from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 from tasks.retries import retried
 
 
-class Begun(NamedTuple):
-    """A batch's record, and whether this execution is its run's first."""
-
-    batch: Batch
-    is_new: bool
-
-
 @retried
 def begin_batch(
     run_id: str, source: str | None, wait: str | None = None, listen_seconds: int = 0
-) -> Begun:
+) -> tuple[Batch, bool]:
     """Record the run's batch once and return its record.
+
+    It is returned with whether this execution is the run's first.
 
     Args:
         run_id: The flow run.
@@ -52,8 +40,7 @@ def begin_batch(
     with transaction() as session:
         inserted = insert_missing(session, Batch, [_batch(run_id, source, wait, listens_until)])
         batch = session.get_one(Batch, run_id)
-        session.expunge(batch)
-        return Begun(batch, is_new=bool(inserted))
+        return batch, bool(inserted)
 
 
 def _batch(
@@ -97,9 +84,7 @@ def change_batch_owner(from_run: str, to_run: str) -> None:
 def read_batch(run_id: str) -> Batch:
     """Return the record of the run's batch, which must exist."""
     with reading() as session:
-        batch = session.get_one(Batch, run_id)
-        session.expunge(batch)
-        return batch
+        return session.get_one(Batch, run_id)
 
 
 def batches_among(run_ids: Sequence[str]) -> dict[str, datetime]:
@@ -168,8 +153,7 @@ def being_undone(order_ids: Sequence[str]) -> list[str]:
         return list(
             session.scalars(
                 select(Order.id).where(
-                    among(col(Order.id), order_ids),
-                    col(Order.status) == OrderStatus.COMPENSATING,
+                    among(col(Order.id), order_ids), col(Order.status) == OrderStatus.COMPENSATING
                 )
             )
         )
@@ -221,9 +205,7 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
         found = session.execute(
             select(col(Order.id), col(Order.status), col(Order.error), col(Order.message))
             .where(
-                col(Order.run_id) == run_id,
-                col(Order.error).is_not(None),
-                col(Order.id) > after,
+                col(Order.run_id) == run_id, col(Order.error).is_not(None), col(Order.id) > after
             )
             .order_by(col(Order.id))
             .limit(limit)
@@ -236,13 +218,14 @@ def failed_orders(run_id: str, after: str = "", limit: int = 1_000) -> list[Fail
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """A batch's money in cents, its points and its orders' endings.
+    """A batch's orders by status and error, its money and points.
 
-    ``by_ending`` counts the orders by their status and the name of their error, if they have one.
-    A charge that is still in doubt counts as nothing until its refund finds it out.
+    Money is cents. The most frequent statuses and errors come first. A charge that is still in
+    doubt counts as nothing until its refund finds it out.
     """
 
-    by_ending: dict[tuple[str, str], int]
+    by_status: dict[str, int]
+    by_error: dict[str, int]
     captured_cents: int
     refunded_cents: int
     points_redeemed: int
@@ -253,14 +236,17 @@ class Sums:
 def sums_of_run(run_id: str) -> Sums:
     """Return the sums of the run's orders in their present attempts."""
     with reading() as session:
-        by_ending = {
-            (status, error or ""): count
-            for status, error, count in session.execute(
-                select(col(Order.status), col(Order.error), func.count())
-                .where(col(Order.run_id) == run_id)
-                .group_by(col(Order.status), col(Order.error))
-            )
-        }
+        by_status: Counter[str] = Counter()
+        by_error: Counter[str] = Counter()
+        for status, error, count in session.execute(
+            select(col(Order.status), col(Order.error), func.count())
+            .where(col(Order.run_id) == run_id)
+            .group_by(col(Order.status), col(Order.error))
+            .order_by(col(Order.status), col(Order.error))
+        ):
+            by_status[status] += count
+            if error:
+                by_error[error] += count
         refunded_cents = _number(col(SagaRecord.undo_result)["amount_cents"])
         # A charge in doubt has no reference: what its refund found is all that was captured.
         has_reference = col(SagaRecord.result)["reference"].as_string().is_not(None)
@@ -288,7 +274,14 @@ def sums_of_run(run_id: str) -> Sums:
         steps = {step: tuple(int(s or 0) for s in sums) for step, *sums in session.execute(taken)}
         captured, refunded, _, _ = steps.get("bill_customer", (0, 0, 0, 0))
         _, _, redeemed, restored = steps.get("redeem_points", (0, 0, 0, 0))
-        return Sums(by_ending, captured, refunded, redeemed, restored)
+        return Sums(
+            dict(by_status.most_common()),
+            dict(by_error.most_common()),
+            captured_cents=captured,
+            refunded_cents=refunded,
+            points_redeemed=redeemed,
+            points_restored=restored,
+        )
 
 
 def _number(json_field: Any) -> ColumnElement[int]:

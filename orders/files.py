@@ -42,11 +42,7 @@ class Entry:
 
 
 def read_orders(
-    copy: IO[bytes],
-    source: str,
-    *,
-    line_items: bool,
-    keep_alive: Callable[[], None] = lambda: None,
+    copy: IO[bytes], source: str, *, line_items: bool, keep_alive: Callable[[], None] = lambda: None
 ) -> Iterator[Entry]:
     """Yield a file's orders with their lines, in the file's order.
 

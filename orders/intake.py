@@ -22,8 +22,7 @@ from orders.acceptance import new_order, refused_method, require_same
 from orders.batches import touch_batch
 from orders.files import Reject, read_orders
 from orders.sources import opened, put_beside
-from store.archive_files import archived_among
-from store.archived_orders import archived
+from store.archived_orders import archived, archived_among
 from store.bulk import among, insert_missing, insert_rows, read_rows, update_rows
 from store.database import transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import exists, func, update
+from sqlalchemy import ColumnElement, exists, func, update
 from sqlmodel import col, select
 
 from store.database import reading, transaction
@@ -79,9 +79,7 @@ def backlog() -> Backlog:
     with reading() as session:
         orders, of_front_ends, oldest = session.execute(
             select(
-                func.count(),
-                func.count(col(Order.submitted_by)),
-                func.min(col(Order.updated_at)),
+                func.count(), func.count(col(Order.submitted_by)), func.min(col(Order.updated_at))
             ).where(
                 col(Order.status) == OrderStatus.SUBMITTED,
                 col(Order.updated_at) < now - timedelta(seconds=UNCLAIMED_SECONDS),
@@ -92,15 +90,7 @@ def backlog() -> Backlog:
 
 def is_listened() -> bool:
     """Return whether a batch with a recent heartbeat listens."""
-    now = utc_now()
-    with reading() as session:
-        found = session.scalars(
-            select(Batch.run_id).where(
-                col(Batch.listens_until) > now,
-                col(Batch.moved_at) > now - timedelta(seconds=SILENT_SECONDS),
-            )
-        )
-        return found.first() is not None
+    return _is_listening(col(Batch.moved_at) > utc_now() - timedelta(seconds=SILENT_SECONDS))
 
 
 @retried
@@ -156,34 +146,25 @@ def expired_waits(run_id: str, limit: int) -> list[str]:
 
 @retried
 def listen_until(run_id: str, until: datetime) -> None:
-    """Record a later end of the run's listening."""
+    """Record another end of the run's listening.
+
+    After it the run's waiting orders are taken over.
+    """
     with transaction() as session:
         session.execute(
             update(Batch).where(col(Batch.run_id) == run_id).values(listens_until=until)
         )
 
 
-@retried
-def stop_listening(run_id: str) -> None:
-    """End the run's listening, so that its waiting orders are taken over."""
-    now = utc_now()
-    with transaction() as session:
-        session.execute(
-            update(Batch)
-            .where(col(Batch.run_id) == run_id, col(Batch.listens_until) > now)
-            .values(listens_until=now)
-        )
-
-
 def listens(run_id: str) -> bool:
     """Return whether the run is a batch that listens."""
+    return _is_listening(col(Batch.run_id) == run_id)
+
+
+def _is_listening(condition: ColumnElement[bool]) -> bool:
     with reading() as session:
-        found = session.scalars(
-            select(Batch.run_id).where(
-                col(Batch.run_id) == run_id, col(Batch.listens_until) > utc_now()
-            )
-        )
-        return found.first() is not None
+        listening = select(Batch.run_id).where(col(Batch.listens_until) > utc_now(), condition)
+        return session.scalars(listening.limit(1)).first() is not None
 
 
 @retried
@@ -219,15 +200,12 @@ def hand_over_waiting(order_id: str, from_run: str | None, to_run: str, wait: st
     Returns:
         Whether it was handed over; it was decided, or has another owner, otherwise.
     """
+    waiting = (
+        col(Order.id) == order_id,
+        col(Order.run_id) == from_run,
+        col(Order.status) == OrderStatus.WAITING,
+    )
     with transaction() as session:
-        handed_over = session.scalars(
-            update(Order)
-            .where(
-                col(Order.id) == order_id,
-                col(Order.run_id) == from_run,
-                col(Order.status) == OrderStatus.WAITING,
-            )
-            .values(run_id=to_run, wait=wait, updated_at=utc_now())
-            .returning(col(Order.id))
+        return bool(
+            update_orders(session, *waiting, run_id=to_run, wait=wait, updated_at=utc_now())
         )
-        return handed_over.first() is not None

@@ -9,16 +9,8 @@ from sqlmodel import col, select
 from store.archived_orders import require_not_archived
 from store.bulk import among, read_rows
 from store.database import reading
-from store.errors import (
-    OrderError,
-    OrderNotFound,
-    recorded_error,
-)
-from store.models import (
-    Order,
-    OrderLine,
-    OrderStatus,
-)
+from store.errors import OrderError, OrderNotFound, recorded_error
+from store.models import Order, OrderLine, OrderStatus
 from tasks.retries import retried
 
 
@@ -37,7 +29,6 @@ def read_order(order_id: str) -> Order:
                 f"There is no order {order_id}, or its run has not begun yet. "
                 "`checkout list` shows those there are."
             )
-        session.expunge(order)
         return order
 
 
@@ -71,9 +62,7 @@ def find_orders(
         wanted = wanted.where(col(Order.created_at) <= accepted_until)
     newest_first = (col(Order.created_at).desc(), col(Order.id).desc())
     with reading() as session:
-        found = list(session.exec(wanted.order_by(*newest_first).limit(limit)))
-        session.expunge_all()
-        return found
+        return list(session.exec(wanted.order_by(*newest_first).limit(limit)))
 
 
 def count_orders(status: OrderStatus) -> int:

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, update
+from sqlalchemy import func
 from sqlmodel import col, select
 
 from store.database import reading, transaction
-from store.models import (
-    ENDED,
-    Order,
-    utc_now,
-)
+from store.models import ENDED, Order, utc_now
 from store.saga_log import update_orders
 from store.sessions import WHOLE_RUN
 
@@ -41,7 +37,6 @@ def finished_orders_of_run(run_id: str) -> list[Order]:
     """Return the flow run's orders if all have ended, else none."""
     with reading() as session:
         orders = list(session.exec(select(Order).where(Order.run_id == run_id).order_by(Order.id)))
-        session.expunge_all()
         return orders if all(order.status in ENDED for order in orders) else []
 
 
@@ -82,8 +77,5 @@ def continuations_of_run(run_id: str) -> int:
 def change_owner(order_id: str, from_run: str | None, to_run: str) -> None:
     """Make another run the owner of an order that belongs to ``from_run``."""
     with transaction() as session:
-        session.execute(
-            update(Order)
-            .where(col(Order.id) == order_id, col(Order.run_id) == from_run)
-            .values(run_id=to_run, updated_at=utc_now())
-        )
+        owned = (col(Order.id) == order_id, col(Order.run_id) == from_run)
+        update_orders(session, *owned, run_id=to_run, updated_at=utc_now())

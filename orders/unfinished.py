@@ -7,15 +7,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 
 from store.database import reading
-from store.models import (
-    BEFORE_PIVOT,
-    ENDED,
-    HOLDING,
-    Batch,
-    Order,
-    OrderStatus,
-    SagaRecord,
-)
+from store.models import BEFORE_PIVOT, ENDED, HOLDING, Batch, Order, OrderStatus, SagaRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +29,6 @@ class UnfinishedOrder:
     continuations: int
     undo_tries: int
     reminded: bool
-    in_batch: bool = False
 
 
 def unfinished_orders(after: str, limit: int) -> list[UnfinishedOrder]:
@@ -94,5 +85,4 @@ def _unfinished(
         undo_tries=max((r.undo_tries for r in records if r.state in HOLDING), default=0),
         # A batch is asked about as a whole; hundreds of reminders would help nobody.
         reminded=order.reminded_attempt == order.attempt or batch_moved_at is not None,
-        in_batch=batch_moved_at is not None,
     )

@@ -8,15 +8,9 @@ from sqlmodel import col, select
 
 from store.bulk import among, read_rows
 from store.database import reading, transaction
-from store.errors import (
-    CourierWaitExpired,
-)
-from store.models import (
-    Order,
-    OrderStatus,
-    utc_now,
-)
-from store.saga import give_up
+from store.errors import CourierWaitExpired
+from store.models import Order, OrderStatus, utc_now
+from store.saga import mark_failed
 from store.saga_log import lock_orders, update_orders
 from store.sessions import WHOLE_RUN
 
@@ -33,7 +27,7 @@ def expire_waits(order_ids: Sequence[str]) -> None:
                 col(Order.wait_until) <= utc_now(),
             ),
         )
-        give_up(
+        mark_failed(
             session,
             [
                 (

@@ -17,12 +17,7 @@ from sqlmodel import Session
 from store.archive_files import archives, read_orders
 
 ORDERS_AT_ONCE = 1_000
-TABLES = {
-    "orders": "order",
-    "order_lines": "lines",
-    "attempts": "attempts",
-    "saga_log": "saga_log",
-}
+TABLES = {"orders": "order", "order_lines": "lines", "attempts": "attempts", "saga_log": "saga_log"}
 """The tables that the reports read, each with its name in a file."""
 IN_PLACE = ", ".join(
     f"{table} AS (SELECT * FROM "

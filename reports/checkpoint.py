@@ -76,10 +76,7 @@ def read_checkpoint(session: Session) -> AuditCheckpoint | None:
         session: The audit's snapshot. Another moment's checkpoint is not that of the copies and
             points that the snapshot has as counted: an audit or an archival may come in between.
     """
-    found = session.get(AuditCheckpoint, ONLY_ROW)
-    if found is not None:
-        session.expunge(found)
-    return found
+    return session.get(AuditCheckpoint, ONLY_ROW)
 
 
 def scope_of(checkpoint: AuditCheckpoint | None) -> str:

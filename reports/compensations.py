@@ -149,10 +149,7 @@ def _titles(session: Session, records: Sequence[SagaRecord]) -> dict[str, str]:
 
 
 def _open_undo(
-    order: Order,
-    record: SagaRecord,
-    titles: Mapping[str, str],
-    next_try: datetime | None = None,
+    order: Order, record: SagaRecord, titles: Mapping[str, str], next_try: datetime | None = None
 ) -> OpenUndo:
     taken = record.result
     in_doubt = record.state == StepState.INTENDED

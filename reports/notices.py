@@ -8,12 +8,7 @@ from sqlmodel import col, select
 from orders.batches import batches_among
 from store.bulk import update_rows
 from store.database import reading, transaction
-from store.models import (
-    Order,
-    OrderStatus,
-    SagaRecord,
-    utc_now,
-)
+from store.models import Order, OrderStatus, SagaRecord, utc_now
 from store.partners import topic
 from store.saga_log import lock_orders
 from store.settings import settings

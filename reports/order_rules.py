@@ -18,12 +18,7 @@ from reports.rules import (
 )
 from store import sql
 from store.messages import ASSIGNED
-from store.models import (
-    BEFORE_PIVOT,
-    ENDED,
-    OrderStatus,
-    StepState,
-)
+from store.models import BEFORE_PIVOT, ENDED, OrderStatus, StepState
 from store.sql import sql_list
 from tasks.points import CENTS_PER_POINT
 from tasks.steps import ALWAYS, BEFORE_THE_WAIT, SEQUENCE, STEPS, UNDOS
@@ -55,17 +50,11 @@ def orders() -> Check:
               FROM saga_log GROUP BY order_id, attempt
             ) r ON r.order_id = o.id AND r.in_attempt = o.attempt
             LEFT JOIN decisions d ON d.order_id = o.id AND d.attempt = o.attempt AND d.accepted""",
-        rules=[
-            *_rules_of_status(),
-            *_rules_of_steps(),
-            *_rules_of_ending(),
-            *_rules_of_amounts(),
-        ],
+        rules=[*_rules_of_status(), *_rules_of_steps(), *_rules_of_ending(), *_rules_of_amounts()],
     )
 
 
 def _rules_of_status() -> list[Rule]:
-    """Return the rules about what an order of each status holds."""
     taken = " OR ".join(f"{step} IN {HELD}" for step in UNDOS)
     given_back = " OR ".join(f"{step} = 'undone'" for step in UNDOS)
     refused = " OR ".join(f"{step} IN ('undone', 'void')" for step in UNDOS)
@@ -96,16 +85,11 @@ def _rules_of_status() -> list[Rule]:
             f"status = 'compensated' AND ({taken} OR NOT COALESCE({given_back}, FALSE))",
             f"is compensated; {STATES}",
         ),
-        Rule(
-            "I4 forward",
-            f"status IN {FORWARD} AND ({refused})",
-            f"is {{status}}; {STATES}",
-        ),
+        Rule("I4 forward", f"status IN {FORWARD} AND ({refused})", f"is {{status}}; {STATES}"),
     ]
 
 
 def _rules_of_steps() -> list[Rule]:
-    """Return the rules about the sequence of an order's steps."""
     return [
         Rule(
             "I5 sequence",
@@ -132,7 +116,6 @@ def _rules_of_steps() -> list[Rule]:
 
 
 def _rules_of_ending() -> list[Rule]:
-    """Return the rules of an order's reason, courier and wait."""
     return [
         Rule(
             "I4 reason",
@@ -151,16 +134,11 @@ def _rules_of_ending() -> list[Rule]:
             f"OR (outcome IS NOT NULL AND status IN {sql_list(BEFORE_PIVOT)})",
             "is {status}, but decided was {outcome}",
         ),
-        Rule(
-            "I4 wait",
-            "status = 'waiting' AND wait_until IS NULL",
-            "waits without an end",
-        ),
+        Rule("I4 wait", "status = 'waiting' AND wait_until IS NULL", "waits without an end"),
     ]
 
 
 def _rules_of_amounts() -> list[Rule]:
-    """Return the rules of an order's price, points and amount due."""
     return [
         Rule(
             "I3 price",

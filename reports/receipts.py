@@ -7,12 +7,7 @@ from reports.history import lines_of
 from store.database import reading, transaction
 from store.errors import OrderError, OrderInProgress, one_line
 from store.messages import Receipt, ReceiptLine
-from store.models import (
-    Order,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-)
+from store.models import Order, OrderStatus, SagaRecord, StepState
 from store.saga import taken_by
 from store.saga_log import StepRecord, lock_order
 from tasks.steps import UNDOS

@@ -3,13 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from store.models import (
-    FAILED,
-    GOING_FORWARD,
-    HOLDING,
-    UNDOING,
-    OrderStatus,
-)
+from store.models import FAILED, GOING_FORWARD, HOLDING, UNDOING, OrderStatus
 from store.sql import sql_list
 from tasks.steps import SEQUENCE, STEPS, UNDOS
 

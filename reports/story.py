@@ -16,14 +16,7 @@ from reports.compensations import Copies
 from reports.history import answers_of, currencies_of, lines_of, records_of
 from store.database import reading
 from store.messages import OrderMessage, money
-from store.models import (
-    Attempt,
-    LedgerEntry,
-    Notification,
-    Order,
-    QueuedMessage,
-    StepState,
-)
+from store.models import Attempt, LedgerEntry, Notification, Order, QueuedMessage, StepState
 from store.settings import settings
 from texts.words import in_words
 

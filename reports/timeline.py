@@ -1,4 +1,4 @@
-"""An order's timeline, and what a person is asked while it waits."""
+"""An order's timeline, and the texts of its form while it waits."""
 
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
@@ -9,15 +9,7 @@ from sqlmodel import Session, select
 from reports.compensations import open_undos
 from reports.history import answers_of, currencies_of, lines_of, records_of
 from store.database import reading
-from store.models import (
-    Courier,
-    Decision,
-    Notification,
-    Order,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-)
+from store.models import Courier, Decision, Notification, Order, OrderStatus, SagaRecord, StepState
 from store.settings import settings
 from tasks.steps import UNDOS
 from tasks.undo import Taken
@@ -146,19 +138,20 @@ def _notices(session: Session, order: Order) -> Iterator[Row]:
         yield Row(notice.published_at, attempt, f"notice to the shop: {notice.data.get('event')}")
 
 
-class Asked(NamedTuple):
-    """What a person is asked about a waiting order.
+class FormTexts(NamedTuple):
+    """The texts of a waiting order's form.
 
-    ``text`` is the form's, in Markdown, ``why`` the state's message, ``couriers`` the choice.
+    ``description`` is Markdown, ``state_message`` is that of the paused run, ``couriers`` are the
+    ids to choose from.
     """
 
-    text: str
-    why: str
+    description: str
+    state_message: str
     couriers: list[str]
 
 
-def ask(order: Order, refused: str) -> Asked:
-    """Return the question about a waiting order.
+def form_texts(order: Order, refused: str) -> FormTexts:
+    """Return the texts of a waiting order's form.
 
     Args:
         order: The order; it waits.
@@ -168,7 +161,7 @@ def ask(order: Order, refused: str) -> Asked:
         lines = lines_of(session, order.id)
         couriers = _couriers(session)
     taken = [undo.at_stake for undo in open_undos(order.id)]
-    return Asked(
+    return FormTexts(
         forms.of_order(order, lines, couriers, taken, refused),
         forms.why_it_waits(order, couriers, refused),
         [courier.id for courier in couriers],

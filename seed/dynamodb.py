@@ -246,11 +246,7 @@ def _put(
 
 @command("python -m seed.dynamodb", __doc__)
 def main(
-    *,
-    book_table: str,
-    user_table: str,
-    payment_method: str = GOOD_CARD,
-    folder: Path = FOLDER,
+    *, book_table: str, user_table: str, payment_method: str = GOOD_CARD, folder: Path = FOLDER
 ) -> int:
     """Import both tables.
 
@@ -276,12 +272,7 @@ def main(
     migrate(url)
     sources = [
         Source(book_table, "bookId", Book, book),
-        Source(
-            user_table,
-            "userId",
-            Customer,
-            partial(customer, payment_method=payment_method),
-        ),
+        Source(user_table, "userId", Customer, partial(customer, payment_method=payment_method)),
     ]
     try:
         kept = ImportFolder(

@@ -22,7 +22,7 @@ from sqlalchemy import literal_column
 from sqlmodel import Session, SQLModel, col, select
 
 from store.archive_places import opened
-from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import Archive, archived_among
 from store.bulk import among, read_rows
 from store.errors import ArchiveDamaged
 from store.models import (
@@ -361,19 +361,3 @@ def require_unchanged(file: IO[bytes], archive: Archive) -> None:
             f"{archive.location} was changed since it was archived: its SHA-256 is {found}, was "
             f"{archive.sha256}; bring the file of {archive.written_at:%Y-%m-%d} back from a backup"
         )
-
-
-def archived_among(
-    session: Session, order_ids: Sequence[str], archive_id: int | None = None
-) -> set[str]:
-    """Return those of the order ids that an archive has.
-
-    Args:
-        session: The transaction.
-        order_ids: The ids.
-        archive_id: The archive; left out, any.
-    """
-    wanted = select(ArchivedOrder.order_id).where(among(col(ArchivedOrder.order_id), order_ids))
-    if archive_id is not None:
-        wanted = wanted.where(col(ArchivedOrder.archive_id) == archive_id)
-    return {id_ for (id_,) in read_rows(session, wanted)}

@@ -100,6 +100,8 @@ REJECTED_CREDENTIALS = frozenset(
 """What AWS answers where the credentials are expired, rotated or unknown: the codes of SQS, SNS,
 STS, DynamoDB and S3 (each service's "Common errors", and S3's "Error responses")."""
 _SAME_ROTATION_SECONDS = 30.0
+NAME_LENGTH = 200
+"""Characters of an entry's name that an error quotes."""
 
 _creating = threading.Lock()
 _clients: dict[tuple[str, str | None], Any] = {}
@@ -344,14 +346,16 @@ def raise_if_any(
     Args:
         not_taken: What :func:`call_in_batches` returned.
         what: What was to be done with the entries, as in "sent to …".
-        names: By its id, what a person knows each entry by.
+        names: By its id, what each entry is known by; the error has those in ``left_out``.
         errors: The errors of the service; one entry that is refused for good decides.
     """
     if not not_taken:
         return
     reasons = "; ".join(dict.fromkeys(failure.reason for failure in not_taken))
-    named = first_of(names[failure.id] for failure in not_taken)
-    error = errors.of(retryable=all(failure.retryable for failure in not_taken))
-    raise error(
+    left_out = [names[failure.id] for failure in not_taken]
+    named = first_of(name[:NAME_LENGTH] for name in left_out)
+    error = errors.of(retryable=all(failure.retryable for failure in not_taken))(
         f"{len(not_taken)} of {len(names)} {what}: {reasons}. Not taken: {named}"
-    ) from not_taken[0].cause
+    )
+    error.left_out = set(left_out)
+    raise error from not_taken[0].cause

@@ -185,7 +185,6 @@ def _source(table: Table, rows: Rows, same: Row) -> tuple[list[str], Select[Any]
 
 
 def _table_of(model: type[SQLModel]) -> Table:
-    """Return the table of a model."""
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
 

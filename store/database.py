@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from sqlalchemy import (
-    Engine,
-    ExceptionContext,
-    NullPool,
-    QueuePool,
-    create_engine,
-    event,
-)
+from sqlalchemy import Engine, ExceptionContext, NullPool, QueuePool, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util.queue import Empty
@@ -145,7 +138,8 @@ def transaction(limits: Limits = STEP) -> Iterator[Session]:
     """
     bind = engine(settings().database_url)
     try:
-        with Session(bind) as session, session.begin():
+        # What was read or written may be looked at when the transaction is over.
+        with Session(bind, expire_on_commit=False) as session, session.begin():
             if limits != STEP:
                 limit(session.connection(), limits)
             yield session

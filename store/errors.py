@@ -17,6 +17,9 @@ TEXT_AT_MOST = 500
 class StoreError(Exception):
     """Base of every error that the store raises on purpose."""
 
+    left_out: Collection[str] | None = None
+    """What a call of the queue or the topic did not take of a group; None where it took nothing."""
+
 
 class RefusedOrder(StoreError):
     """The order was not accepted, and nothing was recorded or changed."""
@@ -245,18 +248,12 @@ class QueueUnavailable(RetryableError):
     The message names what was not accepted.
     """
 
-    unsent: Collection[str] | None = None
-    """The messages that a send left out; None where it sent nothing."""
-
 
 class TopicUnavailable(RetryableError):
     """The topic did not answer or accepted only a part.
 
     The message names what was not accepted.
     """
-
-    unpublished: Collection[str] | None = None
-    """The keys of the notices that were left out; None where none was published."""
 
 
 class SourceUnavailable(RetryableError):
@@ -281,18 +278,12 @@ class QueueRefused(StoreError):
     The call's address, rights or content is wrong.
     """
 
-    unsent: Collection[str] | None = None
-    """The messages that a send left out; None where it sent nothing."""
-
 
 class TopicRefused(StoreError):
     """The topic refused a call and would refuse its retry.
 
     The call's address, rights or content is wrong.
     """
-
-    unpublished: Collection[str] | None = None
-    """The keys of the notices that were left out; None where none was published."""
 
 
 class KeyReused(StoreError):

@@ -170,8 +170,7 @@ class OrderItem(Input):
 
     book_id: Id = Field(title="Book id", description="The book's id. Always needed.")
     quantity: Quantity = Field(
-        title="Copies",
-        description="How many copies of it, a whole number from 1. Always needed.",
+        title="Copies", description="How many copies of it, a whole number from 1. Always needed."
     )
 
 

@@ -321,11 +321,7 @@ class QueuedMessage(SQLModel, table=True):
 
     __tablename__ = "order_queue"
     __table_args__ = (
-        Index(
-            "order_queue_visible",
-            "visible_at",
-            postgresql_where=text("dead_at IS NULL"),
-        ),
+        Index("order_queue_visible", "visible_at", postgresql_where=text("dead_at IS NULL")),
     )
 
     id: str = Field(primary_key=True, max_length=36)

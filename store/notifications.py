@@ -29,7 +29,7 @@ class Topic(Protocol):
     def publish(self, notices: Sequence[Notice]) -> None:
         """Publish each notice at least once, raising if any was not taken.
 
-        The error's ``unpublished`` holds the keys of those that were not taken.
+        The error's ``left_out`` holds the keys of those that were not taken.
 
         Raises:
             TopicUnavailable: the topic is out of reach or overloaded; publishing again is safe.

@@ -42,8 +42,7 @@ OUTAGES = {
         "disk, memory, connections or a configured limit are used up", "errcodes-appendix.html"
     ),
     LOCK_NOT_AVAILABLE: Outage(
-        "another session kept its lock for too long",
-        "runtime-config-client.html#GUC-LOCK-TIMEOUT",
+        "another session kept its lock for too long", "runtime-config-client.html#GUC-LOCK-TIMEOUT"
     ),
     "57": Outage(
         "a time-out, an operator, a start, a stop or a crash of the server ended the call",

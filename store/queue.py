@@ -50,7 +50,7 @@ class OrderQueue(Protocol):
     def send(self, bodies: Sequence[str]) -> None:
         """Send each body as a message, raising if any was not taken.
 
-        The error's ``unsent`` holds the bodies that were not taken.
+        The error's ``left_out`` holds the bodies that were not taken.
         """
         ...
 

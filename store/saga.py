@@ -114,7 +114,7 @@ class Forward:
         update_rows(self.session, Order, self._changed, updated_at=now)
         if any("status" in changed for changed in self._changed):
             notify(self.session, ORDERS_CHANGED)
-        give_up(self.session, self._failed)
+        mark_failed(self.session, self._failed)
 
     def going_on(self) -> list[str]:
         """Return the ids of the orders that go on.
@@ -200,13 +200,11 @@ def _with_the_step_before(session: Session, step: str, orders: Sequence[SagaOrde
     return ready
 
 
-def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
-    """End the forward way of orders, each with its error.
+def mark_failed(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) -> None:
+    """Mark locked orders as failed, each with its error.
 
-    The rows must be locked.
-
-    An order of which nothing was taken is ``rejected`` at once, any other is to be compensated.
-    One that is past the pivot is left as it is: it only goes forward.
+    An order that holds nothing becomes ``rejected``, any other ``compensating``. One past the
+    pivot is left as it is: it only goes forward.
     """
     failed = [(order, error) for order, error in failed if order.status in BEFORE_PIVOT]
     if not failed:
@@ -233,23 +231,23 @@ def give_up(session: Session, failed: Sequence[tuple[SagaOrder, OrderError]]) ->
     notify(session, ORDERS_CHANGED, ORDERS_TO_CARRY)
 
 
-def abandon(
+def fail_orders(
     order_ids: Sequence[str], error: OrderError, attempts: Mapping[str, int] | None = None
 ) -> list[str]:
-    """End the forward way of orders before the pivot with ``error``.
+    """Mark orders before the pivot as failed with ``error``.
 
     Args:
         order_ids: The orders.
         error: Why they cannot go on.
-        attempts: The attempt that each order was in when ``error`` was found. An order that has
-            begun another one since is left alone: the error is none of that attempt's.
+        attempts: The attempt in which each order met ``error``; an order that has begun another
+            one since is left alone.
 
     Returns:
-        The ids of the orders among ``order_ids`` of which something is left to be given back.
+        The ids of the orders that still hold something, whenever they failed.
     """
     with transaction() as session:
         orders = lock_orders(session, order_ids)
-        give_up(
+        mark_failed(
             session,
             [
                 (o, error)
@@ -309,8 +307,7 @@ def backward(step: str, order_ids: Sequence[str]) -> Iterator[Backward]:
         failing = [orders[i] for i in order_ids if i in orders and orders[i].status in UNDOING]
         held = {r.order_id: r for r in records(session, failing, [step]) if r.state in HOLDING}
         group = Backward(
-            session=session,
-            todo=[(order, held[order.id]) for order in failing if order.id in held],
+            session=session, todo=[(order, held[order.id]) for order in failing if order.id in held]
         )
         yield group
         group._write()

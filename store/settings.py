@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     database_url: str = Field(
         description="SQLAlchemy URL of the store's database: "
         "`postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE`. In a user or a password write "
-        "`@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`.",
+        "`@` as `%40`, `:` as `%3A`, `/` as `%2F`, `?` as `%3F`, `#` as `%23` and `%` as `%25`."
     )
     currency: str = Field(
         default="USD",
@@ -119,9 +119,7 @@ class Settings(BaseSettings):
         "start a container.",
     )
     max_continuations: int = Field(
-        default=10,
-        ge=0,
-        description="Continuations after crashes before an order is compensated.",
+        default=10, ge=0, description="Continuations after crashes before an order is compensated."
     )
     checkout_deployment: str = Field(
         default="store-checkout/local",
@@ -163,8 +161,7 @@ class Settings(BaseSettings):
         "the pool is configured: `make up`, `make demo`, `python -m deployments.warm_start`.",
     )
     queue: Literal["table", "sqs"] = Field(
-        default="table",
-        description="Order queue: `table`, in the store's own database, or `sqs`.",
+        default="table", description="Order queue: `table`, in the store's own database, or `sqs`."
     )
     queue_url: str | None = Field(
         default=None,

@@ -49,13 +49,9 @@ class SnsTopic:
                 ),
             )
         keys = {str(id_): notice.key for id_, notice in enumerate(notices)}
-        try:
-            aws.raise_if_any(
-                not_published, f"notices were not published to {self.topic_arn}", keys, ERRORS
-            )
-        except (TopicUnavailable, TopicRefused) as error:
-            error.unpublished = {keys[failure.id] for failure in not_published}
-            raise
+        aws.raise_if_any(
+            not_published, f"notices were not published to {self.topic_arn}", keys, ERRORS
+        )
 
     def _entry(self, id_: int, notice: Notice) -> "PublishBatchRequestEntryTypeDef":
         attributes = {"key": notice.key}

@@ -43,7 +43,6 @@ REDRIVE_POLL_SECONDS = 1
 """A short poll asks only some of SQS's servers, and may miss a dead letter."""
 RECEIVED_AT_ONCE = 500
 """They come ten at a time: the first of more than these would wait for the last, and come again."""
-_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +74,10 @@ class SqsQueue:
                 entries,
                 lambda batch: client.send_message_batch(QueueUrl=self.queue_url, Entries=batch),
             )
-        try:
-            aws.raise_if_any(
-                not_sent,
-                f"messages were not sent to {self.queue_url}",
-                {entry["Id"]: entry["MessageBody"][:_NAME_LENGTH] for entry in entries},
-                ERRORS,
-            )
-        except (QueueUnavailable, QueueRefused) as error:
-            error.unsent = {bodies[int(failure.id)] for failure in not_sent}
-            raise
+        bodies_by_id = {entry["Id"]: entry["MessageBody"] for entry in entries}
+        aws.raise_if_any(
+            not_sent, f"messages were not sent to {self.queue_url}", bodies_by_id, ERRORS
+        )
 
     def receive(self, limit: int, wait_seconds: float) -> list[ReceivedMessage]:
         """See :meth:`OrderQueue.receive`.
@@ -266,10 +259,7 @@ class SqsQueue:
         deadline = time.monotonic() + REDRIVE_RECEIVES_SECONDS
         while time.monotonic() < deadline and (
             came := self._receive(
-                self.dead_letter_url,
-                aws.BATCH_ENTRIES,
-                REDRIVE_POLL_SECONDS,
-                REDRIVE_HIDES_SECONDS,
+                self.dead_letter_url, aws.BATCH_ENTRIES, REDRIVE_POLL_SECONDS, REDRIVE_HIDES_SECONDS
             )
         ):
             # SQS may deliver one twice; its last receipt is the one that holds it.
@@ -288,7 +278,6 @@ class SqsQueue:
         """See :meth:`OrderQueue.close`. Nothing is kept open."""
 
     def _counts(self, url: str) -> tuple[int, int]:
-        """Return a queue's numbers of ready and held messages."""
         with aws.calling(f"counting the messages of {url}", ERRORS):
             counted = self._client.get_queue_attributes(
                 QueueUrl=url,

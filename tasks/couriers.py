@@ -12,19 +12,10 @@ from sqlmodel import Session, col, select
 
 from store.bulk import increase, insert_rows, update_rows
 from store.database import transaction
-from store.errors import (
-    InvalidDecision,
-    NoCourierAvailable,
-)
+from store.errors import InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
-from store.models import (
-    Courier,
-    Decision,
-    Order,
-    OrderStatus,
-    utc_now,
-)
-from store.saga import give_up
+from store.models import Courier, Decision, Order, OrderStatus, utc_now
+from store.saga import mark_failed
 from store.saga_log import SagaOrder, lock_order, lock_orders
 from store.wakeups import ORDERS_CHANGED, ORDERS_TO_CARRY, notify
 from tasks.inventory import too_large
@@ -64,9 +55,7 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
                 continue
             if order.copies > largest:
                 answer = CourierAnswer(
-                    outcome=NO_COURIER,
-                    reason=str(too_large(order.copies)),
-                    answered_by=DISPATCHER,
+                    outcome=NO_COURIER, reason=str(too_large(order.copies)), answered_by=DISPATCHER
                 )
             else:
                 freest = max(free, key=lambda id_: free[id_])
@@ -102,13 +91,11 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
         if _waits(order, order.attempt):
             _require_sense(order.copies, answer, lock_couriers(session))
             _decide(session, [(order, answer)])
-            return _decisions(session, order)[0]
-        counting = _decisions(session, order)
-        if counting and _says(counting[0], answer):
-            return counting[0]
+        counts = _decision(session, order)
+        if counts is not None and _says(counts, answer):
+            return counts
         late = Decision(**_row(order, answer), accepted=False)
         session.add(late)
-        session.flush()
         logger.warning(
             "late answer for order %s, which is %s: %s %s; it changes nothing",
             order.id,
@@ -117,8 +104,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
             answer.courier,
             extra={"order_id": order.id},
         )
-        session.expunge(late)
-        return counting[0] if counting else late
+        return counts or late
 
 
 def answer_all(order_ids: Sequence[str], answer: CourierAnswer) -> list[OrderMessage]:
@@ -240,7 +226,7 @@ def _decide(session: Session, decided: Sequence[tuple[SagaOrder, CourierAnswer]]
     for order, answer in assigned:
         copies[answer.courier] = copies.get(answer.courier, 0) + order.copies
     increase(session, Courier, "assigned_copies", copies)
-    give_up(
+    mark_failed(
         session,
         [
             (order, NoCourierAvailable(answer.reason or "no courier takes the order"))
@@ -262,17 +248,15 @@ def _row(order: SagaOrder, answer: CourierAnswer) -> dict[str, Any]:
     }
 
 
-def _decisions(session: Session, order: SagaOrder) -> list[Decision]:
-    """Return the present attempt's accepted decision as a list, else empty."""
-    found = session.exec(
+def _decision(session: Session, order: SagaOrder) -> Decision | None:
+    """Return the present attempt's accepted decision, if it has one."""
+    return session.exec(
         select(Decision).where(
             col(Decision.order_id) == order.id,
             col(Decision.attempt) == order.attempt,
             col(Decision.accepted),
         )
-    ).all()
-    session.expunge_all()
-    return list(found)
+    ).first()
 
 
 def _says(decision: Decision, answer: CourierAnswer) -> bool:

@@ -20,14 +20,7 @@ from store.errors import (
     TopicUnavailable,
 )
 from store.messages import OrderMessage
-from store.models import (
-    Book,
-    Courier,
-    OrderStatus,
-    SagaRecord,
-    StepState,
-    utc_now,
-)
+from store.models import Book, Courier, OrderStatus, SagaRecord, StepState, utc_now
 from store.notifications import Notice
 from store.partners import order_queue, topic
 from store.saga import forward
@@ -127,7 +120,7 @@ def _send(orders: Sequence[SagaOrder]) -> tuple[set[str], QueueUnavailable | Que
     try:
         order_queue().send(list(bodies))
     except (QueueUnavailable, QueueRefused) as failure:
-        left_out = bodies if failure.unsent is None else failure.unsent
+        left_out = bodies if failure.left_out is None else failure.left_out
         return {bodies[body] for body in left_out}, failure
     return set(), None
 
@@ -182,7 +175,7 @@ def _publish(notices: Sequence[Notice]) -> tuple[set[str], TopicUnavailable | To
         if notices:
             topic().publish(notices)
     except (TopicUnavailable, TopicRefused) as failure:
-        left_out = failure.unpublished
+        left_out = failure.left_out
         return {n.order_id for n in notices if left_out is None or n.key in left_out}, failure
     return set(), None
 

@@ -44,10 +44,7 @@ def calculate_total(order_ids: list[str]) -> list[str]:
                 step.fail(order, BookHasNoPrice(f"book {unpriced} has no price any more"))
                 continue
             step.done(
-                order,
-                {"total_cents": total_cents},
-                total_cents=total_cents,
-                due_cents=total_cents,
+                order, {"total_cents": total_cents}, total_cents=total_cents, due_cents=total_cents
             )
         update_rows(step.session, OrderLine, unit_prices)
     return step.going_on()

@@ -84,10 +84,7 @@ def unsent_messages(session: Session) -> Unsent:
     return Unsent(count, last)
 
 
-_WAITING = (
-    col(SagaRecord.step) == "prepare_order",
-    col(Order.status) == OrderStatus.WAITING,
-)
+_WAITING = (col(SagaRecord.step) == "prepare_order", col(Order.status) == OrderStatus.WAITING)
 
 
 def _is_present() -> ColumnElement[bool]:

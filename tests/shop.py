@@ -38,7 +38,7 @@ from store.models import (
     QueuedMessage,
     SagaRecord,
 )
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.couriers import find_couriers, record_answer
 from tasks.steps import BEFORE_THE_WAIT
 from tasks.steps import STEPS as TABLE
@@ -127,13 +127,13 @@ def unquoted(argument: Any) -> Any:
 def give_back(*order_ids: str) -> dict[str, str]:
     """Run the flow ``compensate`` on failed orders, without Prefect around it."""
     bare = {step: Bare(undo) for step, undo in compensation.UNDO.items()}
-    with patch.object(compensation, "UNDO", bare), patch.object(compensation, "tell"):
+    with patch.object(compensation, "UNDO", bare), patch.object(compensation, "report_orders"):
         return compensation.compensate.fn(list(order_ids))
 
 
 def end_run(order_id: str, error: OrderError | None = None) -> str:
     """End an order's run with an error, as the hook does; return how the order has ended."""
-    if abandon([order_id], error or CheckoutFailed("the run failed")):
+    if fail_orders([order_id], error or CheckoutFailed("the run failed")):
         give_back(order_id)
     return status(order_id)
 

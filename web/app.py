@@ -25,7 +25,7 @@ def create_app(tokens: Mapping[str, str]) -> FastAPI:
     app = FastAPI(
         title="Store checkout",
         description="Submit orders and follow them. Errors name the field and the reason.",
-        lifespan=_threads,
+        lifespan=_tasks,
     )
     app.state.tokens = hashed(tokens)
     app.include_router(router)
@@ -34,6 +34,6 @@ def create_app(tokens: Mapping[str, str]) -> FastAPI:
 
 
 @asynccontextmanager
-async def _threads(app: FastAPI) -> AsyncIterator[None]:
-    with Intake() as app.state.intake, Changes() as app.state.changes:
+async def _tasks(app: FastAPI) -> AsyncIterator[None]:
+    async with Intake() as app.state.intake, Changes() as app.state.changes:
         yield

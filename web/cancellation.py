@@ -11,7 +11,7 @@ from orders.lookup import read_order
 from reports.compensations import open_undos
 from store.errors import NothingToCancel, OrderCancelled
 from store.models import GOING_FORWARD, Order, OrderStatus
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.steps import UNDOS
 
 
@@ -46,7 +46,7 @@ def cancel(order_id: str, reason: str) -> None:
         return
     order = _cancellable(order_id)
     cancelled = OrderCancelled(f"cancelled by the customer{f': {reason}' if reason else ''}")
-    abandon([order_id], cancelled, attempts={order_id: order.attempt})
+    fail_orders([order_id], cancelled, attempts={order_id: order.attempt})
     order = read_order(order_id)
     if order.status in GOING_FORWARD:
         # A courier was faster.

@@ -5,12 +5,10 @@ committed one after the other.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass, field
 from typing import Self
 
 from orders.intake import submit_orders
@@ -30,36 +28,26 @@ Answer = bool | RefusedOrder
 class _Coming:
     order: CheckoutOrder
     front_end: str
-    loop: asyncio.AbstractEventLoop
-    answer: "asyncio.Future[Answer]"
-
-    def settle(self, answer: Answer | Exception) -> None:
-        with suppress(RuntimeError):  # the server has ended, and nobody waits for it
-            self.loop.call_soon_threadsafe(self._settle, answer)
-
-    def _settle(self, answer: Answer | Exception) -> None:
-        if self.answer.done():
-            return  # who asked has gone
-        if isinstance(answer, RefusedOrder) or not isinstance(answer, Exception):
-            self.answer.set_result(answer)
-        else:
-            self.answer.set_exception(answer)
+    answer: "asyncio.Future[Answer]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Intake:
-    """The thread that records the orders."""
+    """The task that records the orders."""
 
     def __init__(self) -> None:
-        self._coming: SimpleQueue[_Coming | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._record_all, name="intake", daemon=True)
+        self._coming: asyncio.Queue[_Coming] = asyncio.Queue()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
+    async def __aenter__(self) -> Self:
+        self._recording = asyncio.create_task(self._record_all())
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._coming.put(None)
-        self._thread.join()
+    async def __aexit__(self, *error: object) -> None:
+        await self._coming.join()
+        self._recording.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._recording
 
     async def submit(self, order: CheckoutOrder, front_end: str) -> Answer:
         """Record an order with those that come in now.
@@ -70,34 +58,33 @@ class Intake:
         Raises:
             Exception: the database's; the order may be recorded or not.
         """
-        loop = asyncio.get_running_loop()
-        coming = _Coming(order, front_end, loop, loop.create_future())
-        self._coming.put(coming)
+        coming = _Coming(order, front_end)
+        self._coming.put_nowait(coming)
         return await coming.answer
 
-    def _record_all(self) -> None:
+    async def _record_all(self) -> None:
         began = 0.0
-        while (first := self._coming.get()) is not None:
-            time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
+        while True:
+            group = [await self._coming.get()]
+            await asyncio.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
             began = time.monotonic()
-            group = [first]
-            with suppress(Empty):
-                while len(group) < TOGETHER_AT_MOST:
-                    following = self._coming.get_nowait()
-                    if following is None:
-                        self._coming.put(None)
-                        break
-                    group.append(following)
+            while not self._coming.empty() and len(group) < TOGETHER_AT_MOST:
+                group.append(self._coming.get_nowait())
             for front_end in dict.fromkeys(coming.front_end for coming in group):
-                _record([coming for coming in group if coming.front_end == front_end], front_end)
+                await _record([each for each in group if each.front_end == front_end], front_end)
+            for _ in group:
+                self._coming.task_done()
 
 
-def _record(group: Sequence[_Coming], front_end: str) -> None:
+async def _record(group: Sequence[_Coming], front_end: str) -> None:
     try:
-        answers = submit_orders([coming.order for coming in group], front_end)
+        orders = [coming.order for coming in group]
+        answers = await asyncio.to_thread(submit_orders, orders, front_end)
     except Exception as error:
         for coming in group:
-            coming.settle(error)
+            if not coming.answer.done():  # else who asked has gone
+                coming.answer.set_exception(error)
         return
     for coming, answer in zip(group, answers, strict=True):
-        coming.settle(answer)
+        if not coming.answer.done():
+            coming.answer.set_result(answer)

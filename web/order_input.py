@@ -75,14 +75,6 @@ async def _body(request: Request) -> bytes:
 
 
 def _order_of(body: bytes, key: str | None) -> CheckoutOrder:
-    """Return the order of a request.
-
-    The key is its id where it has none.
-
-    Raises:
-        ValidationError: the order is wrong.
-        HTTPException: it has no id, two of them, or a field twice.
-    """
     order = CheckoutOrder.model_validate_json(body)
     try:
         json.loads(body, object_pairs_hook=once_each)
@@ -91,8 +83,7 @@ def _order_of(body: bytes, key: str | None) -> CheckoutOrder:
     if key is None:
         if order.order_id is None:
             raise HTTPException(
-                422,
-                [Problem("orderId", "is missing; give it, or the header Idempotency-Key")],
+                422, [Problem("orderId", "is missing; give it, or the header Idempotency-Key")]
             )
         return order
     if order.order_id not in (None, key):

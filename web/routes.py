@@ -25,9 +25,7 @@ router = APIRouter()
 
 @router.post("/orders", status_code=201, openapi_extra=OPENAPI)
 async def submit(
-    request: Request,
-    front_end: FrontEnd,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    request: Request, front_end: FrontEnd, idempotency_key: Annotated[str | None, Header()] = None
 ) -> JSONResponse:
     """Submit an order.
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from prefect.client.schemas.objects import FlowRun
 
-from flows.compensation import abandon_and_compensate, compensate_tagged
+from flows.compensation import compensate_tagged, fail_and_compensate
 from flows.dispatch import resume
-from flows.order.events import tell
+from flows.order.events import report_orders
 from flows.recovery import close_runs
 from flows.runs.answers_left import record_answers_left
 from flows.runs.escalation import escalate
@@ -86,7 +86,7 @@ def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
         cancelled = OrderCancelled(f"cancelled by a person{f': {reason}' if reason else ''}")
         not_given_back = None
         try:
-            abandon_and_compensate({order_id: attempt}, cancelled)
+            fail_and_compensate({order_id: attempt}, cancelled)
         except CompensationFailed as error:
             not_given_back = error
         order = read_order(order_id)
@@ -94,7 +94,7 @@ def cancel_order(order_id: str, attempt: int, reason: str) -> Order:
             # Somebody was faster: a courier, or who asked for another attempt.
             require_cancellable(order, attempt)
         if order.status == OrderStatus.REJECTED:
-            tell([order_id])  # nothing was taken, so there was no compensation to tell of it
+            report_orders([order_id])  # no compensation has done so, since nothing was taken
         end_run(client, order)
         if not_given_back is not None:
             raise not_given_back
@@ -124,12 +124,12 @@ def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order
             record_answers_left(client, read_order(order_id).run_id, [order_id])
         messages = answer_all(order_ids, answer)
         to_wake = {
-            decided.run_id: decided
-            for decided in decisions_of(messages).values()
-            if not (decided.run_listens or decided.others_wait)
+            state.run_id: state
+            for state in decisions_of(messages).values()
+            if state.batch is None or not (state.batch.listens or state.batch.waits)
         }
-        for decided in to_wake.values():
-            resume(client, decided)
+        for state in to_wake.values():
+            resume(client, state)
         return [read_order(order_id) for order_id in order_ids]
 
 
@@ -224,7 +224,7 @@ def settle_undo(order_id: str, step: str, *, by: str, reason: str, put_back: boo
         settle(order_id, step, by=by, reason=reason, put_back=put_back)
         if not held_steps([order_id]):
             conclude_compensation([order_id])
-            tell([order_id])
+            report_orders([order_id])
         order = read_order(order_id)
         close_runs(client, {order.run_id})
         return order

@@ -26,7 +26,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 from pydantic import BaseModel
 
-from flows.actions import online
+from flows.actions.switches import listen_again
 from flows.recovery import recover_orders
 from flows.runs.answers_left import record_answers_left
 from flows.runs.searches import all_runs, in_state, in_state_named, of_pool
@@ -176,7 +176,7 @@ def reopen(client: SyncPrefectClient, pool: str) -> ReopenReport:
         client.update_work_pool(pool, WorkPoolUpdate(is_paused=False))
     if was_closed:
         # Its schedule may come minutes later, and the orders of a front end wait for it.
-        online.start_again(client, pool)
+        listen_again(client, pool)
     return ReopenReport(pool=pool, was_closed=was_closed, prolonged=prolonged)
 
 

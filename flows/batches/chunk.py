@@ -11,13 +11,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.batches.bulk import Call, as_task_run
-from flows.batches.defects import is_interruption, narrow_down
 from flows.compensation import run_undos
-from flows.order.events import tell
+from flows.order.events import report_orders
+from flows.runs.defects import is_interruption, narrow_down
 from orders.batches import being_undone
 from store.errors import CheckoutFailed, OrderError
 from store.models import OrderStatus
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.dispatch import dispatch_order
 from tasks.steps import BEFORE_THE_WAIT
 
@@ -72,7 +72,7 @@ def check_out(order_ids: list[str], call: Call) -> dict[str, float]:
                 return
         done.update(going_on)
 
-    narrow_down(go_on, order_ids, _abandon)
+    narrow_down(go_on, order_ids, _fail_after_defect)
     _compensate([id_ for id_ in order_ids if id_ not in done], seconds, call)
     return dict(seconds)
 
@@ -93,7 +93,7 @@ def finish(order_ids: list[str], call: Call) -> dict[str, float]:
     return dict(seconds)
 
 
-def _abandon(order_ids: list[str], error: Exception) -> None:
+def _fail_after_defect(order_ids: list[str], error: Exception) -> None:
     """End orders after a defect, or raise an outage again."""
     if isinstance(error, OrderError):
         return
@@ -105,7 +105,7 @@ def _abandon(order_ids: list[str], error: Exception) -> None:
         exc_info=error,
         extra={"order_ids": order_ids},
     )
-    abandon(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
+    fail_orders(order_ids, CheckoutFailed(f"{type(error).__name__}: {error}"))
 
 
 def _compensate(order_ids: list[str], seconds: defaultdict[str, float], call: Call) -> None:
@@ -118,7 +118,7 @@ def _compensate(order_ids: list[str], seconds: defaultdict[str, float], call: Ca
     left = [id_ for id_, status in statuses.items() if status == OrderStatus.COMPENSATION_FAILED]
     if left:
         logger.error("left to recover_orders: the undos of %d orders", len(left))
-        tell(left)
+        report_orders(left)
     seconds["compensate"] += time.perf_counter() - started
 
 

@@ -31,7 +31,6 @@ from orders.intake import claim_orders
 from orders.listening import (
     expired_waits,
     listen_until,
-    stop_listening,
     stopped_batches,
     take_over_waiting,
     unanswered,
@@ -91,7 +90,7 @@ def listen(
                 prefect.look(takes_over=utc_now() < until)
             if prefect.pool_is_closed:
                 # Before the caller's last look: from now on decisions wake a run that is paused.
-                stop_listening(run_id)
+                listen_until(run_id, utc_now())
                 return
             if prefect.is_away and utc_now() >= until:
                 # No next batch can start.

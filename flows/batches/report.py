@@ -5,9 +5,9 @@ Nothing of it may ever fail an order, so whatever goes wrong here is logged and 
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -162,41 +162,22 @@ def report_on(
 ) -> BatchReport:
     """Return the report on a batch that has nothing left to do."""
     sums = sums_of_run(batch.run_id)
-    by_status: Counter[str] = Counter()
-    by_error: Counter[str] = Counter()
-    for (status, error), count in sorted(sums.by_ending.items()):
-        by_status[status] += count
-        if error:
-            by_error[error] += count
-    slowest = max(seconds, key=lambda step: seconds[step], default="")
-    return BatchReport(
-        orders=sum(by_status.values()),
-        by_status=dict(by_status.most_common()),
-        by_error=dict(by_error.most_common()),
-        captured_cents=sums.captured_cents,
-        refunded_cents=sums.refunded_cents,
-        points_redeemed=sums.points_redeemed,
-        points_restored=sums.points_restored,
+    slowest_first = sorted(seconds, key=lambda step: -seconds[step])
+    report = BatchReport(
+        orders=sum(sums.by_status.values()),
+        **asdict(sums),
         seconds=(utc_now() - batch.started_at).total_seconds(),
-        step_seconds={
-            step: round(seconds[step], 3) for step in sorted(seconds, key=lambda s: -seconds[s])
-        },
-        slowest_step=slowest,
+        step_seconds={step: round(seconds[step], 3) for step in slowest_first},
+        slowest_step=slowest_first[0] if slowest_first else "",
         ended_by=progress.ended,
         source=batch.source,
-        **(
-            {
-                "was_read": True,
-                "new": intake.new,
-                "known": intake.known,
-                "rejected_lines": intake.rejected,
-                "rejects_file": intake.rejects_file,
-                "rejects": [(r.line, r.field, r.reason) for r in intake.rejects],
-            }
-            if intake
-            else {}
-        ),
     )
+    if intake is not None:
+        report.was_read = True
+        report.new, report.known = intake.new, intake.known
+        report.rejected_lines, report.rejects_file = intake.rejected, intake.rejects_file
+        report.rejects = [(each.line, each.field, each.reason) for each in intake.rejects]
+    return report
 
 
 def publish(report: BatchReport, run_id: str) -> None:

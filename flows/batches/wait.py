@@ -106,12 +106,7 @@ def _record(run_id: str, chunk_size: int, answer: BatchAnswer) -> str:
     """Record the answer's decision on the waiting orders and return the remark."""
     if answer.outcome == GO_ON:
         return ""
-    for_each = CourierAnswer(
-        outcome=answer.outcome,
-        courier=answer.courier,
-        reason=answer.reason,
-        answered_by=answer.answered_by,
-    )
+    for_each = CourierAnswer(**answer.model_dump())
     asked, decided = 0, 0
     try:
         for page in pages_of_run(run_id, [OrderStatus.WAITING], chunk_size):

@@ -1,8 +1,8 @@
 """The wait for a courier, a pause with a typed form.
 
-The decision is what stands in the store's database; the resume is only the wake-up call. So a
-decision that comes before the pause is found, one that comes with the resume is recorded first,
-and the time-out gives way to a decision of the last moment.
+The decision is the row in the store's database; the resume is only the wake-up call. So a decision
+made before the pause is found, one that comes with the resume is recorded first, and one made in
+the last moment counts more than the time-out.
 """
 
 import logging
@@ -14,11 +14,11 @@ from prefect import get_client
 from prefect.input import RunInput
 from pydantic import create_model
 
-from flows.order.events import show_wait, tell_of_wait
+from flows.order.events import emit_wait, show_wait
 from flows.runs.pause import Question, Remark, Wait, once_the_server_answers, pause_run
 from orders.lookup import outcome_error, read_order
 from orders.waits import expire_waits
-from reports.timeline import Asked, ask
+from reports.timeline import FormTexts, form_texts
 from store.errors import InvalidDecision, RunTakenAway
 from store.messages import CourierAnswer
 from store.models import Order, OrderStatus
@@ -40,12 +40,14 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
     Args:
         order_id: The order, which waits or is decided already.
         wait: How to wait.
-        started_over: Whether an earlier execution of the run may have waited already.
+        started_over: Whether an earlier execution of the run may have paused already; its answers
+            are then read first.
 
     Raises:
-        NoCourierAvailable, CourierWaitExpired: it was decided, or time has decided, otherwise.
+        NoCourierAvailable: no courier takes the order.
+        CourierWaitExpired: the wait ended without a decision.
         OrderError: the order was ended in another way, for example cancelled.
-        RunTakenAway: the run, or the order, is not this process's any more.
+        RunTakenAway: another process goes on with the run or the order.
     """
     refused: Remark[CourierAnswer] | None = None
     order = read_order(order_id)
@@ -53,24 +55,21 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         with get_client(sync_client=True) as client:
             refused = question(order).take_left(client)
         order = read_order(order_id)
-    tell_of_wait(order)
-    # A waiting order is looked at again each time: its decision may have come in the meantime.
-    while (
-        order.status == OrderStatus.WAITING
-        and (order := read_order(order_id)).status == OrderStatus.WAITING
-    ):
+    emit_wait(order)
+    # Read again before each pause: the decision may have come since.
+    while (order := read_order(order_id)).status == OrderStatus.WAITING:
         if order.wait_until is None:
             raise AssertionError(f"order {order.id} waits without an end")
-        shown = ask(order, refused.text if refused else "")
+        texts = form_texts(order, refused.text if refused else "")
         asked = question(order)
         with show_wait(order, at_once=wait == "suspend"):
-            given = pause_run(
-                form_for(shown, refused), asked.prefix, order.wait_until, wait, shown.why
+            answer = pause_run(
+                form_for(texts, refused), asked.prefix, order.wait_until, wait, texts.state_message
             )
-        if given is not None:
-            refused = asked.take(*given)
+        if answer is not None:
+            refused = asked.take(*answer)
         else:
-            # An answer that Prefect has accepted in time counts, though nobody has read it.
+            # An answer that Prefect accepted in time counts, also if no process has read it.
             refused = once_the_server_answers(asked.take_left, f"answers to order {order.id}")
             expire_waits([order_id])
     if order.status not in (OrderStatus.DISPATCHING, OrderStatus.DISPATCHED):
@@ -79,22 +78,22 @@ def await_courier(order_id: str, wait: Wait, started_over: bool) -> None:
         raise outcome_error(order)
 
 
-def form_for(asked: Asked, refused: Remark[CourierAnswer] | None) -> type[DispatchDecision]:
-    """Return the form with the couriers as choices.
+def form_for(texts: FormTexts, refused: Remark[CourierAnswer] | None) -> type[DispatchDecision]:
+    """Return the form with its couriers and a refused answer.
 
-    A refused answer is filled in, by the schema alone: as a default of the model it would stand in
-    for what the person leaves empty.
+    It is filled in by the schema alone: a default of the model would stand in for what the person
+    leaves empty.
     """
     typed = refused.answer.model_dump() if refused else {}
     fields: dict[str, Any] = {}
     for name, described in DispatchDecision.model_fields.items():
         # The empty choice comes last: a program may send it, and nobody has to see it chosen.
-        choices = [*asked.couriers, ""] if name == "courier" else None
+        choices = [*texts.couriers, ""] if name == "courier" else None
         field = copy(described)
         field.json_schema_extra = partial(_fill_in, choices, typed.get(name))
         fields[name] = (field.annotation, field)
     form = create_model("DispatchDecision", __base__=DispatchDecision, **fields)
-    return form.with_initial_data(description=asked.text)
+    return form.with_initial_data(description=texts.description)
 
 
 def _fill_in(choices: list[str] | None, typed: str | None, schema: dict[str, Any]) -> None:
@@ -106,7 +105,7 @@ def _fill_in(choices: list[str] | None, typed: str | None, schema: dict[str, Any
 
 
 def question(order: Order) -> Question[CourierAnswer]:
-    """Return what the order's run asks in the order's present attempt."""
+    """Return the question that the order's run asks in this attempt."""
     return Question(
         run_id=order.run_id or "",
         prefix=f"courier-{order.attempt}-",

@@ -1,7 +1,6 @@
-"""Events, timelines and notices that a run emits about its orders.
+"""Events, timelines and notices about orders, for people and automations.
 
-They are for people and automations. None of it may ever fail an order, so whatever goes wrong here
-is logged and left.
+None of it may fail an order: errors are logged and dropped.
 """
 
 import hashlib
@@ -39,10 +38,10 @@ TIMELINES_AT_MOST = 20
 """A group larger than this is a batch, which has a report of its own."""
 
 
-def tell(order_ids: Iterable[str]) -> None:
-    """Emit status events, notify of failed undos and update the timeline.
+def report_orders(order_ids: Iterable[str]) -> None:
+    """Emit events, publish notices of failed undos and update timelines.
 
-    Of a large group no timeline is written.
+    A group larger than TIMELINES_AT_MOST gets no timelines.
     """
     ids = list(order_ids)
     emit_statuses(ids)
@@ -56,7 +55,7 @@ def emit_statuses(order_ids: Iterable[str]) -> None:
         with _unaffected(order_id):
             order = read_order(order_id)
             logger.info("order %s is %s", order.id, order.status, extra={"order_id": order.id})
-            _emit(order)
+            emit_event(**of_status(order))
             if order.status == OrderStatus.COMPENSATION_FAILED:
                 announce_failed_compensation(order)
 
@@ -87,26 +86,26 @@ def _unaffected(order_id: str) -> Iterator[None]:
         yield
     except Exception:
         logger.exception(
-            "order %s could not be told of; it is not affected",
+            "order %s could not be reported; it is not affected",
             order_id,
             extra={"order_id": order_id},
         )
 
 
-def tell_of_wait(order: Order) -> None:
-    """Emit the order's wait and publish a notice linking its form."""
+def emit_wait(order: Order) -> None:
+    """Emit the order's status and publish the notice of its wait."""
     with _unaffected(order.id):
-        _emit(order)
+        emit_event(**of_status(order))
         announce_wait(order, form_url(order))
 
 
 @contextmanager
 def show_wait(order: Order, *, at_once: bool) -> Iterator[None]:
-    """Publish the order's timeline once its wait outlasts a dispatcher's answer.
+    """Publish the timeline of a wait, unless it is answered within seconds.
 
     Args:
         order: The order, which waits.
-        at_once: Whether to publish before the wait, as for a run that keeps no process.
+        at_once: Whether to publish before the wait, for a run that keeps no process.
     """
     if at_once:
         publish_timelines([order.id])
@@ -140,10 +139,6 @@ def run_url(run_id: str) -> str:
 def timeline_url(order_id: str) -> str:
     """Return the address of an order's newest timeline in the Prefect UI."""
     return f"{PREFECT_UI_URL.value() or ''}/artifacts/key/{artifact_key(order_id)}"
-
-
-def _emit(order: Order) -> None:
-    emit_event(**of_status(order))
 
 
 def artifact_key(order_id: str) -> str:

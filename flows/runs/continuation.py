@@ -57,43 +57,38 @@ def continue_crashed_run(
 
 
 def who_asked(run_id: str) -> str | None:
-    """Return the state by which a person requested this execution.
+    """Return the state by which a person started this execution.
 
-    It distinguishes a person's start or Retry from a restart by the store and from a resume.
-
-    What started an execution is the last state in which the run was scheduled; the process itself
-    may have been slow to come, when others have been started since.
-
-    Returns:
-        The id of the state that asked for the run's present execution; None if no person did.
+    It is the state's id. None is returned for a run that the store started or restarted by itself,
+    and for one that was resumed. An execution is started by the last state in which the run was
+    scheduled. The process may be slow to come: others may have been started since.
     """
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(run_id))
         states = client.read_flow_run_states(UUID(run_id))
-    asking = _asking(states)
-    last = (asking or states)[-1]
-    if last.message == CONTINUED:
-        # The store starts a run again on behalf of the person whose execution never began. Of two
-        # processes that may have come of it, the first one begins the attempt.
+    started_by = (_scheduled(states) or states)[-1]
+    if started_by.message == CONTINUED:
+        # The store restarts a run for the person whose execution never began. Of two processes
+        # that may have come of it, the first one begins the attempt.
         since = since_asked(states)
-        restarted = since.index(last)
-        begun_before = any(s.is_running() for s in since[:restarted])
-        if begun_before or sum(s.is_running() for s in since[restarted:]) > 1:
+        restarted = since.index(started_by)
+        began_before = any(s.is_running() for s in since[:restarted])
+        if began_before or sum(s.is_running() for s in since[restarted:]) > 1:
             return None
-        last = since[0]
-    first_execution = not any(s.is_running() for s in states[: states.index(last)])
-    takes_over = first_execution and CONTINUATION in run.tags
-    return None if takes_over or last.name == "Resuming" else str(last.id)
+        started_by = since[0]
+    is_first = not any(s.is_running() for s in states[: states.index(started_by)])
+    takes_over = is_first and CONTINUATION in run.tags
+    return None if takes_over or started_by.name == "Resuming" else str(started_by.id)
 
 
 def since_asked(states: Sequence[State[Any]]) -> Sequence[State[Any]]:
     """Return a run's states since its last start by a person."""
-    by_people = [s for s in _asking(states) if s.message != CONTINUED]
+    by_people = [s for s in _scheduled(states) if s.message != CONTINUED]
     # A run that was called, not scheduled, was asked for by its first state.
     return states[states.index(by_people[-1]) :] if by_people else states
 
 
-def _asking(states: Sequence[State[Any]]) -> list[State[Any]]:
+def _scheduled(states: Sequence[State[Any]]) -> list[State[Any]]:
     return [s for s in states if s.is_scheduled() and s.name != "AwaitingConcurrencySlot"]
 
 

@@ -7,7 +7,6 @@ store's own database before.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -27,7 +26,7 @@ from prefect.states import Cancelling
 
 from flows.order.events import run_url
 from flows.recovery import close_runs
-from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, parameters_of
+from flows.runs.continuation import new_run, parameters_of
 from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
 from flows.runs.searches import PAGE, of_flows
@@ -70,34 +69,28 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
-    """A state that a run was in."""
-
-    at: datetime
-    name: str
-    message: str
-    is_continuation: bool
-
-
-@dataclass(frozen=True, slots=True)
 class OrderRun:
-    """A present or past run of an order, with its states."""
+    """A present or past run of an order, with its states.
 
-    id: str
+    ``lost`` is why no process will execute it, as long as it owns no order. ``unbegun`` is why it
+    has not begun. Each is empty otherwise.
+    """
+
+    run: FlowRun
     flow: str
-    url: str
-    is_takeover: bool
-    states: list[RunState]
-    state: State[Any] | None
+    states: list[State[Any]]
     lost: str
-    """Why no process will carry it out, as long as it owns no order; empty if one will."""
-    unbegun: str = ""
-    """Why it has not begun; empty if it has, or has ended."""
+    unbegun: str
 
     @property
-    def state_name(self) -> str:
-        """Return the name of its present state."""
-        return self.state.name or "" if self.state else ""
+    def id(self) -> str:
+        """Return the run's id."""
+        return str(self.run.id)
+
+    @property
+    def url(self) -> str:
+        """Return its address in the Prefect UI."""
+        return run_url(self.id)
 
 
 def runs_of_order(
@@ -137,22 +130,9 @@ def runs_of_order(
     deployment_of = deployments(client)
     return [
         OrderRun(
-            id=str(run.id),
+            run=run,
             flow=flows[run.flow_id],
-            url=run_url(str(run.id)),
-            is_takeover=CONTINUATION in run.tags,
-            states=[
-                RunState(
-                    state.timestamp,
-                    state.name or "",
-                    state.message or "",
-                    state.message == CONTINUED,
-                )
-                for state in sorted(
-                    client.read_flow_run_states(run.id), key=lambda state: state.timestamp
-                )
-            ],
-            state=run.state,
+            states=sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp),
             lost=why_lost(run, utc_now(), deployment_of) or "",
             unbegun=why_unbegun(client, run, utc_now()) if is_unbegun(run) else "",
         )
@@ -252,7 +232,8 @@ def _has_ended(run: FlowRun) -> bool:
 
 def is_to_come(run: OrderRun) -> bool:
     """Return whether an unfinished checkout run may still record its order."""
-    return run.flow == CHECKOUT and run.state is not None and not run.state.is_final()
+    state = run.run.state
+    return run.flow == CHECKOUT and state is not None and not state.is_final()
 
 
 def cancel_runs_to_come(order_id: str, reason: str = "") -> list[str]:

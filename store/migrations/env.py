@@ -8,7 +8,7 @@ from alembic import context
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
-import store.archive_tables
+import store.archived_orders
 import store.checkpoint
 import store.models  # noqa: F401  (these fill SQLModel.metadata)
 from store.database import engine

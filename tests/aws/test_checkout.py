@@ -9,7 +9,7 @@ from store.errors import NoCourierAvailable, QueueUnavailable, TopicRefused, Top
 from store.messages import ASSIGNED, OrderMessage
 from store.partners import order_queue
 from store.queue import MAX_RECEIVES
-from store.saga import abandon
+from store.saga import fail_orders
 from store.settings import settings
 from tasks import dispatch
 from tasks.dispatch import dispatch_order
@@ -148,7 +148,7 @@ def test_a_message_that_comes_twice_decides_once(cloud: Cloud, chosen: Chosen) -
 
 def test_messages_out_of_order_change_nothing(cloud: Cloud, chosen: Chosen) -> None:
     placed("order-1", "prepare_order")
-    abandon(["order-1"], NoCourierAvailable("nobody"))
+    fail_orders(["order-1"], NoCourierAvailable("nobody"))
     give_back("order-1")
     placed("order-1", "prepare_order")
     assert order_row("order-1").attempt == 2

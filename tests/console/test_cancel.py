@@ -205,14 +205,14 @@ def test_another_attempt_that_is_begun_at_the_last_moment_is_left_alone(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
-    act = compensation.abandon_and_compensate
+    act = compensation.fail_and_compensate
 
     def overtaken(meant: dict[str, int], error: OrderError) -> None:
         end_run("o-1")
         placed("o-1", "prepare_order", 50, redeem=True)
         act(meant, error)
 
-    monkeypatch.setattr(by_hand, "abandon_and_compensate", overtaken)
+    monkeypatch.setattr(by_hand, "fail_and_compensate", overtaken)
     with pytest.raises(NothingToCancel, match="somebody has begun another one, which is waiting"):
         cancel_order("o-1", 1, "")
     assert (order_row("o-1").attempt, kept_cents()) == (2, 700_00)
@@ -287,7 +287,7 @@ def test_an_order_cancelled_in_the_middle_of_its_charge_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedGateway, "capture", cancelled_meanwhile)
         # Prefect's server on SQLite stands still for a minute where an artifact meets other writes.
-        patch.setattr(compensation, "tell", lambda _: None)
+        patch.setattr(compensation, "report_orders", lambda _: None)
         ended = runs.check_out(an_order("o-1", 50, redeem=True)).exception()
     assert ended is None or isinstance(ended, RunTakenAway)
     assert (status("o-1"), ledger("o-1")) == ("compensated", movements)

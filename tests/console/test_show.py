@@ -20,7 +20,7 @@ from orders.intake import submit_orders
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER
 from store.models import utc_now
-from store.saga import abandon
+from store.saga import fail_orders
 from tests.flows.runs import Runs
 from tests.shop import (
     an_order,
@@ -196,7 +196,7 @@ def _waiting(order_id: str) -> None:
 
 def _stopped(order_id: str) -> None:
     placed(order_id, "bill_customer")
-    abandon([order_id], CheckoutFailed("its process died"))
+    fail_orders([order_id], CheckoutFailed("its process died"))
 
 
 def _given_back(order_id: str) -> None:

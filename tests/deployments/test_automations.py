@@ -50,9 +50,9 @@ def fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_flow_that_is_deployed_is_watched_and_followed_up_as_its_kind_needs() -> None:
     document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
-    deployed = deployments_of(document, PROJECT_DIR)
+    deployed = deployments_of(document)
     assert {name.partition("/")[0] for name in deployed} == set(FLOWS)
-    pausing = {name for name, each in deployed.items() if pauses(each, PROJECT_DIR)}
+    pausing = {name for name, each in deployed.items() if pauses(each)}
     assert {name.partition("/")[0] for name in pausing} == set(lost_runs.FLOWS)
     listening = {
         name for name, each in deployed.items() if "listen_seconds" in each.get("parameters", {})

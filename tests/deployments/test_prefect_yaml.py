@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,35 +19,16 @@ from deployments.local import (
 from deployments.prefect_yaml import problems
 from flows.runs.results import ON_THIS_MACHINE
 
-FLOWS = {
-    "flows/waiting.py": "from flows import wait\n@flow(retries=0)\ndef waiting(): wait.ask()\n",
-    "flows/wait.py": "from prefect import pause_flow_run\ndef ask(): pause_flow_run()\n"
-    "def note(): pass\n",
-    "flows/asking.py": "from flows.wait import ask\n@flow\ndef asking(): helper()\n"
-    "def helper(): [ask() for _ in range(2)]\n",
-    "flows/hooked.py": "from flows.wait import ask, note\n@flow(on_failure=[ask])\n"
-    "def hooked(): note()\n",
-    "flows/plain.py": "@flow(name='plain')\ndef plain(seconds): pass\n",
-    "flows/retried.py": "@flow(retries=2)\ndef retried(): pass\n",
-}
+FLOWS = "tests.deployments.some_flows"
 
 POOL = {"name": "{{ $STORE_WORK_POOL }}", "job_variables": {"working_dir": "{{ $STORE_HOME }}"}}
-
-
-@pytest.fixture
-def project_dir(tmp_path: Path) -> Path:
-    for name, text in FLOWS.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    return tmp_path
 
 
 def document(**changes: Any) -> dict[str, Any]:
     """A good prefect.yaml of one deployment, with changes to that deployment."""
     deployment = {
         "name": "local",
-        "entrypoint": "flows.plain.plain",
+        "entrypoint": f"{FLOWS}.plain",
         "description": "Plain.",
         "parameters": {"seconds": 1},
         "schedules": [{"slug": "often", "interval": 300}],
@@ -64,7 +44,7 @@ def read_project_file() -> dict[str, Any]:
 
 
 def test_the_projects_file_has_no_problem() -> None:
-    assert problems(read_project_file(), PROJECT_DIR) == []
+    assert problems(read_project_file()) == []
 
 
 def test_what_orders_wait_for_never_stands_behind_orders_in_a_queue() -> None:
@@ -111,25 +91,25 @@ def test_a_limit_on_the_projects_own_checkout_is_refused() -> None:
     for deployment in changed["deployments"]:
         if deployment["entrypoint"].endswith(".store_checkout"):
             deployment["concurrency_limit"] = 10
-    assert [problem.partition(": ")[2] for problem in problems(changed, PROJECT_DIR)] == [
+    assert [problem.partition(": ")[2] for problem in problems(changed)] == [
         "concurrency_limit: its lease is lost in a pause, and the waiting run crashes"
     ]
 
 
-def test_a_good_document_has_no_problem(project_dir: Path) -> None:
-    assert problems(document(), project_dir) == []
+def test_a_good_document_has_no_problem() -> None:
+    assert problems(document()) == []
 
 
 @pytest.mark.parametrize(
     "used", [{"version_type": "prefect:simple"}, {"sla": []}, {"flow_name": "plain"}]
 )
-def test_every_key_that_prefect_uses_is_taken(project_dir: Path, used: dict[str, Any]) -> None:
-    assert problems(document(**used), project_dir) == []
+def test_every_key_that_prefect_uses_is_taken(used: dict[str, Any]) -> None:
+    assert problems(document(**used)) == []
 
 
-def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path) -> None:
-    changed = document(entrypoint="flows.hooked.hooked", parameters={}, concurrency_limit=1)
-    assert problems(changed, project_dir) == []
+def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself() -> None:
+    changed = document(entrypoint=f"{FLOWS}.hooked", parameters={}, concurrency_limit=1)
+    assert problems(changed) == []
 
 
 @pytest.mark.parametrize(
@@ -159,49 +139,47 @@ def test_a_limit_is_taken_on_a_flow_that_does_not_pause_itself(project_dir: Path
             {"concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE", "max": 2}},
             "the key 'max'",
         ),
-        ({"entrypoint": "flows.gone.gone"}, "there is no such flow"),
-        ({"entrypoint": "flows.plain.gone"}, "there is no such flow"),
+        ({"entrypoint": f"{FLOWS}_gone.gone"}, "there is no such flow"),
+        ({"entrypoint": f"{FLOWS}.gone"}, "there is no such flow"),
         ({"parameters": {"minutes": 1}}, "the flow has no parameter 'minutes'"),
         ({"description": ""}, "description is missing"),
         (
-            {"entrypoint": "flows.waiting.waiting", "parameters": {}, "concurrency_limit": 5},
+            {"entrypoint": f"{FLOWS}.waiting", "parameters": {}, "concurrency_limit": 5},
             "its lease is lost in a pause",
         ),
         (
-            {"entrypoint": "flows.asking.asking", "parameters": {}, "concurrency_limit": 5},
+            {"entrypoint": f"{FLOWS}.asking", "parameters": {}, "concurrency_limit": 5},
             "its lease is lost in a pause",
         ),
-        ({"entrypoint": "flows.retried.retried", "parameters": {}}, "flow-level retries"),
+        ({"entrypoint": f"{FLOWS}.retried", "parameters": {}}, "flow-level retries"),
     ],
 )
-def test_an_unsafe_deployment_is_refused(
-    project_dir: Path, changes: dict[str, Any], expected: str
-) -> None:
-    (problem,) = problems(document(**changes), project_dir)
+def test_an_unsafe_deployment_is_refused(changes: dict[str, Any], expected: str) -> None:
+    (problem,) = problems(document(**changes))
     assert expected in problem
 
 
-def test_a_key_that_prefect_does_not_know_is_refused(project_dir: Path) -> None:
-    (problem,) = problems(document() | {"deploments": []}, project_dir)
+def test_a_key_that_prefect_does_not_know_is_refused() -> None:
+    (problem,) = problems(document() | {"deploments": []})
     assert "'deploments'" in problem
 
 
 @pytest.mark.parametrize("pull", [None, [{"prefect.deployments.steps.git_clone": {}}]])
-def test_a_pull_step_of_ones_own_or_of_prefects_is_refused(project_dir: Path, pull: object) -> None:
-    (problem,) = problems(document() | {"pull": pull}, project_dir)
+def test_a_pull_step_of_ones_own_or_of_prefects_is_refused(pull: object) -> None:
+    (problem,) = problems(document() | {"pull": pull})
     assert problem.startswith("pull: must be []")
 
 
-def test_the_same_deployment_twice_is_refused(project_dir: Path) -> None:
+def test_the_same_deployment_twice_is_refused() -> None:
     changed = document()
     changed["deployments"] *= 2
-    (problem,) = problems(changed, project_dir)
+    (problem,) = problems(changed)
     assert "deployed twice" in problem
 
 
 @pytest.mark.parametrize("empty", [None, [], "deployments", {"deployments": []}])
-def test_a_document_that_deploys_nothing_is_refused(project_dir: Path, empty: object) -> None:
-    assert problems(empty, project_dir)
+def test_a_document_that_deploys_nothing_is_refused(empty: object) -> None:
+    assert problems(empty)
 
 
 def test_no_flow_and_no_task_keeps_results_in_a_storage() -> None:

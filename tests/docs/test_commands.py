@@ -198,7 +198,7 @@ RUN_BY = {
     "checkout dead-letters drop": "console/test_main.py::test_a_dead_letter_is_listed",
     "checkout dead-letters list": "console/test_main.py::test_a_dead_letter_is_listed",
     "checkout dead-letters redrive": "console/test_main.py::test_a_dead_letter_is_listed",
-    "checkout dispatcher on": "flows/test_dispatcher.py::test_the_command_says_which_holds",
+    "checkout dispatcher on": "flows/test_switches.py::test_the_command_says_which_holds",
     "checkout doctor": "console/test_doctor.py::test_what_is_to_be_mended",
     "checkout export": "console/test_sales.py::test_an_export_has_a_row",
     "checkout list": "console/test_orders.py::test_the_list_has_the_newest_first",

@@ -4,7 +4,7 @@ Each is one that somebody could really make, or that the old system had. ``found
 invariants that it breaks, so that it is found for the right reason.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +34,7 @@ import tasks.dispatch
 import tasks.inventory
 import tasks.points
 import tests.faults.seams
-from store.bulk import Rows, increase, insert_missing
+from store.bulk import increase, insert_missing, update_rows
 from store.database import transaction
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CourierWaitExpired
@@ -53,7 +53,7 @@ from store.models import (
     utc_now,
 )
 from store.payments import Answer, Charge
-from store.saga import Backward, Forward, backward, forward, give_up, held_steps
+from store.saga import Backward, Forward, backward, forward, held_steps, mark_failed
 from store.saga_log import SagaOrder, lock_orders
 from store.settings import settings
 from store.table_topic import TableTopic
@@ -283,12 +283,14 @@ def a_restart_begins_a_new_attempt() -> Patches:
 
 @bug("I4 an ending is final", "I4 forward", "I4 endings")
 def a_retry_goes_on_in_the_old_attempt() -> Patches:
-    right = orders.acceptance._put_back
+    right = orders.acceptance._begin_again
 
-    def wrong(session: Session, attempts: Rows, run_id: str) -> None:
-        right(session, [{**row, "attempt": row["attempt"] - 1} for row in attempts], run_id)
+    def wrong(session: Session, methods: Mapping[str, str], run_id: str, asked_by: str) -> None:
+        right(session, methods, run_id, asked_by)
+        ids = [{"id": id_} for id_ in methods]
+        update_rows(session, Order, ids, attempt=col(Order.attempt) - 1)
 
-    return [(orders.acceptance, "_put_back", wrong)]
+    return [(orders.acceptance, "_begin_again", wrong)]
 
 
 @bug("I4 pivot", "I4 capacity", seeds_from=159)
@@ -454,7 +456,7 @@ def a_batch_that_stops_gives_up_what_still_waits() -> Patches:
     def end(order_ids: Sequence[str]) -> None:
         with transaction() as session:
             waiting = lock_orders(session, order_ids).values()
-            give_up(session, [(order, CourierWaitExpired("it stops")) for order in waiting])
+            mark_failed(session, [(order, CourierWaitExpired("it stops")) for order in waiting])
 
     return [
         (flows.batches.listening, "expired_waits", every_wait),

@@ -14,10 +14,10 @@ from flows.runs import pause
 from flows.runs.pause import Remark
 from orders.batches import begin_batch
 from orders.lookup import read_order
-from reports.timeline import ask
+from reports.timeline import form_texts
 from store.errors import CheckoutFailed
 from store.messages import ASSIGNED, NO_COURIER, BatchAnswer, CourierAnswer
-from store.saga import abandon
+from store.saga import fail_orders
 from tests.shop import end_run, give_back, placed, set_capacities, status
 from texts.forms import HOW, why_batch_waits
 
@@ -66,7 +66,7 @@ def inputs(monkeypatch: pytest.MonkeyPatch) -> Inputs:
     monkeypatch.setattr(pause, "pause_flow_run", interrupted)
     monkeypatch.setattr(pause, "pool_is_closed", lambda: False)
     monkeypatch.setattr(pause, "_end_pause", end_pause)
-    monkeypatch.setattr(courier_wait, "tell_of_wait", lambda _: None)
+    monkeypatch.setattr(courier_wait, "emit_wait", lambda _: None)
     return kept
 
 
@@ -100,7 +100,7 @@ def test_a_refused_answer_is_told_and_forgotten(database: str, inputs: Inputs) -
     assert remark is not None
     assert "nobody has the id “nobody”" in remark.text
     assert (status("o-1"), inputs.left) == ("waiting", {})
-    abandon(["o-1"], CheckoutFailed("the test is over"))
+    fail_orders(["o-1"], CheckoutFailed("the test is over"))
     give_back("o-1")
 
 
@@ -109,7 +109,7 @@ def test_a_form_offers_the_couriers_and_has_a_refused_answer_filled_in_but_by_no
 ) -> None:
     placed("o-1", "prepare_order", 5)
     typed = CourierAnswer(outcome=ASSIGNED, courier="nobody", answered_by="Ada")
-    form = courier_wait.form_for(ask(read_order("o-1"), "x"), Remark("x", typed))
+    form = courier_wait.form_for(form_texts(read_order("o-1"), "x"), Remark("x", typed))
     saved: dict[str, Any] = {}
     monkeypatch.setattr(
         "prefect.input.run_input.create_flow_run_input",
@@ -135,11 +135,13 @@ def test_the_state_message_of_a_wait_says_what_was_refused_who_has_room_and_how_
 ) -> None:
     placed("o-1", "prepare_order", 5)
     set_capacities(city_vans=5, night_rail=4)
-    why = ask(read_order("o-1"), "no such courier").why
+    why = form_texts(read_order("o-1"), "no such courier").state_message
     assert why.startswith("The last answer was refused: no such courier. Order o-1 waits for ")
     assert "Couriers with room for its 5 copies: city-vans (5 copies free). To answer, " in why
     assert why.endswith(HOW)
-    assert ask(read_order("o-1"), "").why.startswith("Order o-1 waits for a courier until ")
+    assert form_texts(read_order("o-1"), "").state_message.startswith(
+        "Order o-1 waits for a courier until "
+    )
     batch = why_batch_waits({"waiting": 2}, None, "**Refused.** why")
     assert batch.startswith("Refused. why 2 orders of this batch wait for a courier.")
     assert batch.endswith(HOW)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import pytest
 
 from flows import compensation
-from flows.compensation import UNDO, abandon_and_compensate, compensate
+from flows.compensation import UNDO, compensate, fail_and_compensate
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed, PaymentGatewayUnavailable
 from store.messages import NO_COURIER
 from store.payments import Charge
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.steps import UNDOS
 from tests.flows.runs import Runs
 from tests.shop import (
@@ -82,7 +82,7 @@ def test_an_undo_that_meets_an_outage_is_tried_again_by_itself(
     patient = {step: undo.with_options(retry_delay_seconds=0) for step, undo in UNDO.items()}
     monkeypatch.setattr(compensation, "UNDO", patient)
     placed("o-1", "prepare_order", 50, redeem=True)
-    abandon(["o-1"], CheckoutFailed("stopped"))
+    fail_orders(["o-1"], CheckoutFailed("stopped"))
     assert compensate(["o-1"]) == {"o-1": "compensated"}
     assert (len(calls), kept_cents()) == (3, 0)
     assert saga_records("o-1")["bill_customer"].undo_tries == 0
@@ -94,7 +94,7 @@ def test_a_group_is_given_back_order_by_order(runs: Runs) -> None:
         place(order_id, 10, redeem=True)
     carry_on(group, "redeem_points")
     carry_on(["o-1", "o-2"], "prepare_order", after="redeem_points")
-    abandon(["o-1", "o-3"], CheckoutFailed("stopped"))
+    fail_orders(["o-1", "o-3"], CheckoutFailed("stopped"))
     assert compensate(group) == {"o-1": "compensated", "o-3": "compensated"}
     assert [status(id_) for id_ in group] == ["compensated", "waiting", "compensated", "started"]
     carry_on(["o-2", "o-4"])
@@ -108,7 +108,7 @@ def test_a_group_that_could_not_all_be_given_back_names_who_is_left(
     for order_id in group:
         place(order_id)
     carry_on(group, "bill_customer")
-    abandon(group, CheckoutFailed("stopped"))
+    fail_orders(group, CheckoutFailed("stopped"))
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedGateway, "refund", lambda *_: 1 / 0)
         with pytest.raises(CompensationFailed, match="o-08, o-09 and 2 more; it is tried again"):
@@ -124,7 +124,7 @@ def test_a_defect_that_one_undo_hits_is_recorded_with_that_order_alone(
     for order_id in group:
         place(order_id)
     carry_on(group, "bill_customer")
-    abandon(group, CheckoutFailed("stopped"))
+    fail_orders(group, CheckoutFailed("stopped"))
     refund = EmbeddedGateway.refund
 
     def broken_for_one(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> object:
@@ -147,7 +147,7 @@ def test_the_run_of_a_compensation_is_found_by_each_of_its_orders(runs: Runs) ->
     for order_id in group:
         place(order_id)
     carry_on(group, "check_inventory")
-    abandon_and_compensate(dict.fromkeys(group, 1), CheckoutFailed("stopped"))
+    fail_and_compensate(dict.fromkeys(group, 1), CheckoutFailed("stopped"))
     (first,), (second,) = runs.compensations("o-1"), runs.compensations("o-2")
     assert first.id == second.id
 

@@ -7,7 +7,7 @@ import pytest
 
 from flows import compensation
 from flows.batches import chunk
-from flows.batches.defects import narrow_down
+from flows.runs.defects import narrow_down
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import (
     CheckoutFailed,
@@ -16,7 +16,7 @@ from store.errors import (
     TopicRefused,
     TopicUnavailable,
 )
-from store.saga import abandon
+from store.saga import fail_orders
 from tests.shop import (
     STEPS,
     Bare,
@@ -88,11 +88,11 @@ def test_what_fails_is_given_up_for_one_order_or_as_a_whole(
             raise error
         done.extend(group)
 
-    def give_up(part: list[str], found: Exception) -> None:
+    def on_failure(part: list[str], found: Exception) -> None:
         assert found is error
         given_up.append(part)
 
-    narrow_down(work, ["a", "b", "c", "d"], give_up)
+    narrow_down(work, ["a", "b", "c", "d"], on_failure)
     assert given_up == parts
     assert sorted([*done, *(order for part in parts for order in part)]) == ["a", "b", "c", "d"]
 
@@ -103,7 +103,7 @@ def test_a_chunk_in_which_prefects_server_goes_away_ends_no_order(
     with pytest.raises(httpx.ConnectError):
         carry(Step(AWAY))
     assert statuses(GROUP) == {"started"}
-    abandon(GROUP, CheckoutFailed("the test is over"))
+    fail_orders(GROUP, CheckoutFailed("the test is over"))
     give_back(*GROUP)
 
 
@@ -124,7 +124,7 @@ def test_a_refusal_that_names_no_order_is_asked_about_once_for_the_group(
 ) -> None:
     for order_id in GROUP:
         placed(order_id, "bill_customer")
-    abandon(GROUP, CheckoutFailed("all of them"))
+    fail_orders(GROUP, CheckoutFailed("all of them"))
     asked = []
 
     def refuse(_: EmbeddedGateway, charges: list[object]) -> None:

@@ -24,7 +24,7 @@ from store.errors import CheckoutFailed, QueueRefused
 from store.messages import ASSIGNED, BatchAnswer, CourierAnswer
 from store.models import SagaRecord, utc_now
 from store.payments import Answer, Charge
-from store.saga import abandon
+from store.saga import fail_orders
 from store.settings import settings
 from store.table_queue import TableQueue
 from tests.flows.runs import Runs
@@ -150,7 +150,7 @@ def test_a_kind_of_work_that_never_ends_keeps_no_other_from_its_turn(
     monkeypatch.setattr(recovery, "HOOK_TIME", timedelta(0))
     for number in range(3):
         placed(f"a-{number}", "prepare_order")
-        abandon([f"a-{number}"], CheckoutFailed("stopped"))
+        fail_orders([f"a-{number}"], CheckoutFailed("stopped"))
     placed("z-waits", "prepare_order")
     set_order("z-waits", wait_until=utc_now() - timedelta(hours=3))
     recover_orders(limit=2)
@@ -240,7 +240,7 @@ def test_an_undo_that_fails_is_tried_once_in_a_round(
     ids = [f"o-{number}" for number in range(4)]
     for order_id in ids:
         placed(order_id, "prepare_order")
-    abandon(ids, CheckoutFailed("stopped"))
+    fail_orders(ids, CheckoutFailed("stopped"))
     right = EmbeddedGateway.refund
 
     def broken(ledger: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:

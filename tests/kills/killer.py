@@ -26,7 +26,7 @@ RECOVERY = "KILLS_IN_RECOVERY"
 
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = ("flows", "orders", "reports", "tasks", "texts", "store")
-NO_PLACES = {"tell_of_wait", "receive", "hide", "delete"}
+NO_PLACES = {"emit_wait", "receive", "hide", "delete"}
 
 
 def install() -> None:

@@ -37,14 +37,13 @@ from store.archive_files import (
     write_file,
 )
 from store.archive_places import exists, opened
-from store.archive_tables import Archive, ArchivedOrder
-from store.archived_orders import archive_of
+from store.archived_orders import Archive, ArchivedOrder, archive_of
 from store.blockers import blockers
 from store.database import reading, snapshot, transaction
 from store.errors import ArchiveDamaged, ArchiveRefused, CheckoutFailed, OrderArchived
 from store.messages import NO_COURIER, CourierAnswer, OrderMessage
 from store.models import Book, Customer, Order, utc_now
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.couriers import record_answer
 from tests.polling import wait_until
 from tests.shop import (
@@ -507,7 +506,7 @@ def test_an_archival_that_is_killed_anywhere_loses_nothing_and_doubles_nothing(
     claim_orders("run", 1_000)
     carry_on(ids[:80])
     carry_on(ids[80:], "bill_customer")
-    abandon(ids[80:], CheckoutFailed("the run failed"))
+    fail_orders(ids[80:], CheckoutFailed("the run failed"))
     give_back(*ids[80:])
     end_at(LONG_AGO, *ids)
     with reading() as session:

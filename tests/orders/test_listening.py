@@ -14,9 +14,9 @@ from orders.listening import (
     expired_waits,
     hand_over_waiting,
     is_listened,
+    listen_until,
     listens,
     pace_of_run,
-    stop_listening,
     stopped_batches,
     take_over_waiting,
     unanswered,
@@ -44,7 +44,7 @@ def test_only_what_waits_in_a_batch_that_has_stopped_is_taken_over() -> None:
     placed("started", "bill_customer", run_id="first")
     assign("decided")
     assert stopped_batches("second") == []
-    stop_listening("first")
+    listen_until("first", utc_now())
     assert not listens("first")
     assert (stopped_batches("second"), stopped_batches("first")) == (["first"], [])
     assert take_over_waiting("first", "second")
@@ -56,7 +56,7 @@ def test_only_what_waits_in_a_batch_that_has_stopped_is_taken_over() -> None:
 
 def test_two_that_take_over_at_once_share_nothing() -> None:
     batch_with("o-1", "o-2")
-    stop_listening("first")
+    listen_until("first", utc_now())
     taken = at_once([partial(take_over_waiting, "first", to) for to in ("second", "third")])
     assert sorted(map(str, taken)) == ["False", "True"]
     assert owner("o-1") == owner("o-2")

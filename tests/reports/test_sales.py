@@ -19,7 +19,7 @@ from reports.sales import MOVES, By, Sales, sales
 from reports.story import story
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.archive_files import OrderText
-from store.archive_tables import Archive
+from store.archived_orders import Archive
 from store.database import snapshot, transaction
 from store.errors import CompensationFailed, OrderCancelled, OrderError, RetryableError
 from store.models import (

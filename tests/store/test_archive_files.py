@@ -20,7 +20,7 @@ from store.archive_files import (
     sha256_of,
     write_file,
 )
-from store.archive_tables import Archive, ArchivedOrder
+from store.archived_orders import Archive, ArchivedOrder
 from store.database import reading, transaction
 from store.errors import ArchiveDamaged
 from store.models import Order, utc_now

@@ -16,7 +16,7 @@ from store.errors import (
     StoreError,
 )
 from store.payments import Answer, Charge
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks import billing
 from tasks.billing import bill_customer, refund_customer
 from tests.shop import (
@@ -228,7 +228,7 @@ def test_what_a_group_of_refunds_fails_with_stays_short(
     for order_id in group:
         place(order_id)
     carry_on(group, "bill_customer")
-    abandon(group, CheckoutFailed("the run failed"))
+    fail_orders(group, CheckoutFailed("the run failed"))
     with monkeypatch.context() as patch:
         patch.setattr(
             EmbeddedGateway, "refund", lambda _, charges: {c.key: answer(c.key) for c in charges}
@@ -277,7 +277,7 @@ def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed("o-1", "bill_customer")
-    abandon(["o-1"], CheckoutFailed("the run failed"))
+    fail_orders(["o-1"], CheckoutFailed("the run failed"))
     refund = EmbeddedGateway.refund
 
     def slow(gateway: EmbeddedGateway, charges: Sequence[Charge]) -> dict[str, Answer]:
@@ -286,7 +286,7 @@ def test_an_old_attempts_late_refund_does_not_count_for_the_new_attempt(
         # While the answer is on its way the order is begun again, billed, and fails once more.
         give_back("o-1")
         placed("o-1", "bill_customer")
-        abandon(["o-1"], CheckoutFailed("the run failed"))
+        fail_orders(["o-1"], CheckoutFailed("the run failed"))
         return answers
 
     with monkeypatch.context() as patch:

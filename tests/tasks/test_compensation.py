@@ -16,7 +16,7 @@ import tasks
 from flows import compensation
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import CheckoutFailed, CompensationFailed
-from store.saga import Forward, abandon, record_undo_failure
+from store.saga import Forward, fail_orders, record_undo_failure
 from store.table_queue import TableQueue
 from store.table_topic import TableTopic
 from tasks.steps import UNDOS
@@ -331,7 +331,7 @@ def test_an_undo_that_fails_for_one_group_is_tried_again_for_all_of_it(database:
     for order_id in group:
         place(order_id, 10)
     carry_on(group, "bill_customer")
-    abandon(group, CheckoutFailed("both"))
+    fail_orders(group, CheckoutFailed("both"))
     with pytest.MonkeyPatch.context() as patch:
         fails_before(patch, EmbeddedGateway, "refund")
         with pytest.raises(CompensationFailed, match="for o-1, o-2; it is tried again"):
@@ -343,7 +343,7 @@ def test_an_undo_that_fails_for_one_group_is_tried_again_for_all_of_it(database:
 
 def test_what_is_kept_of_an_error_is_short(database: str) -> None:
     placed("o-1", "bill_customer")
-    abandon(["o-1"], CheckoutFailed("x" * 10_000))
+    fail_orders(["o-1"], CheckoutFailed("x" * 10_000))
     record_undo_failure("bill_customer", ["o-1"], "y" * 10_000)
     assert order_row("o-1").message == "x" * 499 + "…"
     assert saga_records("o-1")["bill_customer"].undo_error == "y" * 499 + "…"
@@ -355,9 +355,9 @@ def test_what_was_found_about_an_attempt_does_not_end_the_next_one(database: str
     found = {"o-1": 1}
     end_run("o-1")
     placed("o-1", "bill_customer", 10)
-    assert abandon(["o-1"], CheckoutFailed("its run ended too often"), found) == []
+    assert fail_orders(["o-1"], CheckoutFailed("its run ended too often"), found) == []
     assert status("o-1") == "started"
-    assert abandon(["o-1"], CheckoutFailed("its run ended too often"), {"o-1": 2}) == ["o-1"]
+    assert fail_orders(["o-1"], CheckoutFailed("its run ended too often"), {"o-1": 2}) == ["o-1"]
     give_back("o-1")
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import event
 from seed.catalogue import JOHN_DOE
 from store.database import engine
 from store.errors import CheckoutFailed
-from store.saga import abandon
+from store.saga import fail_orders
 from store.settings import settings
 from tests.shop import STEPS, carry_on, give_back, place, set_capacities
 
@@ -61,7 +61,7 @@ def test_giving_back_takes_as_many_statements_for_many_orders_as_for_two() -> No
     counts = []
     for ids in (few, many):
         with statements() as executed:
-            abandon(ids, CheckoutFailed("snow"))
+            fail_orders(ids, CheckoutFailed("snow"))
             give_back(*ids)
         counts.append(len(executed))
     assert counts[0] == counts[1] > 0

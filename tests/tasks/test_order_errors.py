@@ -34,7 +34,7 @@ from store.errors import (
 from store.messages import NO_COURIER, CheckoutOrder, CourierAnswer
 from store.models import Book, Customer, utc_now
 from store.payments import Answer, Charge
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks.couriers import record_answer
 from tests.shop import (
     add_book,
@@ -112,12 +112,12 @@ def nobody_answered() -> None:
 
 def cancelled() -> None:
     placed("o-1", "prepare_order", 50, redeem=True)
-    abandon(["o-1"], OrderCancelled("the run was cancelled in Prefect"))
+    fail_orders(["o-1"], OrderCancelled("the run was cancelled in Prefect"))
 
 
 def defect() -> None:
     placed("o-1", "bill_customer", 50, redeem=True)
-    abandon(["o-1"], CheckoutFailed("ZeroDivisionError: division by zero"))
+    fail_orders(["o-1"], CheckoutFailed("ZeroDivisionError: division by zero"))
 
 
 WAYS: dict[type[OrderError], tuple[Callable[[], None], str, str]] = {
@@ -200,7 +200,7 @@ def test_a_technical_failure_is_kept_in_one_line_without_a_statement(database: s
     placed("o-1", "bill_customer")
     with pytest.raises(IntegrityError) as defect, transaction() as session:
         session.execute(update(Customer).values(points=-1))
-    abandon(["o-1"], CheckoutFailed(f"IntegrityError: {defect.value}"))
+    fail_orders(["o-1"], CheckoutFailed(f"IntegrityError: {defect.value}"))
     message = read_order("o-1").message or ""
     assert "customers_points_not_negative" in message
     assert (len(message.splitlines()), "UPDATE" in message) == (1, False)
@@ -215,6 +215,6 @@ def test_a_technical_failure_is_kept_in_one_line_without_a_statement(database: s
 
 def test_a_text_of_several_lines_is_kept_in_one(database: str) -> None:
     placed("o-1", "bill_customer")
-    abandon(["o-1"], CheckoutFailed("ValueError: one\n  two\r\nthree"))
+    fail_orders(["o-1"], CheckoutFailed("ValueError: one\n  two\r\nthree"))
     assert read_order("o-1").message == "ValueError: one two three"
     give_back("o-1")

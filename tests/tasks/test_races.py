@@ -18,7 +18,7 @@ from seed.catalogue import COURIERS, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import BookOutOfStock, CheckoutFailed
 from store.models import utc_now
-from store.saga import abandon
+from store.saga import fail_orders
 from store.saga_log import lock_orders
 from tasks.dispatch import send_again
 from tests.shop import (
@@ -127,7 +127,7 @@ def test_overlapping_groups_in_opposite_order_do_not_deadlock(database: str) -> 
 def test_overlapping_groups_are_given_back_at_once_by_many(database: str) -> None:
     orders = [place(f"o-{n:02}", redeem=True) for n in range(12)]
     carry_on(orders, "prepare_order")
-    abandon(orders, CheckoutFailed("all of them"))
+    fail_orders(orders, CheckoutFailed("all of them"))
 
     def undo_all(group: list[str]) -> None:
         for undo in UNDO.values():
@@ -147,7 +147,7 @@ def test_a_step_and_the_orders_end_at_once_leave_nothing_taken(database: str) ->
         carry_on([order_id], "prepare_order")
 
     def stop(order_id: str) -> None:
-        abandon([order_id], CheckoutFailed("stopped"))
+        fail_orders([order_id], CheckoutFailed("stopped"))
 
     run_all(
         [partial(act, id_) for act in (go, stop) for id_ in orders],

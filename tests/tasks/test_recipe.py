@@ -131,17 +131,17 @@ from uuid import uuid4
 from console.main import main
 from flows.batches import chunk
 from flows import checkout
-from flows.compensation import abandon_and_compensate
+from flows.compensation import fail_and_compensate
 from seed.catalogue import put_shop
 from store.database import migrate, snapshot, transaction, reading
 from store.errors import CompensationFailed, NoCourierAvailable, OrderError
 from store.messages import NO_COURIER, CourierAnswer
 from store.models import Box
-from store.saga import abandon
+from store.saga import fail_orders
 from tasks import wrapping
 from tasks.couriers import record_answer
 from orders.lookup import outcome_error, read_order
-from reports.timeline import ask, timeline
+from reports.timeline import form_texts, timeline
 from reports.receipts import explain
 from reports.audit import audit
 from tasks.steps import STEPS
@@ -178,7 +178,7 @@ def check_out(order_id, quantity, await_courier):
 
 
 def refuse(order_id, *_):
-    told("form", ask(read_order(order_id), "").text)
+    told("form", form_texts(read_order(order_id), "").description)
     main(["show", order_id])
     record_answer(order_id, CourierAnswer(outcome=NO_COURIER, answered_by="Ada"))
     raise outcome_error(read_order(order_id))
@@ -204,7 +204,7 @@ placed("one-copy", "prepare_order", 1)
 assert "wrap_gift" not in saga("one-copy")
 
 placed("stuck", "prepare_order", 2)
-abandon(["stuck"], NoCourierAvailable("nobody"))
+fail_orders(["stuck"], NoCourierAvailable("nobody"))
 with patch.object(wrapping, "increase", lambda *_: 1 / 0):
     try:
         give_back("stuck")

@@ -20,7 +20,7 @@ from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
 from store.errors import BookOutOfStock
 from store.models import OrderStatus
-from store.saga import abandon
+from store.saga import fail_orders
 from tests.polling import wait_until
 from tests.shop import (
     LONG_AGO,
@@ -151,7 +151,7 @@ def test_one_that_follows_an_order_is_told_as_soon_as_it_changes(door: httpx.Cli
 
 def test_an_order_that_failed_has_its_error(door: httpx.Client) -> None:
     door.post("/orders", json=order())
-    abandon(["W-1"], BookOutOfStock("sold out"))
+    fail_orders(["W-1"], BookOutOfStock("sold out"))
     found = door.get("/orders/W-1?wait=50").json()
     assert found["error"] == {"name": "BookOutOfStock", "message": "sold out"}
     assert (found["receipt"], found["status"]) == (None, "rejected")

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Pending, Running, Scheduled
 
 from console.main import main
-from flows.actions.dispatcher import status, switch_off, switch_on
+from flows.actions.switches import DISPATCHER
 from flows.dispatch import dispatch_orders
 from store.errors import DeploymentNotFound
 from tests.flows.pool import Pool
@@ -43,13 +43,13 @@ def test_off_pauses_the_deployment_and_cancels_the_runs_and_on_starts_one(pool: 
         client.set_flow_run_state(running.id, state)
     later = datetime.now(UTC) + timedelta(hours=1)
     client.set_flow_run_state(scheduled.id, Scheduled(scheduled_time=later), force=True)
-    assert status(client).running == [running.name]
-    off = switch_off(client)
+    assert DISPATCHER.status(client).running == [running.name]
+    off = DISPATCHER.off(client)
     assert not off.is_on
     assert states(pool) == ["CANCELLING", "CANCELLED"]
     # Again, it changes nothing.
-    assert switch_off(client) == off
-    on = switch_on(client)
+    assert DISPATCHER.off(client) == off
+    on = DISPATCHER.on(client)
     assert on.is_on
     assert states(pool) == ["CANCELLING", "CANCELLED", "SCHEDULED"]
 
@@ -67,4 +67,4 @@ def test_without_a_deployment_nothing_is_switched(pool: Pool) -> None:
     for deployment in pool.client.read_deployments():
         pool.client.delete_deployment(deployment.id)
     with pytest.raises(DeploymentNotFound, match="prefect deploy --all"):
-        switch_off(pool.client)
+        DISPATCHER.off(pool.client)

@@ -21,7 +21,7 @@ def is_interruption(error: BaseException) -> bool:
 def narrow_down(
     work: Callable[[list[T]], object],
     group: Sequence[T],
-    give_up: Callable[[list[T], Exception], object],
+    on_failure: Callable[[list[T], Exception], object],
 ) -> None:
     """Do work for a group, narrowing a defect down to its order.
 
@@ -30,7 +30,7 @@ def narrow_down(
     Args:
         work: Called with the group, or a part of it; repeating what it has done must be safe.
         group: The orders.
-        give_up: Called where work failed, with the error: with one order for a defect,
+        on_failure: Called where work failed, with the error: with one order for a defect,
             with the whole part for an error that is no order's own.
     """
     part = list(group)
@@ -38,8 +38,8 @@ def narrow_down(
         work(part)
     except Exception as error:
         if len(part) == 1 or is_transient(error) or isinstance(error, NO_DEFECT):
-            give_up(part, error)
+            on_failure(part, error)
             return
         middle = len(part) // 2
-        narrow_down(work, part[:middle], give_up)
-        narrow_down(work, part[middle:], give_up)
+        narrow_down(work, part[:middle], on_failure)
+        narrow_down(work, part[middle:], on_failure)
