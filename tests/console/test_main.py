@@ -154,6 +154,7 @@ def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
         ("list --younger-than=-1d", "'-1d' is no length of time"),
         ("archive --older-than year", "'year' is no length of time"),
         ("metrics --port 9000 --file metrics.prom", "Give --port or --file, not both."),
+        ("submit --user u --order o-1", "there is no option --order; checkout submit --help"),
         ("batch run --chunk-size 0", "Must be >= 1"),
         ("batch run --chunk-size 5001", "Must be <= 5000"),
         ("batch run --concurrency 33", "Must be <= 32"),
