@@ -1,9 +1,11 @@
 """The list of orders, with those whose run has not begun."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import CoercionError, Parameter, Token, convert
 from prefect.settings import PREFECT_API_URL
 
 from flows.runs.order_runs import prefect_client
@@ -51,12 +53,18 @@ AGE_AT_MOST = timedelta(days=36_500)
 """Far longer ago the calendar has no date."""
 
 
-def _require_date(_: object, age: timedelta | None) -> None:
-    if age is not None and not timedelta(0) <= age <= AGE_AT_MOST:
-        raise ValueError(f"Must be from 0s to {AGE_AT_MOST.days}d.")
+def _age(_: Any, tokens: Sequence[Token]) -> timedelta:
+    with suppress(CoercionError):
+        age: timedelta = convert(timedelta, tokens)
+        if timedelta(0) <= age <= AGE_AT_MOST:
+            return age
+    raise ValueError(
+        f"{tokens[0].value!r} is no length of time from 0s to {AGE_AT_MOST.days}d; give one such "
+        "as 90m, 12h or 400d"
+    )
 
 
-Age = Annotated[timedelta, Parameter(validator=_require_date)]
+Age = Annotated[timedelta, Parameter(converter=_age)]
 
 
 def list_orders(

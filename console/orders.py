@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Parameter, Token
 from pydantic import ValidationError
 
 from flows.actions.by_hand import cancel_order, require_cancellable
@@ -40,8 +40,19 @@ FLAGS = {
 """The option for each field of an order."""
 
 
+def _source(_: Any, tokens: Sequence[Token]) -> str:
+    text = tokens[0].value
+    if text.startswith("-") and text != "-":
+        raise ValueError(f"there is no option {text}; checkout submit --help lists those there are")
+    return text
+
+
+# For the -, which would be an unknown option; a mistyped option is taken for a source as well.
+Source = Annotated[str, Parameter(allow_leading_hyphen=True, converter=_source)]
+
+
 def submit(
-    source: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    source: Source | None = None,
     /,
     *,
     user: str | None = None,

@@ -63,6 +63,8 @@ EXPORTED: dict[str, type] = {
     "submitted_by": str,
 }
 """The columns of the export, each with the type of its values."""
+FIRST_DAY, LAST_DAY = date(1970, 1, 1), date(9999, 1, 1)
+"""Beyond them a day's beginning may be out of the calendar, in the shop's time zone or another."""
 NO_PARQUET = (
     "--parquet needs the library of Parquet: install store-checkout[parquet]. Nothing was written."
 )
@@ -73,8 +75,12 @@ def _day(_: Any, tokens: Sequence[Token]) -> date:
     with suppress(ValueError):
         # Python takes other forms of ISO 8601 as well, such as weeks.
         if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-            return date.fromisoformat(text)
-    raise ValueError(f"{text!r} is no day; give one such as 2026-11-01")
+            day = date.fromisoformat(text)
+            if FIRST_DAY <= day <= LAST_DAY:
+                return day
+    raise ValueError(
+        f"{text!r} is no day from {FIRST_DAY} to {LAST_DAY}; give one such as 2026-11-01"
+    )
 
 
 Day = Annotated[date, Parameter(converter=_day)]

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
@@ -34,10 +34,10 @@ from flows.runs.defects import narrow_down
 from flows.runs.lost_runs import HOOK_TIME, have_ended_badly, lost_runs, start_again
 from flows.runs.names import name_by_time
 from flows.runs.run_states import deployments, is_cancelled_by_person, is_stranded
-from flows.runs.searches import PAGE, runs_among
+from flows.runs.searches import PAGE, all_runs, in_state, of_flows, runs_among
 from flows.runs.stand_by import StandBy
 from flows.runs.work_pool import SERVER_AWAY, pool_is_closed
-from orders.batches import batches_among, count_by_status
+from orders.batches import batches_among, waits_until
 from orders.lookup import read_order
 from orders.ownership import finished_orders_of_run
 from orders.unfinished import UnfinishedOrder, unfinished_orders
@@ -167,7 +167,8 @@ def _round(client: SyncPrefectClient, limit: int) -> RecoveryReport:
             break
         _make(move, orders, client, report)
     _start_lost_runs(client, report)
-    close_runs(client, {order.run_id for orders in moves.values() for order in orders})
+    moved = {order.run_id for orders in moves.values() for order in orders}
+    close_runs(client, moved | _paused_batches(client))
     if report.moves or report.runs_started_again:
         logger.warning("recovered: %s", report.model_dump())
     return report
@@ -313,6 +314,17 @@ def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
             report.runs_started_again[str(run.id)] = why
 
 
+def _paused_batches(client: SyncPrefectClient) -> set[str | None]:
+    """Return the batches' runs that are paused.
+
+    One may have paused when its last waiting order had just been cancelled or handed over.
+    """
+    paused = all_runs(
+        client, flow_filter=of_flows("batch-checkout"), flow_run_filter=in_state(StateType.PAUSED)
+    )
+    return {str(run.id) for run in paused}
+
+
 def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
     """Set the final state of dead runs whose orders recovery has finished.
 
@@ -325,7 +337,7 @@ def close_runs(client: SyncPrefectClient, run_ids: set[str | None]) -> None:
             continue
         if run_id in batches:
             # It has its report to make; one that has died is marked as crashed without heartbeats.
-            if state.is_paused() and OrderStatus.WAITING not in count_by_status(run_id):
+            if state.is_paused() and waits_until(run_id) is None:
                 wake_batch(client, run_id)
             continue
         orders = finished_orders_of_run(run_id)

@@ -71,15 +71,11 @@ def submit_orders(
     with transaction() as session:
         methods = _payment_methods(session, {order.user_id for order in orders})
         missing = _missing_books(session, orders) if front_end else set()
+        refusals = [_refusal(order, methods, missing) for order in orders]
         sound: dict[str, CheckoutOrder] = {}
-        lacking: list[str] = []
-        for order in orders:
-            method = methods.get(order.user_id)
-            if order.order_id and method is not None and refused_method(order, method) is None:
-                if missing & {line.book_id for line in order.lines()}:
-                    lacking.append(order.order_id)
-                else:
-                    sound.setdefault(order.order_id, order)
+        for order, refusal in zip(orders, refusals, strict=True):
+            if order.order_id and refusal is None:
+                sound.setdefault(order.order_id, order)
         rows = [
             {
                 **new_order(order, id_, methods[order.user_id], OrderStatus.SUBMITTED),
@@ -100,19 +96,22 @@ def submit_orders(
         insert_rows(session, OrderLine, lines)
         if inserted:
             notify(session, ORDERS_TO_CARRY)
-        others = [id_ for id_ in (*sound, *lacking) if id_ not in inserted]
-        known = _contents(session, others) if others else {}
-        known |= {id_: sound[id_].content() for id_ in inserted}
-        return [_answer(order, methods, known, inserted, missing) for order in orders]
+        others = {order.order_id for order in orders if order.order_id} - inserted
+        known = _contents(session, sorted(others)) if others else {}
+        unknown = others - known.keys()
+        taken |= archived_among(session, sorted(unknown)) if unknown else set()
+        contents = known | {id_: sound[id_].content() for id_ in inserted}
+        return [
+            # A known order goes on although its customer is gone.
+            _answer(order, None if order.order_id in known else refusal, contents, inserted, taken)
+            for order, refusal in zip(orders, refusals, strict=True)
+        ]
 
 
-def _answer(
-    order: CheckoutOrder,
-    methods: dict[str, str],
-    known: dict[str, dict[str, Any]],
-    unclaimed: set[str],
-    missing: set[str],
-) -> bool | RefusedOrder:
+def _refusal(
+    order: CheckoutOrder, methods: dict[str, str], missing: set[str]
+) -> RefusedOrder | None:
+    """Return why an order cannot be recorded, if it is new."""
     if not order.order_id:
         return RefusedOrder(
             "orderId: missing; an order that is submitted needs its own id, so that submitting "
@@ -120,24 +119,31 @@ def _answer(
         )
     if order.user_id not in methods:
         return UserNotFound(f"userId: no customer has the id {order.user_id}")
-    refused = refused_method(order, methods[order.user_id])
-    if refused is not None:
-        return refused
-    if order.order_id not in known:
-        lacks = sorted(missing & {line.book_id for line in order.lines()})
-        # Without one it was there before, and is nowhere but in an archive.
-        return (
-            RefusedOrder(f"bookId: no book has the id {lacks[0]}")
-            if lacks
-            else archived(order.order_id)
-        )
+    lacks = sorted(missing & {line.book_id for line in order.lines()})
+    if lacks:
+        return RefusedOrder(f"bookId: no book has the id {lacks[0]}")
+    return refused_method(order, methods[order.user_id])
+
+
+def _answer(
+    order: CheckoutOrder,
+    refusal: RefusedOrder | None,
+    contents: dict[str, dict[str, Any]],
+    unclaimed: set[str],
+    taken: set[str],
+) -> bool | RefusedOrder:
+    order_id = order.order_id or ""
+    if order_id in taken:
+        return archived(order_id)
+    if refusal is not None:
+        return refusal
     try:
-        require_same(order.content(), known[order.order_id], order.order_id)
+        require_same(order.content(), contents[order_id], order_id)
     except OrderIdConflict as conflict:
         return conflict
     # The same order twice in one group: the first one is the new one.
-    is_new = order.order_id in unclaimed
-    unclaimed.discard(order.order_id)
+    is_new = order_id in unclaimed
+    unclaimed.discard(order_id)
     return is_new
 
 

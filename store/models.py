@@ -104,7 +104,10 @@ class Book(SQLModel, table=True):
     """
 
     __tablename__ = "books"
-    __table_args__ = (CheckConstraint("quantity >= 0", name="books_quantity_not_negative"),)
+    __table_args__ = (
+        CheckConstraint("quantity >= 0", name="books_quantity_not_negative"),
+        CheckConstraint("price_cents >= 0", name="books_price_not_negative"),
+    )
 
     id: str = Field(primary_key=True, max_length=ID_LENGTH)
     title: str

@@ -160,6 +160,8 @@ def ask_for_form(order_id: str) -> FlowRun:
         run = escalate(order_id)
         if run is None:
             raise InvalidDecision(f"order: {order_id} has moved on; `checkout show` has more")
+        # Its batch may have waited for this one alone.
+        close_runs(client, {order.run_id})
         return run
 
 

@@ -212,8 +212,9 @@ def new_run(
         )
     except ObjectNotFound as error:
         raise DeploymentNotFound(
-            f"Prefect has no deployment {deployment}, which a setting names. `prefect deployment "
-            "ls` shows those there are; `prefect deploy --all` makes them."
+            f"Prefect has no deployment {deployment}; `prefect deployment ls` shows those there "
+            "are, `prefect deploy --all` makes them. STORE_CHECKOUT_DEPLOYMENT and "
+            "STORE_BATCH_DEPLOYMENT name other ones."
         ) from error
     if not isinstance(run, FlowRun):
         raise TypeError(f"run_deployment gave {run!r}")

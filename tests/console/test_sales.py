@@ -123,7 +123,9 @@ def test_left_out_the_period_is_this_month_so_far(checkout: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        ("report --from 1.11.2026", "--from: '1.11.2026' is no day; give one such as 2026-11-01"),
+        ("report --from 1.11.2026", "--from: '1.11.2026' is no day from 1970-01-01 to 9999-01-01"),
+        ("report --from 0001-01-01", "give one such as 2026-11-01"),
+        ("export --to 9999-12-31", "--to: '9999-12-31' is no day from"),
         ("export --to 2026-02-30", "--to: '2026-02-30' is no day"),
         (
             "report --from 2026-11-02 --to 2026-11-02",

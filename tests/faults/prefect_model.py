@@ -272,12 +272,16 @@ class Client:
         self._call()
         return list(self._run(run_id).states)
 
-    def read_flow_runs(self, flow_run_filter: Any, limit: int, **_: object) -> list[Any]:
+    def read_flow_runs(
+        self, flow_run_filter: Any, limit: int, flow_filter: Any = None, **_: object
+    ) -> list[Any]:
         self._call()
+        flows = flow_filter.name.any_ if flow_filter else ["batch-checkout", "store-checkout"]
         wanted = flow_run_filter.id.any_ if flow_run_filter.id else list(self._server.runs)
         states = flow_run_filter.state.type.any_ if flow_run_filter.state else list(StateType)
         runs = sorted((self._server.runs[i] for i in wanted if i in self._server.runs), key=_id)
-        return [_seen(run) for run in runs if run.state.type in states][:limit]
+        of_flows = (run for run in runs if _flow(run) in flows)
+        return [_seen(run) for run in of_flows if run.state.type in states][:limit]
 
     def set_flow_run_state(self, run_id: UUID, state: State[Any], *, force: bool = False) -> Answer:
         self._call()
@@ -317,6 +321,10 @@ class Client:
 
 def _id(run: Run) -> int:
     return run.id.int
+
+
+def _flow(run: Run) -> str:
+    return "store-checkout" if run.order else "batch-checkout"
 
 
 def _seen(run: Run) -> Any:

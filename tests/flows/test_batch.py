@@ -47,6 +47,7 @@ from tests.shop import (
     assigned_copies,
     carry_on,
     decisions,
+    end_run,
     kept_cents,
     order_row,
     placed,
@@ -442,3 +443,16 @@ def test_recovery_leaves_a_batch_alone_that_works_and_ends_one_that_died(
     wait_until(handed_over, "all orders dispatched")
     wait_until(lambda: recover_orders() and running.done(), "the end of the batch")
     assert running.result().message == "4 orders: 4 dispatched"
+
+
+def test_recovery_wakes_a_batch_that_pauses_for_nothing(batches: Batches) -> None:
+    submit(1)
+    running = batches.start(tolerated_failures=1.0)
+    run = batches.paused()
+    recover_orders()
+    assert batches.runs.client.read_flow_run(run.id).state_type == StateType.PAUSED
+    # As a cancellation that is killed before it wakes the run, or comes just before the pause.
+    end_run("o-000")
+    recover_orders()
+    assert batches.runs.client.read_flow_run(run.id).state_type != StateType.PAUSED
+    assert running.result().message == "1 orders: 1 compensated"

@@ -438,6 +438,18 @@ def test_an_order_that_no_courier_takes_gets_a_form_of_its_own_and_is_charged_on
     assert (status("o-000"), kept_cents()) == ("dispatched", 20_00)
 
 
+def test_a_batch_ends_once_its_last_waiting_order_has_a_form_of_its_own(
+    batches: Batches, checkouts: Runs
+) -> None:
+    submit(1)
+    running = batches.start(tolerated_failures=1.0)
+    batch = batches.paused()
+    run = ask_for_form("o-000")
+    assert checkouts.client.read_flow_run(batch.id).state_type != StateType.PAUSED
+    assert running.result().message == "0 orders"
+    assert (owner("o-000"), status("o-000")) == (str(run.id), "waiting")
+
+
 def test_a_person_asks_for_the_form_of_an_order_that_waits_in_a_batch(
     listens: Listening, checkouts: Runs
 ) -> None:

@@ -18,13 +18,16 @@ from seed.catalogue import EDUARDO_SANTANA, STRIPED_PAJAMAS, TEN_X_RULE
 from store.database import reading, transaction
 from store.errors import OrderIdConflict, RefusedOrder, UnreadableSource, UserNotFound
 from store.messages import QUANTITY_RULE
-from store.models import Batch, OrderLine, OrderStatus, utc_now
+from store.models import Batch, Book, OrderLine, OrderStatus, utc_now
 from store.wrong_input import FIELD_LENGTH
 from tests.shop import (
+    add_book,
+    add_customer,
     an_order,
     at_once,
     carry_on,
     order_row,
+    remove_customer,
     shop,
     status,
 )
@@ -84,6 +87,23 @@ def test_what_is_refused_changes_nothing_and_keeps_no_other_from_being_taken(dat
     assert "orderId: missing" in str(answers[2])
     assert count_orders(OrderStatus.SUBMITTED) == 2
     assert order_row("taken").copies == 1
+
+
+@pytest.mark.parametrize("front_end", [None, "web"])
+def test_an_order_is_known_whatever_has_become_of_what_it_names(
+    database: str, front_end: str | None
+) -> None:
+    user_id, book_id = add_customer("leaves"), add_book("sold-out", 1)
+    order = an_order("o-1", user_id=user_id, book_id=book_id)
+    other = an_order("o-1", 2, user_id=user_id, book_id=book_id)
+    submit_orders([order], front_end)
+    remove_customer(user_id)
+    with transaction() as session:
+        session.delete(session.get_one(Book, book_id))
+    again = submit_orders([order, other], front_end)
+    assert (again[0], type(again[1])) == (False, OrderIdConflict)
+    (new,) = submit_orders([an_order("o-2", user_id=user_id)], front_end)
+    assert isinstance(new, UserNotFound)
 
 
 def test_an_order_has_its_own_lines_whatever_was_refused_under_its_id(database: str) -> None:

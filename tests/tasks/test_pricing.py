@@ -1,6 +1,7 @@
 """The total is fixed once; a price that changes later does not count."""
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
 from store.errors import BookHasNoPrice
@@ -45,3 +46,11 @@ def test_an_order_alone_whose_price_is_gone_raises(database: str) -> None:
     set_price(TEN_X_RULE, None)
     with pytest.raises(BookHasNoPrice, match="no price any more"):
         calculate_total.fn(["o-1"])
+
+
+def test_no_price_is_below_zero_since_it_would_give_points_away(database: str) -> None:
+    set_price(TEN_X_RULE, 0)
+    placed("o-1", "dispatch_order", 3, redeem=True)
+    assert (order_row("o-1").points_redeemed, order_row("o-1").due_cents) == (0, 0)
+    with pytest.raises(IntegrityError, match="books_price_not_negative"):
+        set_price(TEN_X_RULE, -1)
