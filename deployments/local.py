@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
+
+import httpx
+import psycopg
+from sqlalchemy.exc import DBAPIError
 
 from deployments import warm_start
 from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -45,6 +50,15 @@ _UI_PAGES = "/v2"
 # Each start keeps a core busy for seconds and takes 0.1 GB: hundreds at once would take more memory
 # than there is. Runs that are paused do not count.
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
+# PostgreSQL writes its log in files of 16 MB, and ends if there is no room for the next one.
+_LEAST_FREE_BYTES = 32_000_000
+_EXPECTED = (
+    EmbeddedPostgresError,
+    warm_start.WarmStartError,
+    psycopg.Error,
+    DBAPIError,
+    httpx.HTTPError,
+)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
 
@@ -151,9 +165,10 @@ class LocalSystem:
             if self._worker:
                 self.deploy()
                 self.start_worker()
-        except (EmbeddedPostgresError, warm_start.WarmStartError) as error:
+        except (LocalSystemError, *_EXPECTED) as error:
+            why = self._why_it_failed(error)
             self.stop()
-            raise LocalSystemError(str(error)) from error
+            raise LocalSystemError(why) from error
         except BaseException:
             self.stop()
             raise
@@ -183,6 +198,20 @@ class LocalSystem:
                     f"{process.log_tail()}\n"
                     "Nothing is lost: orders and runs go on with the next start."
                 )
+
+    def _why_it_failed(self, error: Exception) -> str:
+        """Return what failed, or what it failed of: a full disk, or a database that has ended."""
+        why = str(error.orig if isinstance(error, DBAPIError) else error)
+        postgres = self._postgres.process
+        if postgres is not None and postgres.exit_status() is not None:
+            why = f"PostgreSQL has ended by itself ({postgres.log}):\n{postgres.log_tail()}"
+        free_bytes = shutil.disk_usage(self.data_dir).free
+        if free_bytes < _LEAST_FREE_BYTES:
+            why += (
+                f"\nThe disk of {self.data_dir} is full ({free_bytes // 1_000_000} MB are free). "
+                "Make room, or name another folder with --data, and start again."
+            )
+        return why
 
     def run_module(self, module: str, *arguments: str) -> None:
         """Run a module of the project in the system's environment.

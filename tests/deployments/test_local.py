@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
 from deployments.local import PROJECT_DIR, LocalSystem
 from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment
@@ -195,6 +197,42 @@ def test_a_folder_that_cannot_be_used_is_named(
     (tmp_path / "taken").write_text("a file")
     assert main(["--data", str(tmp_path / "taken")]) == 1
     assert str(tmp_path / "taken") in capsys.readouterr().out
+
+
+def test_a_start_that_fails_of_a_full_disk_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_system: LocalSystem) -> None:
+        raise psycopg.errors.DiskFull("could not extend file")
+
+    monkeypatch.setattr(LocalSystem, "_start_postgres", fail)
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=3_500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+    assert main(["--data", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "could not extend file" in said
+    assert f"The disk of {tmp_path} is full (3 MB are free)." in said
+
+
+def test_a_database_that_has_ended_is_named_and_not_what_it_led_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Ended:
+        log = tmp_path / "postgres.log"
+
+        def exit_status(self) -> int:
+            return 1
+
+        def log_tail(self) -> str:
+            return "PANIC: no space"
+
+    def fail(_system: LocalSystem) -> None:
+        raise LocalSystemError("The Prefect server ended at its start")
+
+    monkeypatch.setattr(EmbeddedPostgres, "process", Ended())
+    monkeypatch.setattr(LocalSystem, "_start_postgres", fail)
+    with pytest.raises(LocalSystemError, match=r"PostgreSQL has ended by itself .*\nPANIC"):
+        LocalSystem(tmp_path).start()
 
 
 def test_recovery_by_hand_without_a_running_system_says_what_is_missing(tmp_path: Path) -> None:
