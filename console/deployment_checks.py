@@ -32,7 +32,11 @@ LEAST_HEARTBEATS = 3
 PAGE = 200
 WORK_POOL_VARIABLE = "STORE_WORK_POOL"
 """Names the pool in prefect.yaml when it is applied."""
-DEPLOY_AGAIN = "apply prefect.yaml: `prefect deploy --all`"
+DEPLOY_AGAIN = (
+    "apply prefect.yaml: `prefect deploy --all`. It switches the dispatcher on and the listening "
+    "batch off; if they were otherwise, call `checkout dispatcher off` and `checkout online on` "
+    "at once"
+)
 
 
 def _wanted() -> dict[str, Mapping[str, Any]]:
@@ -44,7 +48,7 @@ def _prefect_yaml() -> Iterator[Diagnosis]:
         yield not_checked(f"there is no {PREFECT_YAML}; run the doctor where the code is")
         return
     for problem in problems(yaml.safe_load(PREFECT_YAML.read_text())):
-        yield mend(problem, "mend it in prefect.yaml, then apply it: `prefect deploy --all`")
+        yield mend(problem, f"mend it in prefect.yaml, then {DEPLOY_AGAIN}")
 
 
 def _deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
@@ -139,7 +143,7 @@ def _limits() -> Iterator[Diagnosis]:
         if name.partition("/")[0] in flows and found.global_concurrency_limit is not None:
             yield mend(
                 f"{name} has a concurrency limit: a run that pauses longer than its lease crashes",
-                "take the limit off the deployment; limit the work pool instead",
+                f"limit the work pool instead; to take this limit off, {DEPLOY_AGAIN}",
             )
 
 
@@ -174,7 +178,7 @@ def _work_pools() -> Iterator[Diagnosis]:
         elif pool.is_paused:
             yield mend(
                 f"the work pool {name} is paused: no worker takes a run",
-                f"`prefect work-pool resume {name}`, once what it was paused for is done",
+                f"`checkout reopen --pool {name}`, once what it was paused for is done",
             )
         else:
             yield ok(f"the work pool {name} takes runs")
@@ -252,7 +256,10 @@ def _automations() -> Iterator[Diagnosis]:
                 f"the automation “{name}” is there {len(of_name)} times", "delete all but one"
             )
         if of_name and not of_name[0].enabled:
-            yield warning(f"the automation “{name}” is disabled", "enable it in the UI")
+            yield warning(
+                f"the automation “{name}” is disabled",
+                "enable it: `python -m deployments.automations`",
+            )
         for each in of_name:
             yield from _unfitting(each)
 
