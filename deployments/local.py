@@ -166,9 +166,10 @@ class LocalSystem:
                 self.deploy()
                 self.start_worker()
         except (LocalSystemError, *_EXPECTED) as error:
-            why = self._why_it_failed(error)
-            self.stop()
-            raise LocalSystemError(why) from error
+            try:
+                raise LocalSystemError(self._why_it_failed(error)) from error
+            finally:
+                self.stop()
         except BaseException:
             self.stop()
             raise
@@ -187,8 +188,15 @@ class LocalSystem:
         """Check that every started part still runs.
 
         Raises:
-            LocalSystemError: one has ended by itself; the message has the last of its log.
+            LocalSystemError: one has ended by itself; the message has the last of its log. Or the
+                folder with the data is gone.
         """
+        cluster = self._postgres.data_dir
+        if self._postgres.process is not None and not cluster.is_dir():
+            raise LocalSystemError(
+                f"{cluster} was removed or moved away while it was in use. Its orders are where it "
+                "is now: put it back before you start again, or start anew without them."
+            )
         parts = [("PostgreSQL", self._postgres.process), ("Prefect server", self._server)]
         for name, process in (*parts, *(("worker", worker) for worker in self.workers)):
             status = None if process is None else process.exit_status()

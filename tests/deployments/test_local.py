@@ -157,6 +157,23 @@ def test_a_part_that_has_ended_by_itself_is_named_with_its_status_and_the_last_o
     assert str(tmp_path / "worker.log") in said
 
 
+def test_a_data_folder_that_is_gone_is_named_and_nothing_of_it_called_safe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Ended:
+        log = tmp_path / "postgres.log"
+
+        def exit_status(self) -> int:
+            return 1
+
+    monkeypatch.setattr(EmbeddedPostgres, "process", Ended())
+    with pytest.raises(LocalSystemError) as raised:
+        LocalSystem(tmp_path).require_running()
+    said = str(raised.value)
+    assert f"{tmp_path / 'postgres'} was removed or moved away" in said
+    assert "Nothing is lost" not in said
+
+
 def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_file_along(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
