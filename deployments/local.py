@@ -194,8 +194,8 @@ class LocalSystem:
         cluster = self._postgres.data_dir
         if self._postgres.process is not None and not cluster.is_dir():
             raise LocalSystemError(
-                f"{cluster} was removed or moved away while it was in use. Its orders are where it "
-                "is now: put it back before you start again, or start anew without them."
+                f"{cluster} was moved away or deleted while it was in use. Put it back before you "
+                "start again; without it, the next start begins anew, without its orders."
             )
         parts = [("PostgreSQL", self._postgres.process), ("Prefect server", self._server)]
         for name, process in (*parts, *(("worker", worker) for worker in self.workers)):

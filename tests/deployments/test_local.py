@@ -170,7 +170,7 @@ def test_a_data_folder_that_is_gone_is_named_and_nothing_of_it_called_safe(
     with pytest.raises(LocalSystemError) as raised:
         LocalSystem(tmp_path).require_running()
     said = str(raised.value)
-    assert f"{tmp_path / 'postgres'} was removed or moved away" in said
+    assert f"{tmp_path / 'postgres'} was moved away or deleted" in said
     assert "Nothing is lost" not in said
 
 
