@@ -75,7 +75,7 @@ def print_json(value: object) -> None:
 
 
 def print_answer(data: object, *lines: str, as_json: bool) -> int:
-    """Print an answer as JSON or as lines, and return the exit status 0.
+    """Print an answer as JSON or as lines, and return 0.
 
     Args:
         data: The answer for programs.
