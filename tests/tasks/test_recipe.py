@@ -214,9 +214,9 @@ told("explained", explain("stuck", NoCourierAvailable("nobody")))
 told("compensations")
 main(["compensations"])
 told("settled")
-with patch("flows.actions.by_hand.prefect_client"), patch("flows.actions.by_hand.report_orders"), patch(
-    "flows.actions.by_hand.close_runs"
-):
+with patch("flows.actions.by_hand.prefect_client"), patch(
+    "flows.actions.by_hand.report_orders"
+), patch("flows.actions.by_hand.close_runs"):
     settle = ["compensations", "settle", "stuck", "unwrap_gift", "--by", "A", "--reason", "torn"]
     assert main([*settle, "--put-back"]) == 0
 told("after", read_order("stuck").status, boxes())
