@@ -30,7 +30,7 @@ from sqlmodel import Session
 from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.machine import LocalSystemError, exit_on_signals
+from deployments.machine import SetupError, exit_on_signals
 from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
@@ -151,7 +151,7 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
         What was not as expected, a line for each; empty if all was.
 
     Raises:
-        LocalSystemError: a part of the system has ended by itself.
+        SetupError: a part of the system has ended by itself.
     """
     with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
@@ -190,7 +190,7 @@ def _wait_for_endings(
     """Return each order's ending, or its status at the deadline.
 
     Raises:
-        LocalSystemError: a part of the system has ended by itself.
+        SetupError: a part of the system has ended by itself.
     """
     shown: dict[UUID, str] = {}
     is_refused = is_dispatching = False
@@ -312,7 +312,7 @@ def main(*, keep: Flag = False) -> int:
         ):
             wrong = demonstrate(system, progress)
             keep = keep or bool(wrong)
-    except (LocalSystemError, httpx.HTTPError) as error:
+    except (SetupError, httpx.HTTPError) as error:
         keep = True  # its logs say more
         progress.console.print(Text(str(error) or repr(error), style="red"), soft_wrap=True)
         return 1

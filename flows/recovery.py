@@ -165,7 +165,7 @@ def _round(client: SyncPrefectClient, limit: int) -> RecoveryReport:
         # The rest is for the next round, which is when the pool is resumed.
         if pool_is_closed(client):
             break
-        _make(move, orders, client, report)
+        _make_move(move, orders, client, report)
     _start_lost_runs(client, report)
     moved = {order.run_id for orders in moves.values() for order in orders}
     close_runs(client, moved | _paused_batches(client))
@@ -219,7 +219,7 @@ def next_move(
     return Move.LEAVE
 
 
-def _make(
+def _make_move(
     move: Move, orders: Sequence[UnfinishedOrder], client: SyncPrefectClient, report: RecoveryReport
 ) -> None:
     """Make a move for its orders and report its failure without raising."""

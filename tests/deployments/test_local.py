@@ -13,7 +13,7 @@ import pytest
 
 from deployments.leash import Leashed
 from deployments.local import PROJECT_DIR, LocalSystem
-from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment
+from deployments.machine import HOST, SetupError, free_port, inherited_environment
 from deployments.up import auth_string, environment_file, main, write_environment_file
 
 
@@ -125,15 +125,15 @@ def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_proces
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(LocalSystemError, match=f"process {process.pid}"):
+        with pytest.raises(SetupError, match=f"process {process.pid}"):
             LocalSystem(tmp_path).start()
         assert main(["--data", str(tmp_path)]) == 1
-        assert f"process {process.pid}" in " ".join(capsys.readouterr().out.split())
+        assert f"process {process.pid}" in capsys.readouterr().err
         process.stdin.close()
 
 
 def test_asking_a_system_that_is_not_running_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LocalSystemError, match="not running"):
+    with pytest.raises(SetupError, match="not running"):
         _ = LocalSystem(tmp_path).api_url
 
 
@@ -146,7 +146,7 @@ def test_a_part_that_has_ended_by_itself_is_named_with_its_status_and_the_last_o
     worker = Leashed(command, log=tmp_path / "worker.log", env=dict(os.environ))
     worker.wait(30)
     system.workers.append(worker)
-    with pytest.raises(LocalSystemError) as raised:
+    with pytest.raises(SetupError) as raised:
         system.require_running()
     worker.stop()
     said = str(raised.value)
@@ -158,7 +158,7 @@ def test_a_part_that_has_ended_by_itself_is_named_with_its_status_and_the_last_o
 def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_file_along(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks = iter([None, LocalSystemError("The worker has ended by itself")])
+    looks = iter([None, SetupError("The worker has ended by itself")])
 
     def look(_system: LocalSystem) -> None:
         if (error := next(looks)) is not None:
@@ -185,7 +185,7 @@ def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_
     monkeypatch.setattr(LocalSystem, "require_running", look)
     monkeypatch.setattr("deployments.up._LOOK_SECONDS", 0.0)
     assert main(["--data", str(tmp_path)]) == 1
-    assert "The worker has ended by itself" in capsys.readouterr().out
+    assert "The worker has ended by itself" in capsys.readouterr().err
     assert not (tmp_path / "env").exists()
 
 
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_used_is_named(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     assert main(["--data", str(tmp_path / "taken")]) == 1
-    assert str(tmp_path / "taken") in capsys.readouterr().out
+    assert str(tmp_path / "taken") in capsys.readouterr().err
 
 
 def test_recovery_by_hand_without_a_running_system_says_what_is_missing(tmp_path: Path) -> None:
