@@ -20,7 +20,7 @@ from flows import recovery
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from flows.runs import stand_by
-from flows.runs.stand_by import TAG
+from flows.runs.stand_by import FIRST, SECOND, TAG
 from store.models import utc_now
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
@@ -60,11 +60,13 @@ class Upkeep(Pool):
             (run for run in found if not run.auto_scheduled), key=lambda run: str(run.created)
         )
 
-    def stand_by_of(self, flow: Flow[..., Any]) -> FlowRun | None:
+    def stand_by_of(self, flow: Flow[..., Any], *, second: bool = False) -> FlowRun | None:
         found = [
             run
             for run in self.runs_of(flow)
-            if run.state_type == StateType.SCHEDULED and TAG in run.tags
+            if run.state_type == StateType.SCHEDULED
+            and TAG in run.tags
+            and (SECOND in run.tags) == second
         ]
         assert len(found) <= 1
         return found[0] if found else None
@@ -110,7 +112,7 @@ def test_a_run_that_listens_puts_its_stand_by_off_and_makes_the_other_flows(
     upkeep.looks_again(recover_orders)
     # Nobody listens there, so it is not put off, and starts.
     assert due(others) == of_the_other
-    assert len(upkeep.runs_of(dispatch_orders)) == 1
+    assert len(upkeep.runs_of(dispatch_orders)) == 2
     assert upkeep.end()[0].is_completed()
 
 
@@ -121,9 +123,11 @@ def test_of_two_stand_bys_that_were_made_at_the_same_moment_one_stays(upkeep: Up
         for _ in range(2)
     ]
     upkeep.listen(recover_orders)
-    wait_until(lambda: len(scheduled(upkeep)) == 1, "one stand-by")
+    wait_until(lambda: not {*twins} <= {*scheduled(upkeep)}, "one of the twins alone")
     upkeep.looks_again(recover_orders)
-    assert scheduled(upkeep) == [min(twins)]
+    second = upkeep.stand_by_of(recover_orders, second=True)
+    assert second is not None
+    assert scheduled(upkeep) == [min(twins), second.id]
     upkeep.end()
 
 
@@ -135,7 +139,7 @@ def scheduled(upkeep: Upkeep) -> list[UUID]:
 def test_a_run_that_has_died_is_followed_by_its_stand_by(
     upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_by, "STARTS_AFTER", timedelta(seconds=3))
+    monkeypatch.setitem(stand_by.STARTS_AFTER, FIRST, timedelta(seconds=3))
     upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
     dead = upkeep.listen(recover_orders)
     due(lambda: upkeep.stand_by_of(recover_orders))
@@ -146,10 +150,28 @@ def test_a_run_that_has_died_is_followed_by_its_stand_by(
 
     def states() -> list[StateType | None]:
         upkeep.work()
-        return [run.state_type for run in upkeep.runs_of(recover_orders)]
+        return [run.state_type for run in upkeep.runs_of(recover_orders) if SECOND not in run.tags]
 
     followed = [StateType.CRASHED, StateType.RUNNING, StateType.SCHEDULED]
     wait_until(lambda: states() == followed, "follower with a stand-by of its own")
+    upkeep.end()
+
+
+def test_a_stand_by_that_dies_before_it_listens_is_followed_by_the_second(
+    upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stand_by.STARTS_AFTER, SECOND, timedelta(seconds=5))
+    upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
+    dead = upkeep.listen(recover_orders)
+    wait_until(lambda: upkeep.stand_by_of(recover_orders, second=True), "second stand-by")
+    upkeep.end()
+    upkeep.client.set_flow_run_state(dead.id, Crashed(), force=True)
+    # As one whose process could not reach Prefect's server.
+    first = wait_until(lambda: upkeep.stand_by_of(recover_orders), "first stand-by")
+    upkeep.client.set_flow_run_state(first.id, Crashed(), force=True)
+    upkeep.client.update_work_pool(upkeep.name, WorkPoolUpdate(is_paused=False))
+    assert wait_until(upkeep.work, "run that is due") == 1
+    wait_until(lambda: upkeep.stand_by_of(recover_orders), "first stand-by of the second")
     upkeep.end()
 
 
