@@ -9,7 +9,8 @@ from console.deployment_checks import work_pools
 from console.diagnosis import Check, Diagnosis, ok, warning
 from console.prefect_checks import open_server
 from deployments.warm_start import CLIENT, is_wanted
-from fork_server.status import Status, servers
+from fork_server.client import ANSWER_SECONDS
+from fork_server.status import PATIENCE_SECONDS, Silent, Status, servers
 
 
 def look() -> Iterator[Diagnosis]:
@@ -23,7 +24,7 @@ def look() -> Iterator[Diagnosis]:
     if not is_warm:
         return
     found = servers()
-    yield from (ok(_told(status)) for status in found)
+    yield from (_of_server(each) for each in found)
     if not found:
         yield ok("no fork server runs here; the next run of a worker starts one")
 
@@ -46,6 +47,18 @@ def _of_pool(name: str, command: str | None) -> Diagnosis:
         f"runs of the work pool {name} start cold: each takes seconds of a core to begin",
         "call `python -m deployments.warm_start`, or set STORE_WARM_START=false",
     )
+
+
+def _of_server(server: Status | Silent) -> Diagnosis:
+    if isinstance(server, Silent):
+        return warning(
+            f"the fork server {server.pid} of worker {server.worker} has not answered for "
+            f"{PATIENCE_SECONDS:.0f} s: each new run waits {ANSWER_SECONDS:.0f} s for it, then "
+            "starts cold",
+            f"if it says so again, `kill -9 {server.pid}`: its runs end with it, and their orders "
+            "go on by themselves; the next run starts another fork server",
+        )
+    return ok(_told(server))
 
 
 def _told(status: Status) -> str:

@@ -38,25 +38,39 @@ class Status:
     is_current: bool
 
 
-def servers() -> list[Status]:
-    """Return this program's fork servers that answer, oldest first.
+@dataclass(frozen=True)
+class Silent:
+    """A fork server that has not answered in `PATIENCE_SECONDS`, as if it were frozen.
 
-    One that is told to end answers no more.
+    Attributes:
+        worker: The process id of the worker whose runs it starts.
     """
-    found = {}
+
+    pid: int
+    worker: int
+
+
+def servers() -> list[Status | Silent]:
+    """Return this program's fork servers, oldest first.
+
+    One that is told to end is left out: it takes no more runs.
+    """
+    found: dict[str, tuple[float, int, int, str]] = {}
     for process in psutil.process_iter():
         try:
             program, path, worker, root = process.cmdline()[1:5]
-            # A child has its server's command line, too.
             if program == SERVER and process.uids().effective == os.getuid():
-                found[path] = (int(worker), root)
+                # A child has its server's command line, too, but is younger.
+                this = (process.create_time(), process.pid, int(worker), root)
+                found[path] = min(this, found.get(path, this))
         except (psutil.Error, ValueError):
             continue
-    answers = (_ask(Path(path), worker, root) for path, (worker, root) in found.items())
-    return sorted((each for each in answers if each is not None), key=lambda each: each.since)
+    oldest_first = sorted((server, path) for path, server in found.items())
+    answers = (_ask(Path(path), pid, worker, root) for (_, pid, worker, root), path in oldest_first)
+    return [answer for answer in answers if answer is not None]
 
 
-def _ask(path: Path, worker: int, root: str) -> Status | None:
+def _ask(path: Path, pid: int, worker: int, root: str) -> Status | Silent | None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_SECONDS)
         try:
@@ -67,6 +81,8 @@ def _ask(path: Path, worker: int, root: str) -> Status | None:
                 os.close(folder)
             connection.sendall(b'"status"\n')
             answer = json.loads(connection.makefile().readline() or "null")
+        except TimeoutError:
+            return Silent(pid, worker)
         except OSError:
             return None
     if answer is None:

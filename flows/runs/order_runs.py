@@ -46,6 +46,8 @@ from store.models import FAILED, Order, OrderStatus, utc_now
 from store.settings import settings
 
 FLOWS = (CHECKOUT, "batch-checkout", "compensate")
+ANSWER_SECONDS = 10.0
+"""A frozen server accepts connections. With Prefect's own 60 s a command would seem to hang."""
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
         # The client's own retries are for runs, which have time; here somebody waits.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
             try:
-                client.hello()
+                client.request("GET", "/hello", timeout=ANSWER_SECONDS)
             except SERVER_AWAY as error:
                 remedy = (
                     "Does PREFECT_API_SSL_CERT_FILE name a file with its authority?"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 
+from flows.runs import order_runs
 from flows.runs.order_runs import retry
 from orders.intake import submit_orders
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
@@ -356,3 +358,17 @@ def test_an_order_that_is_not_there_is_refused(
     said = checkout(command, "nobodys")
     assert (said.status, said.out) == (1, "")
     assert "There is no order nobodys, or its run has not begun yet." in said.err
+
+
+@pytest.mark.timeout(30)
+def test_a_frozen_server_is_named_before_a_person_takes_the_command_for_hung(
+    checkout: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_runs, "ANSWER_SECONDS", 0.1)
+    # The kernel accepts connections for a program that reads nothing.
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        address = f"http://127.0.0.1:{frozen.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: address}):
+            found = checkout("dispatcher", "status")
+    assert (found.status, found.out) == (1, "")
+    assert f"Prefect's server at {address} does not answer (ReadTimeout" in found.err

@@ -17,7 +17,7 @@ from deployments.local import PROJECT_DIR
 from deployments.machine import SetupError
 from deployments.prefect_server import PrefectServer
 from deployments.warm_start import is_wanted, main, run_command, set_run_command
-from fork_server.status import Status
+from fork_server.status import Silent, Status
 from store.models import utc_now
 
 WARM = run_command("/venv/bin/python", PROJECT_DIR)
@@ -188,3 +188,8 @@ def test_the_doctor_names_each_fork_server_with_its_code_and_runs(
     assert current.says.endswith("UTC, and 3 runs")
     assert "has older code" in old.says
     assert {current.verdict, old.verdict} == {Verdict.OK}
+    monkeypatch.setattr(warm_start_check, "servers", lambda: [Silent(7, 5)])
+    _, silent = warm_start_check.look()
+    assert silent.verdict == Verdict.WARNING
+    assert "the fork server 7 of worker 5 has not answered" in silent.says
+    assert "`kill -9 7`" in silent.remedy

@@ -337,6 +337,7 @@ def test_a_run_is_killed_for_want_of_memory_before_its_server_is(runs: Runs) -> 
 def of_this_process() -> status.Status:
     """Return the one fork server of these tests: a system may be up on this machine."""
     (found,) = [each for each in status.servers() if each.worker == os.getpid()]
+    assert isinstance(found, status.Status)
     return found
 
 
@@ -347,6 +348,19 @@ def test_a_server_tells_how_it_is_without_forking(runs: Runs) -> None:
     runs.write("VERSION = 'second'\n")
     found = of_this_process()
     assert (found.children, found.is_current) == (1, False)
+
+
+def test_a_frozen_server_is_told_of_although_it_does_not_answer(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, process, _ = runs.stay()
+    monkeypatch.setattr(status, "PATIENCE_SECONDS", 0.1)
+    server = psutil.Process(process.ppid())
+    server.suspend()
+    try:
+        assert status.Silent(server.pid, os.getpid()) in status.servers()
+    finally:
+        server.resume()
 
 
 def test_on_a_full_disk_a_run_starts_cold(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
