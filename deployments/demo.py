@@ -156,6 +156,8 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
     with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
         progress(f"Prefect UI, while this runs: {system.ui_url}/v2/runs")
+        # On a slow machine a dispatcher could come before the person's answer.
+        api.pause(DISPATCH_DEPLOYMENT)
         runs = []
         for case in CASES:
             runs.append(api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order}))
@@ -223,6 +225,7 @@ def _wait_for_endings(
         has_answer = all(not ending.waits for ending in asking if ending.case.error is not None)
         if is_refused and has_answer and not is_dispatching:
             is_dispatching = True
+            api.unpause(DISPATCH_DEPLOYMENT)
             api.start_run(DISPATCH_DEPLOYMENT, {})
             progress("Started: dispatch_orders, which finds couriers and resumes the runs")
         if all(ending.is_reached for ending in endings) or time.monotonic() > deadline:
