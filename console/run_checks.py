@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from prefect import get_client
 
-from console.diagnosis import Check, Diagnosis, ok, warning
+from console.diagnosis import Check, Diagnosis, mend, ok, warning
 from flows.runs.lost_runs import lost_runs
+from flows.runs.stand_by import without_listeners
 from store.errors import first_of
 from store.models import utc_now
 
@@ -24,4 +25,25 @@ def _lost_runs() -> Iterator[Diagnosis]:
     )
 
 
-RUN_CHECKS = (Check("lost runs", _lost_runs, needs=("database", "prefect server")),)
+def _listeners() -> Iterator[Diagnosis]:
+    with get_client(sync_client=True) as client:
+        silent = without_listeners(client)
+        flows = sorted({client.read_flow(deployment.flow_id).name for deployment in silent})
+    for flow in flows:
+        yield mend(
+            f"no run of {flow} listens, and none starts within minutes",
+            f"{START[flow]} starts one",
+        )
+    if not flows:
+        yield ok("dispatcher and recovery listen, start soon, or are off")
+
+
+START = {
+    "dispatch-orders": "`checkout dispatcher on`",
+    "recover-orders": "`python -m deployments.automations`",
+}
+"""What starts a run of each flow that listens."""
+RUN_CHECKS = (
+    Check("lost runs", _lost_runs, needs=("database", "prefect server")),
+    Check("listeners", _listeners, needs=("prefect server",)),
+)
