@@ -140,9 +140,9 @@ def start_unless_off(client: SyncPrefectClient, deployment: DeploymentResponse) 
 
 
 def without_listeners(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """Return the deployments with no run that listens, nor one that starts within minutes.
+    """Return the deployments without a run that listens.
 
-    Those that are off are left out.
+    Those with one that starts within minutes, and those that are off, are left out.
     """
     soon = utc_now() + 2 * STARTS_AFTER[SECOND]
     listens = in_state(StateType.PENDING, StateType.RUNNING)
