@@ -106,7 +106,7 @@ def _markdown(
 
 
 def most_copies(by_title: Sequence[Sales]) -> dict[str, int]:
-    """Return the copies of the titles that were dispatched most, by their names.
+    """Return the most dispatched titles' copies by their names.
 
     Books whose titles begin alike, as those of a series, have their ids as names.
     """

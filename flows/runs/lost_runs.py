@@ -204,7 +204,7 @@ def order_id_of(run: FlowRun) -> str:
 
 
 def _parameters(run: FlowRun) -> dict[str, Any]:
-    """Return the run's parameters as a deployment takes them, with the order's id.
+    """Return the run's parameters in camelCase, with the order's id.
 
     An order without an id keeps the one that it would have had. A deployment of an earlier version
     took snake_case names too.

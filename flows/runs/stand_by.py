@@ -13,7 +13,11 @@ from datetime import timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilterNextScheduledStartTime
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilterNextScheduledStartTime,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
@@ -133,6 +137,32 @@ def start_unless_off(client: SyncPrefectClient, deployment: DeploymentResponse) 
     soon = scheduled_soon(client, deployment.work_pool_name, STARTS_AFTER[FIRST])
     if not _is_off(deployment) and all(run.deployment_id != deployment.id for run in soon):
         create(client, deployment.id, timedelta(0))
+
+
+def without_listeners(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """Return the deployments without a run that listens.
+
+    Those with one that starts within minutes, and those that are off, are left out.
+    """
+    soon = utc_now() + 2 * STARTS_AFTER[SECOND]
+    listens = in_state(StateType.PENDING, StateType.RUNNING)
+    starts = in_state(
+        StateType.SCHEDULED,
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=soon),
+    )
+    return [
+        deployment
+        for deployment in client.read_deployments(flow_filter=of_flows(*FLOWS))
+        if not _is_off(deployment)
+        and not any(
+            client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+                flow_run_filter=wanted,
+                limit=1,
+            )
+            for wanted in (listens, starts)
+        )
+    ]
 
 
 def _is_off(deployment: DeploymentResponse) -> bool:

@@ -15,6 +15,8 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed, Running
 
+from console.diagnosis import Verdict
+from console.run_checks import _listeners
 from deployments import automations
 from flows import recovery
 from flows.dispatch import dispatch_orders
@@ -215,6 +217,27 @@ def test_recovery_is_started_once_after_a_deployment_unless_it_is_off(upkeep: Up
     off = upkeep.client.read_deployment(upkeep.ids[dispatch_orders])
     stand_by.start_unless_off(upkeep.client, off)
     assert upkeep.runs_of(dispatch_orders) == []
+
+
+def test_the_doctor_misses_a_flow_that_nobody_listens_in(upkeep: Upkeep) -> None:
+    def missed() -> set[UUID]:
+        found = {deployment.id for deployment in stand_by.without_listeners(upkeep.client)}
+        return found & {*upkeep.ids.values()}
+
+    assert missed() == {*upkeep.ids.values()}
+    said = [each for each in _listeners() if each.verdict == Verdict.MEND]
+    assert ["dispatch-orders" in each.says for each in said] == [True, False]
+    assert "`checkout dispatcher on` starts one" in said[0].remedy
+    upkeep.listen(recover_orders)
+    due(lambda: upkeep.stand_by_of(dispatch_orders))
+    assert missed() == set()
+    upkeep.end()
+    for flow in upkeep.ids:
+        for run in upkeep.runs_of(flow):
+            if run.state_type == StateType.SCHEDULED:
+                upkeep.client.delete_flow_run(run.id)
+    upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
+    assert missed() == {upkeep.ids[recover_orders]}
 
 
 def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(
