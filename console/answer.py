@@ -9,7 +9,7 @@ from flows.actions.by_hand import answer_orders, ask_for_form
 from flows.order.events import run_url
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer
 from store.wrong_input import problems
-from terminal.output import AsJson, print_json, quiet_runs, terminal
+from terminal.output import AsJson, print_answer, quiet_runs
 
 FLAGS = {"courier": "--courier", "reason": "--reason", "answered_by": "--by"}
 
@@ -41,13 +41,12 @@ def answer(
     given = _answer(courier, none=none, reason=reason.strip(), by=by.strip())
     with quiet_runs():
         ended = answer_orders(ids, given)
-    if as_json:
-        print_json([{"order_id": each.id, "status": each.status} for each in ended])
-        return 0
     what = "No courier takes" if none else f"Courier {courier} takes"
-    for each in ended:
-        terminal().print(f"{what} order {each.id}; it is {each.status}.")
-    return 0
+    return print_answer(
+        [{"order_id": each.id, "status": each.status} for each in ended],
+        *(f"{what} order {each.id}; it is {each.status}." for each in ended),
+        as_json=as_json,
+    )
 
 
 def form(order: str, /, *, as_json: AsJson = False) -> int:
@@ -61,12 +60,12 @@ def form(order: str, /, *, as_json: AsJson = False) -> int:
     with quiet_runs():
         run = ask_for_form(order)
     url = run_url(str(run.id))
-    if as_json:
-        print_json({"order_id": order, "run_id": str(run.id), "run_url": url})
-        return 0
-    terminal().print(f"Order {order} waits in a run of its own; its form is there in seconds.")
-    terminal().print(url or str(run.id))
-    return 0
+    return print_answer(
+        {"order_id": order, "run_id": str(run.id), "run_url": url},
+        f"Order {order} waits in a run of its own; its form is there in seconds.",
+        url or str(run.id),
+        as_json=as_json,
+    )
 
 
 def _answer(courier: str | None, *, none: bool, reason: str, by: str) -> CourierAnswer:

@@ -8,7 +8,9 @@ from console.listing import Age
 from orders.archive import archive_orders, due_months
 from orders.archive_check import archives_to_verify, verify
 from store.archived_orders import Archive
-from terminal.output import AsJson, print_json, terminal
+from terminal.output import AsJson, print_answer, print_json, terminal
+
+NOTHING = "There is nothing to archive."
 
 app = App(name="archive")
 
@@ -35,13 +37,8 @@ def archive(
         raise CycloptsError(msg="Give --older-than, how long ago a month must have ended: 400d.")
     if dry_run:
         months = due_months(older_than)
-        if as_json:
-            print_json({"would_archive": months})
-        for month, orders in {} if as_json else months.items():
-            terminal().print(f"{month}: {orders} orders")
-        if not months and not as_json:
-            terminal().print("There is nothing to archive.")
-        return 0
+        lines = [f"{month}: {orders} orders" for month, orders in months.items()]
+        return print_answer({"would_archive": months}, *(lines or [NOTHING]), as_json=as_json)
     if to is None:
         raise CycloptsError(msg="Give --to, a folder or s3://bucket/prefix.")
     done = []
@@ -52,7 +49,7 @@ def archive(
     if as_json:
         print_json(done)
     elif not done:
-        terminal().print("There is nothing to archive.")
+        terminal().print(NOTHING)
     return 0
 
 

@@ -27,7 +27,7 @@ from orders.batches import FailedOrder, failed_orders, require_batch
 from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder
 from terminal.numbers import Share, WholeNumber
-from terminal.output import AsJson, print_json, terminal
+from terminal.output import AsJson, print_answer, print_json, terminal
 
 ChunkSize = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CHUNK_SIZE_AT_MOST))]
 Concurrency = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CONCURRENCY_AT_MOST))]
@@ -54,22 +54,22 @@ def submit(source: str, /, *, line_items: LineItems = False, as_json: AsJson = F
         (answer,) = submit_orders([order_from_json(source)])
         if isinstance(answer, RefusedOrder):
             raise answer
-        if as_json:
-            print_json(_as_data(Intake(source, new=int(answer), known=int(not answer))))
-        else:
-            terminal().print("submitted" if answer else "known already; nothing changed")
-        return 0
+        return print_answer(
+            _as_data(Intake(source, new=int(answer), known=int(not answer))),
+            "submitted" if answer else "known already; nothing changed",
+            as_json=as_json,
+        )
     intake = load_orders.fn(source, line_items=line_items)
-    if as_json:
-        print_json(_as_data(intake))
-        return 1 if intake.rejected else 0
-    output = terminal()
-    output.print(f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected")
-    for each in intake.rejects:
-        why = f"{each.field}: {each.reason}" if each.field else each.reason
-        output.print(f"  line {each.line}: {why}")
-    if intake.rejects_file:
-        output.print(f"  all of them: {intake.rejects_file}")
+    print_answer(
+        _as_data(intake),
+        f"{intake.new} new, {intake.known} known, {intake.rejected} lines rejected",
+        *(
+            f"  line {each.line}: {f'{each.field}: ' if each.field else ''}{each.reason}"
+            for each in intake.rejects
+        ),
+        f"  all of them: {intake.rejects_file}" if intake.rejects_file else "",
+        as_json=as_json,
+    )
     return 1 if intake.rejected else 0
 
 

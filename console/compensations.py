@@ -15,10 +15,10 @@ from terminal.output import (
     Limit,
     Wide,
     duration,
+    print_answer,
     print_json,
     print_table,
     quiet_runs,
-    terminal,
 )
 
 if TYPE_CHECKING:
@@ -102,18 +102,16 @@ def retry(order: str, step: Step | None = None, /, *, as_json: AsJson = False) -
     with quiet_runs():
         left = try_undos(order, _step(step) if step else None)
     ended = read_order(order)
-    if as_json:
-        print_json(
-            {
-                "order_id": order,
-                "status": ended.status,
-                "left": [undo_as_data(undo) for undo in left],
-            }
-        )
-        return 0
-    terminal().print(f"Given back; order {order} is {ended.status}.")
-    _print_left(left)
-    return 0
+    return print_answer(
+        {
+            "order_id": order,
+            "status": ended.status,
+            "left": [undo_as_data(undo) for undo in left],
+        },
+        f"Given back; order {order} is {ended.status}.",
+        *_left(left),
+        as_json=as_json,
+    )
 
 
 @app.command(help=SETTLE)
@@ -152,24 +150,19 @@ def settle(
             order, of_step, by=by.strip(), reason=reason.strip(), put_back=put_back
         )
     left = open_undos(order)
-    if as_json:
-        print_json(
-            {
-                "order_id": order,
-                "status": settled.status,
-                "settled": undo_as_data(stake) if stake else None,
-                "left": [undo_as_data(undo) for undo in left],
-            }
-        )
-        return 0
     what = f", {stake.at_stake}" if stake else ""
-    terminal().print(
-        f"Settled: {UNDOS[of_step].name} of order {order}{what}. It is {settled.status}."
+    return print_answer(
+        {
+            "order_id": order,
+            "status": settled.status,
+            "settled": undo_as_data(stake) if stake else None,
+            "left": [undo_as_data(undo) for undo in left],
+        },
+        f"Settled: {UNDOS[of_step].name} of order {order}{what}. It is {settled.status}.",
+        *_left(left),
+        as_json=as_json,
     )
-    _print_left(left)
-    return 0
 
 
-def _print_left(left: list[OpenUndo]) -> None:
-    for undo in left:
-        terminal().print(f"Left: {UNDOS[undo.step].name}, {undo.at_stake}")
+def _left(left: list[OpenUndo]) -> list[str]:
+    return [f"Left: {UNDOS[undo.step].name}, {undo.at_stake}" for undo in left]

@@ -1,11 +1,10 @@
-"""The doctor's checks of deployments, pools, workers, automations and runs."""
+"""The doctor's checks of deployments, schedules, pools, workers and automations."""
 
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule, WorkerStatus, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
@@ -19,10 +18,7 @@ from console.prefect_checks import open_server
 from deployments.automations import HEARTBEAT_SECONDS, SILENCE_SECONDS, automations
 from deployments.local import DISPATCH_DEPLOYMENT, PROJECT_DIR
 from deployments.prefect_yaml import deployments_of, pauses, problems
-from flows.runs.lost_runs import lost_runs
 from orders.listening import backlog, is_listened
-from store.errors import first_of
-from store.models import utc_now
 from store.settings import settings
 from terminal.output import duration
 
@@ -279,18 +275,6 @@ def _unfitting(automation: Automation) -> Iterator[Diagnosis]:
                 )
 
 
-def _lost_runs() -> Iterator[Diagnosis]:
-    with get_client(sync_client=True) as client:
-        lost = lost_runs(client, utc_now())
-    if lost:
-        reasons = first_of(f"{run.name}: {why}" for run, why in lost)
-        yield warning(
-            f"no process has {len(lost)} runs, which own no order yet ({reasons})",
-            "recover_orders starts them again within a minute; if they stay here, see that its "
-            "deployment is scheduled and that a worker takes its runs",
-        )
-
-
 NEEDED = ("prefect server", "prefect.yaml")
 DEPLOYMENT_CHECKS = (
     Check(
@@ -316,11 +300,5 @@ DEPLOYMENT_CHECKS = (
         _automations,
         "the store's automations are there, and fit the heartbeats and deployments",
         ("prefect server",),
-    ),
-    Check(
-        "lost runs",
-        _lost_runs,
-        "every run that was accepted has a process, or a worker to take it",
-        ("database", "prefect server"),
     ),
 )

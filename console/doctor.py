@@ -10,12 +10,13 @@ from sqlalchemy.exc import DBAPIError
 from console.deployment_checks import DEPLOYMENT_CHECKS
 from console.diagnosis import Check, Diagnosis, Verdict, mend, not_checked
 from console.prefect_checks import PREFECT_CHECKS
+from console.run_checks import RUN_CHECKS
 from console.store_checks import STORE_CHECKS
 from console.warm_start_check import WARM_START_CHECKS
 from store.errors import one_line
 from terminal.output import AsJson, print_json, terminal
 
-CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *DEPLOYMENT_CHECKS, *WARM_START_CHECKS)
+CHECKS = (*STORE_CHECKS, *PREFECT_CHECKS, *DEPLOYMENT_CHECKS, *WARM_START_CHECKS, *RUN_CHECKS)
 STYLES = {
     Verdict.OK: "green",
     Verdict.WARNING: "yellow",

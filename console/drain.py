@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from flows.actions import drain as pools
 from flows.runs.order_runs import prefect_client
 from terminal.numbers import WholeNumber
-from terminal.output import AsJson, print_json, print_table, terminal
+from terminal.output import AsJson, print_answer, print_json, print_table, terminal
 
 Pool = Annotated[
     str | None, Parameter(help="The work pool; without it, that of the checkout's deployment.")
@@ -44,16 +44,12 @@ def reopen(*, pool: Pool = None, as_json: AsJson = False) -> int:
     """Resume a paused work pool and its orders."""
     with prefect_client() as client:
         report = pools.reopen(client, pool or pools.pool_of_checkouts(client))
-    if as_json:
-        print_json(report.model_dump())
-    elif report.was_closed:
-        terminal().print(
-            f"Work pool {report.pool} is resumed. Orders whose wait was prolonged: "
-            f"{report.prolonged}"
-        )
-    else:
-        terminal().print(f"Work pool {report.pool} was not paused.")
-    return 0
+    said = (
+        f"Work pool {report.pool} is resumed. Orders whose wait was prolonged: {report.prolonged}"
+        if report.was_closed
+        else f"Work pool {report.pool} was not paused."
+    )
+    return print_answer(report.model_dump(), said, as_json=as_json)
 
 
 def _print(report: pools.DrainReport) -> None:

@@ -2,12 +2,18 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Annotated, NamedTuple
 
 from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import get_current_settings
 from prometheus_client import (
     CollectorRegistry,
     generate_latest,
@@ -18,10 +24,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
-from console.prefect_figures import read_pool
+from console.prefect_checks import open_server
+from flows.actions.drain import pool_of_checkouts
+from flows.runs.searches import in_state_named, of_pool
+from flows.runs.unbegun import has_worker
+from flows.runs.work_pool import SERVER_AWAY
 from reports.figures import read_figures
-from store.errors import StoreError
-from store.models import ENDED, OrderStatus
+from store.errors import NoPrefectServer, StoreError, WorkPoolNotFound
+from store.models import ENDED, OrderStatus, utc_now
 from store.partners import order_queue
 from store.settings import settings
 from tasks.steps import SEQUENCE
@@ -144,23 +154,21 @@ class Shop(Collector):
 
         A part that is away is reported by `store_up`, and the others are still counted.
         """
-        up = _family(UP)
-        for part, read in (("database", _of_database), ("queue", _of_queue)):
+        families = {metric.name: _family(metric) for metric in METRICS}
+        up = families[UP.name]
+        for part, read in (
+            ("database", _of_database),
+            ("queue", _of_queue),
+            ("prefect server", partial(_of_prefect, up)),
+        ):
             try:
-                families = list(read())
-            except (DBAPIError, StoreError):
+                found = {family.name: family for family in read()}
+            except (DBAPIError, StoreError, *SERVER_AWAY):
                 up.add_metric([part], 0)
             else:
                 up.add_metric([part], 1)
-                yield from families
-        pool = read_pool()
-        pools = [pool] if pool else []
-        up.add_metric(["prefect server"], len(pools))
-        for each in pools:
-            up.add_metric(["worker"], each.worker_up)
-        yield _filled(LATE_RUNS, [((), each.late_runs) for each in pools])
-        yield _filled(LATE, [((), each.late_seconds) for each in pools])
-        yield up
+                families |= found
+        yield from families.values()
 
 
 def _family(metric: Metric) -> GaugeMetricFamily:
@@ -172,6 +180,33 @@ def _filled(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> G
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
+
+
+def _of_prefect(up: GaugeMetricFamily) -> Iterator[GaugeMetricFamily]:
+    if not get_current_settings().api.url:
+        raise NoPrefectServer("PREFECT_API_URL is not set")
+    worker_is_up, late_runs, late_seconds = False, 0, 0.0
+    with open_server() as client, suppress(WorkPoolNotFound):
+        pool = pool_of_checkouts(client)
+        worker_is_up = has_worker(client, pool)
+        late_runs, late_seconds = _late(client, pool, utc_now())
+    up.add_metric(["worker"], worker_is_up)
+    yield _filled(LATE_RUNS, [((), late_runs)])
+    yield _filled(LATE, [((), late_seconds)])
+
+
+def _late(client: SyncPrefectClient, pool: str, now: datetime) -> tuple[int, float]:
+    """Return the number of late runs, and the seconds of the latest."""
+    late = in_state_named("Late")
+    first = client.read_flow_runs(
+        flow_run_filter=late,
+        work_pool_filter=of_pool(pool),
+        sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
+        limit=1,
+    )
+    due = [run.next_scheduled_start_time for run in first if run.next_scheduled_start_time]
+    count = client.count_flow_runs(flow_run_filter=late, work_pool_filter=of_pool(pool))
+    return count, max((now - due[0]).total_seconds(), 0.0) if due else 0.0
 
 
 def _of_queue() -> Iterator[GaugeMetricFamily]:

@@ -26,7 +26,7 @@ from store.models import FAILED, Order
 from store.wrong_input import Problem, problems
 from tasks.steps import UNDOS
 from terminal.numbers import WholeNumber, whole_number
-from terminal.output import AsJson, confirmed, print_json, quiet_runs, terminal
+from terminal.output import AsJson, confirmed, print_answer, quiet_runs, terminal
 
 FLAGS = {
     "userId": "--user",
@@ -96,34 +96,25 @@ def submit(
     run_id = str(run.id) if run else known.run_id if known else None
     url = run_url(run_id) if run_id else ""
     state = run.state.name if run and run.state else None
-    if as_json:
-        print_json(
-            {
-                "order_id": id_,
-                "run_id": run_id,
-                "run_url": url,
-                "run_state": state,
-                "known": known is not None,
-                "status": known.status if known else None,
-            }
-        )
-        return 0
     if known is None:
-        _say(f"Order {id_}: its run is {state}.", url, f"checkout show {id_}: how it goes.")
-        return 0
-    has_failed = known.status in FAILED
-    _say(
-        f"Order {id_} is known already, and {known.status}; nothing was started.",
-        url,
-        f"checkout retry {id_}: a new attempt." if has_failed else f"checkout show {id_}: more.",
+        said, hint = f"Order {id_}: its run is {state}.", f"checkout show {id_}: how it goes."
+    else:
+        said = f"Order {id_} is known already, and {known.status}; nothing was started."
+        has_failed = known.status in FAILED
+        again = f"checkout retry {id_}: a new attempt."
+        hint = again if has_failed else f"checkout show {id_}: more."
+    return print_answer(
+        {
+            "order_id": id_,
+            "run_id": run_id,
+            "run_url": url,
+            "run_state": state,
+            "known": known is not None,
+            "status": known.status if known else None,
+        },
+        *(said, url, hint),
+        as_json=as_json,
     )
-    return 0
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        if line:
-            terminal().print(line)
 
 
 def _item(text: str) -> dict[str, Any]:
@@ -221,20 +212,18 @@ def cancel(
     with quiet_runs():
         ended = cancel_order(order, found.attempt, reason)
     message = str(explain(order, outcome_error(ended)))
-    if as_json:
-        print_json(
-            {
-                "order_id": order,
-                "attempt": ended.attempt,
-                "status": ended.status,
-                "error": ended.error,
-                "message": message,
-                "preview": [undo_as_data(undo) for undo in undos],
-            }
-        )
-    else:
-        _say(f"Order {order} is {ended.status}: {message}")
-    return 0
+    return print_answer(
+        {
+            "order_id": order,
+            "attempt": ended.attempt,
+            "status": ended.status,
+            "error": ended.error,
+            "message": message,
+            "preview": [undo_as_data(undo) for undo in undos],
+        },
+        f"Order {order} is {ended.status}: {message}",
+        as_json=as_json,
+    )
 
 
 def _cancel_unrecorded(order_id: str, *, yes: bool, reason: str, as_json: bool) -> int:
@@ -251,13 +240,12 @@ def _cancel_unrecorded(order_id: str, *, yes: bool, reason: str, as_json: bool) 
             terminal(stderr=True).print("Nothing was changed. (--yes does it without asking.)")
             return 1
     run_ids = cancel_runs_to_come(order_id, reason)
-    if as_json:
-        print_json({"order_id": order_id, "status": None, "cancelled_runs": run_ids})
-    else:
-        _say(
-            f"Order {order_id} was not recorded yet; its run is cancelled.", *map(run_url, run_ids)
-        )
-    return 0
+    return print_answer(
+        {"order_id": order_id, "status": None, "cancelled_runs": run_ids},
+        f"Order {order_id} was not recorded yet; its run is cancelled.",
+        *map(run_url, run_ids),
+        as_json=as_json,
+    )
 
 
 def _preview(order: Order, undos: list[OpenUndo], *, to_stderr: bool) -> None:
@@ -289,12 +277,10 @@ def retry(order: str, /, *, as_json: AsJson = False) -> int:
     run = start_attempt(order)
     state = run.state.name if run.state else None
     url = run_url(str(run.id))
-    if as_json:
-        print_json({"order_id": order, "run_id": str(run.id), "run_url": url, "run_state": state})
-    else:
-        _say(
-            f"Order {order} is tried again; its run is {state}.",
-            url,
-            f"checkout show {order}: how it goes.",
-        )
-    return 0
+    return print_answer(
+        {"order_id": order, "run_id": str(run.id), "run_url": url, "run_state": state},
+        f"Order {order} is tried again; its run is {state}.",
+        url,
+        f"checkout show {order}: how it goes.",
+        as_json=as_json,
+    )

@@ -1,6 +1,7 @@
 """The doctor's checks of Prefect's settings, server and database."""
 
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import requires
@@ -24,6 +25,7 @@ from prefect.settings import (
 )
 
 from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
+from flows.runs.work_pool import UNTRUSTED
 
 LEAST_RETRIES = 10
 """With Prefect's own 5, an outage of the server over about 68 s reaches the waiting runs."""
@@ -69,6 +71,14 @@ def _prefect_settings() -> Iterator[Diagnosis]:
             "does not tell its hook",
             "unset it; the hook starts the run again at once",
         )
+    try:
+        ssl.create_default_context(cafile=chosen.api.ssl_cert_file)
+    except OSError as error:
+        yield mend(
+            f"PREFECT_API_SSL_CERT_FILE is {chosen.api.ssl_cert_file}, which cannot be read as "
+            f"certificates: {error.strerror}. Every run ends at its start",
+            "name a file of certificates that is there, or unset it",
+        )
     if chosen.api.auth_string and chosen.api.key:
         yield warning(
             "PREFECT_API_AUTH_STRING and PREFECT_API_KEY are both set; only one can be meant",
@@ -112,7 +122,9 @@ def _prefect_server() -> Iterator[Diagnosis]:
         except httpx.TransportError as error:
             yield mend(
                 f"{chosen.api.url} does not answer: {error}",
-                "start the server; waiting orders wait on meanwhile",
+                "name a file with the server's authority in PREFECT_API_SSL_CERT_FILE"
+                if UNTRUSTED in str(error)
+                else "start the server; waiting orders wait on meanwhile",
             )
             return
     yield ok(f"{chosen.api.url} answers, with Prefect {version}")

@@ -7,7 +7,7 @@ from store.errors import NoDeadLetter
 from store.messages import OrderMessage
 from store.partners import order_queue
 from store.queue import ReceivedMessage
-from terminal.output import AsJson, Wide, print_json, print_table, terminal
+from terminal.output import AsJson, Wide, print_answer, print_json, print_table
 
 app = App(name="dead-letters", help="List dead letters, redrive them or drop them.")
 
@@ -63,11 +63,8 @@ def drop(letter: str, /, *, as_json: AsJson = False) -> int:
 def redrive_all(*, as_json: AsJson = False) -> int:
     """Redrive all dead letters, once their cause is mended."""
     redriven = order_queue().redrive()
-    if as_json:
-        print_json({"redriven": redriven})
-    else:
-        terminal().print(f"Dead letters put into the queue again: {redriven}")
-    return 0
+    said = f"Dead letters put into the queue again: {redriven}"
+    return print_answer({"redriven": redriven}, said, as_json=as_json)
 
 
 def _print(letter: str, count: int, done: str, *, as_json: bool) -> int:
@@ -75,11 +72,8 @@ def _print(letter: str, count: int, done: str, *, as_json: bool) -> int:
         raise NoDeadLetter(
             f"there is no dead letter {letter}; `checkout dead-letters list` has their ids"
         )
-    if as_json:
-        print_json({"id": letter, done: count})
-    else:
-        terminal().print(f"Dead letter {letter}: {done}.")
-    return 0
+    said = f"Dead letter {letter}: {done}."
+    return print_answer({"id": letter, done: count}, said, as_json=as_json)
 
 
 def _order_of(letter: ReceivedMessage) -> str:

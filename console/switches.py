@@ -7,7 +7,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows.actions.switches import DISPATCHER, ONLINE, SwitchStatus
 from flows.runs.order_runs import prefect_client
-from terminal.output import AsJson, print_json, terminal
+from terminal.output import AsJson, print_answer
 
 dispatcher = App(name="dispatcher", help="Switch the dispatcher off or on.")
 online = App(name="online", help="Switch on or off the batch that carries orders as they come.")
@@ -66,11 +66,7 @@ def _print(
 ) -> int:
     with prefect_client() as client:
         found = act(client)
-    if as_json:
-        print_json(found.model_dump())
-    else:
-        terminal().print(in_words(found))
-    return 0
+    return print_answer(found.model_dump(), in_words(found), as_json=as_json)
 
 
 def _of_dispatcher(found: SwitchStatus) -> str:

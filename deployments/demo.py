@@ -30,7 +30,7 @@ from sqlmodel import Session
 from deployments.example_order import EXAMPLE_ORDER
 from deployments.holdings import Holdings, open_store, read_holdings
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.machine import LocalSystemError, exit_on_signals
+from deployments.machine import SetupError, exit_on_signals
 from deployments.prefect_server import PrefectServer
 from deployments.progress import Progress
 from seed.catalogue import JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
@@ -151,11 +151,13 @@ def demonstrate(system: LocalSystem, progress: Progress) -> list[str]:
         What was not as expected, a line for each; empty if all was.
 
     Raises:
-        LocalSystemError: a part of the system has ended by itself.
+        SetupError: a part of the system has ended by itself.
     """
     with system.api() as api, open_store(system.store_url) as session:
         before = read_holdings(session)
         progress(f"Prefect UI, while this runs: {system.ui_url}/v2/runs")
+        # On a slow machine a dispatcher could come before the person's answer.
+        api.pause(DISPATCH_DEPLOYMENT)
         runs = []
         for case in CASES:
             runs.append(api.start_run(CHECKOUT_DEPLOYMENT, {"order": case.order}))
@@ -190,7 +192,7 @@ def _wait_for_endings(
     """Return each order's ending, or its status at the deadline.
 
     Raises:
-        LocalSystemError: a part of the system has ended by itself.
+        SetupError: a part of the system has ended by itself.
     """
     shown: dict[UUID, str] = {}
     is_refused = is_dispatching = False
@@ -223,6 +225,7 @@ def _wait_for_endings(
         has_answer = all(not ending.waits for ending in asking if ending.case.error is not None)
         if is_refused and has_answer and not is_dispatching:
             is_dispatching = True
+            api.unpause(DISPATCH_DEPLOYMENT)
             api.start_run(DISPATCH_DEPLOYMENT, {})
             progress("Started: dispatch_orders, which finds couriers and resumes the runs")
         if all(ending.is_reached for ending in endings) or time.monotonic() > deadline:
@@ -312,7 +315,7 @@ def main(*, keep: Flag = False) -> int:
         ):
             wrong = demonstrate(system, progress)
             keep = keep or bool(wrong)
-    except (LocalSystemError, httpx.HTTPError) as error:
+    except (SetupError, httpx.HTTPError) as error:
         keep = True  # its logs say more
         progress.console.print(Text(str(error) or repr(error), style="red"), soft_wrap=True)
         return 1

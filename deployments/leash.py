@@ -29,6 +29,8 @@ from uuid import uuid4
 
 MARK = "STORE_LEASH"
 _POLL_SECONDS = 0.05
+# Being ready is asked of the command itself, which has better things to do while it starts.
+_READY_POLL_SECONDS = 0.2
 # What is not gone this long after SIGKILL is stuck in the kernel; waiting on helps nobody.
 _KILL_SECONDS = 5.0
 
@@ -118,7 +120,7 @@ class Leashed:
                 return f"ended at its start ({self.log}):\n{self.log_tail()}"
             if time.monotonic() > deadline:
                 return f"is not ready after {within_seconds:.0f} s ({self.log}):\n{self.log_tail()}"
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_READY_POLL_SECONDS)
         return ""
 
     def printed(self) -> str:

@@ -22,10 +22,10 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from deployments import warm_start
-from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
 from deployments.local_settings import run_settings, server_settings
-from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment, lock
+from deployments.machine import HOST, SetupError, free_port, inherited_environment, lock
 from deployments.prefect_server import PrefectServer
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -52,13 +52,7 @@ _UI_PAGES = "/v2"
 _ORDERS_AT_ONCE = 8 * (os.cpu_count() or 1)
 # PostgreSQL writes its log in files of 16 MB, and ends if there is no room for the next one.
 _LEAST_FREE_BYTES = 32_000_000
-_EXPECTED = (
-    EmbeddedPostgresError,
-    warm_start.WarmStartError,
-    psycopg.Error,
-    DBAPIError,
-    httpx.HTTPError,
-)
+_EXPECTED = (SetupError, psycopg.Error, DBAPIError, httpx.HTTPError)
 # Somebody else may take the port between our choice and the server's bind.
 _PORT_TRIES = 3
 
@@ -115,10 +109,10 @@ class LocalSystem:
         """Where the browser finds the Prefect UI.
 
         Raises:
-            LocalSystemError: the system is not running.
+            SetupError: the system is not running.
         """
         if self._port is None:
-            raise LocalSystemError("The local system is not running.")
+            raise SetupError("The local system is not running.")
         return f"http://{HOST}:{self._port}"
 
     @property
@@ -151,7 +145,7 @@ class LocalSystem:
         """Start all parts and return when the worker, if any, is online.
 
         Raises:
-            LocalSystemError: a part did not start, or the folder is in use by another system.
+            SetupError: a part did not start, or the folder is in use by another system.
         """
         try:
             self._children.enter_context(lock(self.data_dir))
@@ -165,9 +159,9 @@ class LocalSystem:
             if self._worker:
                 self.deploy()
                 self.start_worker()
-        except (LocalSystemError, *_EXPECTED) as error:
+        except _EXPECTED as error:
             try:
-                raise LocalSystemError(self._why_it_failed(error)) from error
+                raise SetupError(self._why_it_failed(error)) from error
             finally:
                 self.stop()
         except BaseException:
@@ -188,12 +182,12 @@ class LocalSystem:
         """Check that every started part still runs.
 
         Raises:
-            LocalSystemError: one has ended by itself; the message has the last of its log. Or the
+            SetupError: one has ended by itself; the message has the last of its log. Or the
                 folder with the data is gone.
         """
         cluster = self._postgres.data_dir
         if self._postgres.process is not None and not cluster.is_dir():
-            raise LocalSystemError(
+            raise SetupError(
                 f"{cluster} was moved away or deleted while it was in use. Put it back before you "
                 "start again; without it, the next start begins anew, without its orders."
             )
@@ -201,7 +195,7 @@ class LocalSystem:
         for name, process in (*parts, *(("worker", worker) for worker in self.workers)):
             status = None if process is None else process.exit_status()
             if process is not None and status is not None:
-                raise LocalSystemError(
+                raise SetupError(
                     f"The {name} has ended by itself, with status {status} ({process.log}):\n"
                     f"{process.log_tail()}\n"
                     "Nothing is lost: orders and runs go on with the next start."
@@ -225,7 +219,7 @@ class LocalSystem:
         """Run a module of the project in the system's environment.
 
         Raises:
-            LocalSystemError: it ended with another status than 0.
+            SetupError: it ended with another status than 0.
         """
         self._run([self.python, "-m", module, *arguments], f"{module}.log")
 
@@ -242,10 +236,10 @@ class LocalSystem:
         `while_down` is called in between.
 
         Raises:
-            LocalSystemError: the system is not running, or the server does not start again.
+            SetupError: the system is not running, or the server does not start again.
         """
         if self._server is None:
-            raise LocalSystemError("The local system is not running.")
+            raise SetupError("The local system is not running.")
         self._server.stop()
         while_down()
         self._wait_for_server(self._start_server())
@@ -276,7 +270,7 @@ class LocalSystem:
         try:
             bring_up_to_date(self.store_url)
         except DatabaseVersionUnknown as error:
-            raise LocalSystemError(
+            raise SetupError(
                 f"{self.data_dir}: {error}. Or name another folder with --data"
             ) from error
         self.run_module("seed")
@@ -286,7 +280,7 @@ class LocalSystem:
         tries = 1
         while not self._server_answers(server):
             if tries == _PORT_TRIES:
-                raise LocalSystemError(f"The Prefect server got no port:\n{server.log_tail()}")
+                raise SetupError(f"The Prefect server got no port:\n{server.log_tail()}")
             tries += 1
             self._report(f"Port {self._port} was taken meanwhile; trying another one.")
             self._port = free_port(0)
@@ -297,14 +291,14 @@ class LocalSystem:
         """Return whether it answers, False if its port was taken."""
         port = self._port
         if port is None:
-            raise LocalSystemError("The local system is not running.")
+            raise SetupError("The local system is not running.")
         with self.api() as api:
             # A server of somebody else on our port would answer as well.
             why = server.why_not_ready(
                 lambda: api.is_healthy() and server.listens_on(port), _SERVER_SECONDS
             )
         if why and "already in use" not in server.printed():
-            raise LocalSystemError(f"The Prefect server {why}")
+            raise SetupError(f"The Prefect server {why}")
         return not why
 
     def _report_dead_runs(self) -> None:
@@ -325,7 +319,7 @@ class LocalSystem:
         """Create the work pool and apply prefect.yaml and the automations.
 
         Raises:
-            LocalSystemError: the system is not running, or a command failed.
+            SetupError: the system is not running, or a command failed.
         """
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
@@ -350,7 +344,7 @@ class LocalSystem:
         """Start one more process worker and return when it is online.
 
         Raises:
-            LocalSystemError: it has ended, or is not online in time.
+            SetupError: it has ended, or is not online in time.
         """
         name = f"local-{uuid4().hex[:8]}"
         self._report("Starting a worker (5 to 15 s) …")
@@ -369,7 +363,7 @@ class LocalSystem:
                 lambda: api.worker_is_online(WORK_POOL, name), _WORKER_SECONDS
             )
         if why:
-            raise LocalSystemError(f"The worker {why}")
+            raise SetupError(f"The worker {why}")
         self.workers.append(worker)
         self._report("The worker is online")
         return worker
@@ -388,14 +382,14 @@ class LocalSystem:
         try:
             status = process.wait(_COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
-            raise LocalSystemError(
+            raise SetupError(
                 f"{shlex.join(command)} did not end in {_COMMAND_SECONDS:.0f} s:\n"
                 f"{process.log_tail()}"
             ) from None
         finally:
             process.stop()
         if status != 0:
-            raise LocalSystemError(
+            raise SetupError(
                 f"{shlex.join(command)} ended with status {status}:\n{process.log_tail()}"
             )
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from store.errors import StoreError
+
 HOST = "127.0.0.1"
 
 
-class LocalSystemError(Exception):
-    """The local system cannot be started.
+class SetupError(StoreError):
+    """A part of the system cannot start or has ended by itself.
 
-    The message has the reason and the end of the log.
+    The message has the remedy, or the end of the log.
     """
 
 
@@ -27,7 +29,7 @@ def free_port(preferred: int) -> int:
     """Return the preferred TCP port if it is free, else another one.
 
     Raises:
-        LocalSystemError: there is none.
+        SetupError: there is none.
     """
     for port in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -36,7 +38,7 @@ def free_port(preferred: int) -> int:
             probe.bind((HOST, port))
             found: int = probe.getsockname()[1]
             return found
-    raise LocalSystemError(f"There is no free TCP port on {HOST}.")
+    raise SetupError(f"There is no free TCP port on {HOST}.")
 
 
 def inherited_environment() -> dict[str, str]:
@@ -49,7 +51,7 @@ def lock(data_dir: Path) -> Iterator[None]:
     """Lock the data folder until this process ends.
 
     Raises:
-        LocalSystemError: another process holds it.
+        SetupError: another process holds it.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     path = data_dir / "lock"
@@ -57,7 +59,7 @@ def lock(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LocalSystemError(_already_running(data_dir, file)) from None
+            raise SetupError(_already_running(data_dir, file)) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from deployments.example_order import FIRST_ORDER
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, PROJECT_DIR, LocalSystem
-from deployments.machine import LocalSystemError, exit_on_signals
+from deployments.machine import SetupError, exit_on_signals
 from deployments.progress import Progress
 from terminal.command_line import command
 
@@ -54,7 +54,7 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
         by_hand: Whether a person answers each order: the dispatcher is switched off.
 
     Raises:
-        LocalSystemError: it cannot be started, or a part of it has ended by itself.
+        SetupError: it cannot be started, or a part of it has ended by itself.
     """
     env_file = data_dir / "env"
     with ExitStack() as stack:
@@ -84,14 +84,12 @@ def auth_string(environment: Mapping[str, str]) -> str | None:
     """Return the `user:password` that the environment sets for the server.
 
     Raises:
-        LocalSystemError: it is none.
+        SetupError: it is none.
     """
     found = environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
     user, colon, password = found.partition(":")
     if found and not (user and colon and password):
-        raise LocalSystemError(
-            "PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password."
-        )
+        raise SetupError("PREFECT_SERVER_API_AUTH_STRING (`make up AUTH=…`) must be user:password.")
     return found or None
 
 
@@ -125,15 +123,9 @@ def main(*, data: Path = PROJECT_DIR / ".local", answer: Literal["by-hand"] | No
         answer: by-hand switches the dispatcher off, so that you answer each waiting order.
     """
     progress = Progress(Console())
-    try:
-        with exit_on_signals():
-            by_hand = answer == "by-hand"
-            progress("Starting takes half a minute on a quiet machine, two on a busy one.")
-            up(data.resolve(), progress, auth_string(os.environ), by_hand=by_hand)
-    except (LocalSystemError, OSError) as error:
-        # An OSError names the file or folder that it is about.
-        progress.console.print(Text(str(error), style="red"), soft_wrap=True)
-        return 1
+    with exit_on_signals():
+        progress("Starting takes half a minute on a quiet machine, two on a busy one.")
+        up(data.resolve(), progress, auth_string(os.environ), by_hand=answer == "by-hand")
     return 0
 
 

@@ -20,8 +20,10 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from pydantic import TypeAdapter, ValidationError
 
+from deployments.machine import SetupError
 from deployments.prefect_server import PrefectServer
 from terminal.command_line import command
+from terminal.output import complain, terminal
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 TEMPLATE = PROJECT_DIR / "deployments/pools/process.json"
@@ -35,24 +37,17 @@ FLOW_MODULES = (
 """What a fork server imports beforehand; SQLAlchemy imports its driver when it is first needed."""
 
 
-class WarmStartError(Exception):
-    """Warm starts cannot be configured.
-
-    The message has the remedy.
-    """
-
-
 def is_wanted() -> bool:
     """Return whether runs start warm here (STORE_WARM_START, Linux only).
 
     Raises:
-        WarmStartError: the setting is neither true nor false.
+        SetupError: the setting is neither true nor false.
     """
     asked_for = os.environ.get("STORE_WARM_START", "true")
     try:
         wanted = TypeAdapter(bool).validate_python(asked_for)
     except ValidationError:
-        raise WarmStartError("STORE_WARM_START must be true or false.") from None
+        raise SetupError("STORE_WARM_START must be true or false.") from None
     return wanted and sys.platform.startswith("linux")
 
 
@@ -69,12 +64,12 @@ def set_run_command(api: PrefectServer, pool_name: str, command: str | None) -> 
         What holds from now on, as a sentence.
 
     Raises:
-        WarmStartError: there is no such pool.
+        SetupError: there is no such pool.
     """
     try:
         pool = api.read_work_pool(pool_name)
     except ObjectNotFound:
-        raise WarmStartError(
+        raise SetupError(
             f"There is no work pool {pool_name}: `prefect work-pool create {pool_name}`."
         ) from None
     if pool.type != "process":
@@ -99,15 +94,10 @@ def main() -> int:
     url = os.environ.get("PREFECT_API_URL")
     pool = os.environ.get("STORE_WORK_POOL")
     if not url or not pool:
-        sys.stderr.write("Set PREFECT_API_URL and STORE_WORK_POOL.\n")
-        return 1
-    try:
-        command = run_command(sys.executable, PROJECT_DIR) if is_wanted() else None
-        with PrefectServer(url, os.environ.get("PREFECT_API_AUTH_STRING")) as api:
-            sys.stdout.write(f"{set_run_command(api, pool, command)}\n")
-    except WarmStartError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return complain("Set PREFECT_API_URL and STORE_WORK_POOL.")
+    command = run_command(sys.executable, PROJECT_DIR) if is_wanted() else None
+    with PrefectServer(url, os.environ.get("PREFECT_API_AUTH_STRING")) as api:
+        terminal().print(set_run_command(api, pool, command))
     return 0
 
 

@@ -20,7 +20,7 @@ from uuid import UUID
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel
 
@@ -58,6 +58,10 @@ LOOK_SECONDS = 10.0
 """How soon it is seen that a run has ended badly, or that the work pool is paused."""
 CANCELLING_TIME = timedelta(seconds=45)
 """How long a worker has to end a cancelled run's process, which has 30 s for that, and its hook."""
+
+
+REFUSED = (409, 422)
+"""With these Prefect's server refuses parameters that are not of the deployment's schema."""
 
 
 class Move(StrEnum):
@@ -165,7 +169,7 @@ def _round(client: SyncPrefectClient, limit: int) -> RecoveryReport:
         # The rest is for the next round, which is when the pool is resumed.
         if pool_is_closed(client):
             break
-        _make(move, orders, client, report)
+        _make_move(move, orders, client, report)
     _start_lost_runs(client, report)
     moved = {order.run_id for orders in moves.values() for order in orders}
     close_runs(client, moved | _paused_batches(client))
@@ -219,7 +223,7 @@ def next_move(
     return Move.LEAVE
 
 
-def _make(
+def _make_move(
     move: Move, orders: Sequence[UnfinishedOrder], client: SyncPrefectClient, report: RecoveryReport
 ) -> None:
     """Make a move for its orders and report its failure without raising."""
@@ -310,6 +314,12 @@ def _start_lost_runs(client: SyncPrefectClient, report: RecoveryReport) -> None:
         except (ObjectNotFound, DeploymentNotFound) as error:
             logger.error("run %s cannot be started again: %s", run.name, error)
             report.failed[str(run.id)] = f"{why}; its deployment is not there"
+        except PrefectHTTPStatusError as error:
+            # One that is refused for its own sake keeps no other from its start.
+            if error.response.status_code not in REFUSED:
+                raise
+            logger.error("run %s cannot be started again: %r", run.name, error)
+            report.failed[str(run.id)] = f"{why}; its deployment refuses its parameters"
         else:
             report.runs_started_again[str(run.id)] = why
 

@@ -95,10 +95,7 @@ def _markdown(
             net = {day.key: day.net_cents // 100 for day in of_currency}
             yield from section("Net by day", bars("Net by day", net, f" {row.currency}"))
         yield from section("Days", "\n".join(_table("day", by_day)))
-    copies: Counter[str] = Counter()
-    for each in by_title:
-        copies[_short(each.title or each.key)] += each.amounts["copies"]
-    most = {name: count for name, count in copies.most_common(TITLES) if count}
+    most = most_copies(by_title)
     yield from section("Copies dispatched", bars("Copies dispatched", most))
     why: Counter[str] = sum((Counter(row.why) for row in sums), Counter())
     yield from section("Why orders failed", bars("Why orders failed", dict(why.most_common())))
@@ -106,6 +103,20 @@ def _markdown(
         f"Days are in {period.zone}. For a spreadsheet: `checkout report --csv` with "
         f"`--from {period.from_day} --to {period.to_day}`"
     )
+
+
+def most_copies(by_title: Sequence[Sales]) -> dict[str, int]:
+    """Return the most dispatched titles' copies by their names.
+
+    Books whose titles begin alike, as those of a series, have their ids as names.
+    """
+    names = {row.key: _short(row.title or row.key) for row in by_title}
+    alike = Counter(names.values())
+    copies: Counter[str] = Counter()
+    for row in by_title:
+        name = names[row.key]
+        copies[name if alike[name] == 1 else _short(row.key)] += row.amounts["copies"]
+    return {name: count for name, count in copies.most_common(TITLES) if count}
 
 
 def _table(first: str, rows: Sequence[Sales]) -> list[str]:

@@ -71,12 +71,9 @@ def _original(source: str) -> Iterator[_Readable]:
         # boto3 takes a good part of a second to import; only who uses it pays for it.
         from store import aws
 
-        try:
+        with aws.calling(f"source: {source}", aws.Errors(SourceUnavailable, UnreadableSource)):
             found = aws.s3(settings().aws_endpoint_url).get_object(Bucket=on_s3[1], Key=on_s3[2])
             yield found["Body"]
-        except aws.FAILURES as error:
-            wrong = SourceUnavailable if aws.is_retryable(error) else UnreadableSource
-            raise wrong(f"source: {source}: {aws.describe(error)}") from error
         return
     path = local_path(source)
     try:

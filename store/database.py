@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 from sqlalchemy import Engine, ExceptionContext, NullPool, QueuePool, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.util.queue import Empty
 from sqlmodel import Session
 
 from store.blockers import end_frozen_sessions
-from store.database_errors import leave_statement_out
 from store.errors import DatabaseVersionUnknown
 from store.outages import LOCK_NOT_AVAILABLE, READ_ONLY, is_outage, sqlstate_of
 from store.sessions import READING, SNAPSHOT, STEP, Limits, connect_arguments, limit, prepare
@@ -95,6 +94,22 @@ def release_connections() -> None:
     cast(ReleasingPool, engine(settings().database_url).pool).release()
 
 
+def _leave_statement_out(context: ExceptionContext) -> None:
+    """Reduce an error's text to its first line.
+
+    SQLAlchemy's text has the driver's lines, the whole statement, and a link behind them. The
+    statement stays in tracebacks, as a note.
+    """
+    error = context.sqlalchemy_exception
+    if not isinstance(error, StatementError):
+        return
+    if error.statement:
+        error.add_note(f"[SQL: {error.statement}]")
+    error.statement = error.code = None
+    first, *_ = str(error.args[0]).strip().splitlines() or [""]
+    error.args = (first,)
+
+
 def _leave_row_out(context: ExceptionContext) -> None:
     """Remove the row at fault from an error's message.
 
@@ -103,7 +118,7 @@ def _leave_row_out(context: ExceptionContext) -> None:
     PostgreSQL quotes the whole row that a constraint refuses, such as a customer with their name,
     and the part of a document that it cannot take apart into rows.
     """
-    leave_statement_out(context)
+    _leave_statement_out(context)
     diagnosis = getattr(context.original_exception, "diag", None)
     quoting = [getattr(diagnosis, name, None) for name in ("message_detail", "context")]
     for error in (context.original_exception, context.sqlalchemy_exception):

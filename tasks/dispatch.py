@@ -116,19 +116,16 @@ def send_again(order_ids: Sequence[str]) -> None:
 
 def _send(orders: Sequence[SagaOrder]) -> tuple[set[str], QueueUnavailable | QueueRefused | None]:
     """Send the orders' messages and return the failed ids with the error."""
-    bodies = {_body(order): order.id for order in orders}
+    bodies = {
+        OrderMessage(order_id=o.id, attempt=o.attempt, copies=o.copies).model_dump_json(): o.id
+        for o in orders
+    }
     try:
         order_queue().send(list(bodies))
     except (QueueUnavailable, QueueRefused) as failure:
         left_out = bodies if failure.left_out is None else failure.left_out
         return {bodies[body] for body in left_out}, failure
     return set(), None
-
-
-def _body(order: SagaOrder) -> str:
-    return OrderMessage(
-        order_id=order.id, attempt=order.attempt, copies=order.copies
-    ).model_dump_json()
 
 
 @retried_task

@@ -74,6 +74,22 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=as_json_text) + "\n")
 
 
+def print_answer(data: object, *lines: str, as_json: bool) -> int:
+    """Print an answer as JSON or as lines, and return 0.
+
+    Args:
+        data: The answer for programs.
+        lines: The answer for people; an empty line is left out.
+        as_json: Which of them is asked for.
+    """
+    if as_json:
+        print_json(data)
+    else:
+        for line in filter(None, lines):
+            terminal().print(line)
+    return 0
+
+
 def print_table(
     title: str,
     columns: Sequence[str],

@@ -30,13 +30,12 @@ def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
     rows = []
     for place, (name, value) in enumerate(values.items()):
         y = place * _ROW
-        shown = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
         width = max(2, round(_BARS * value / most))
         rows += [
             f'<text x="{_NAMES - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>',
             f'<rect x="{_NAMES}" y="{y + 4}" width="{width}" height="{_ROW - 8}" rx="3" '
             f'fill="{_COLOUR}"/>',
-            f'<text x="{_NAMES + width + 8}" y="{y + 17}">{shown}{unit}</text>',
+            f'<text x="{_NAMES + width + 8}" y="{y + 17}">{_shown(value)}{unit}</text>',
         ]
     height = len(values) * _ROW + 4
     picture = (
@@ -44,6 +43,10 @@ def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
         f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">'
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>{"".join(rows)}</svg>'
     )
-    told = ", ".join(f"{name} {value:g}{unit}" for name, value in values.items())
+    told = ", ".join(f"{name} {_shown(value)}{unit}" for name, value in values.items())
     data = b64encode(picture.encode()).decode()
     return f"![{markdown(title)}: {markdown(told)}](data:image/svg+xml;base64,{data})"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"

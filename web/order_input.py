@@ -42,7 +42,27 @@ async def order_of(request: Request, key: str | None) -> CheckoutOrder:
         ValidationError: the order is wrong.
         HTTPException: it is too large or too slow, has no id, two of them, or a field twice.
     """
-    return _order_of(await _body(request), key)
+    body = await _body(request)
+    order = CheckoutOrder.model_validate_json(body)
+    try:
+        json.loads(body, object_pairs_hook=once_each)
+    except NamedTwice as error:
+        raise HTTPException(422, [Problem("", f"the order {error}")]) from error
+    if key is None:
+        if order.order_id is None:
+            raise HTTPException(
+                422, [Problem("orderId", "is missing; give it, or the header Idempotency-Key")]
+            )
+        return order
+    if order.order_id not in (None, key):
+        raise HTTPException(
+            422, [Problem("Idempotency-Key", "is another one than orderId; give one of the two")]
+        )
+    try:
+        return order.model_copy(update={"order_id": _ID.validate_python(key)})
+    except ValidationError as error:
+        found = [Problem("Idempotency-Key", each.reason) for each in problems(error)]
+        raise HTTPException(422, found) from error
 
 
 def known_id(order_id: str) -> str:
@@ -72,26 +92,3 @@ async def _body(request: Request) -> bytes:
         late = f"the order did not come within {BODY_SECONDS:.0f} s; send it again"
         raise HTTPException(408, [Problem("", late)], {"Connection": "close"}) from error
     return body
-
-
-def _order_of(body: bytes, key: str | None) -> CheckoutOrder:
-    order = CheckoutOrder.model_validate_json(body)
-    try:
-        json.loads(body, object_pairs_hook=once_each)
-    except NamedTwice as error:
-        raise HTTPException(422, [Problem("", f"the order {error}")]) from error
-    if key is None:
-        if order.order_id is None:
-            raise HTTPException(
-                422, [Problem("orderId", "is missing; give it, or the header Idempotency-Key")]
-            )
-        return order
-    if order.order_id not in (None, key):
-        raise HTTPException(
-            422, [Problem("Idempotency-Key", "is another one than orderId; give one of the two")]
-        )
-    try:
-        return order.model_copy(update={"order_id": _ID.validate_python(key)})
-    except ValidationError as error:
-        found = [Problem("Idempotency-Key", each.reason) for each in problems(error)]
-        raise HTTPException(422, found) from error

@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Failed
+from pydantic import ValidationError
 
 from flows.runs.continuation import CONTINUATION, CONTINUED, new_run, restart, since_asked
 from flows.runs.run_states import (
@@ -34,6 +35,7 @@ from flows.runs.searches import all_runs, in_state, of_flows
 from flows.runs.work_pool import SERVER_AWAY
 from orders.batches import batches_among
 from orders.ownership import owners_among
+from store.messages import CheckoutOrder
 from store.settings import settings
 
 logger = logging.getLogger("store.lost_runs")
@@ -202,11 +204,14 @@ def order_id_of(run: FlowRun) -> str:
 
 
 def _parameters(run: FlowRun) -> dict[str, Any]:
-    """Return the run's parameters with the order's id filled in.
+    """Return the run's parameters in camelCase, with the order's id.
 
-    An order without an id keeps the one that it would have had.
+    An order without an id keeps the one that it would have had. A deployment of an earlier version
+    took snake_case names too.
     """
-    order = run.parameters.get("order")
-    if not isinstance(order, dict) or order_id_of(run) != str(run.id):
+    try:
+        order = CheckoutOrder.model_validate(run.parameters.get("order"))
+    except ValidationError:
         return run.parameters
-    return {**run.parameters, "order": {**order, "orderId": str(run.id)}}
+    given = order.model_dump(by_alias=True, exclude_unset=True)
+    return {**run.parameters, "order": {**given, "orderId": order_id_of(run)}}

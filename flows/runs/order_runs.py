@@ -21,7 +21,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.states import Cancelling
 
 from flows.order.events import run_url
@@ -31,7 +36,7 @@ from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
 from flows.runs.searches import PAGE, of_flows
 from flows.runs.unbegun import CHECKOUT, is_unbegun, unbegun_runs, why_unbegun
-from flows.runs.work_pool import SERVER_AWAY
+from flows.runs.work_pool import SERVER_AWAY, UNTRUSTED
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
 from orders.lookup import read_order
@@ -57,15 +62,27 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
         raise NoPrefectServer(
             "PREFECT_API_URL names no Prefect server. For the system of `make up`: . .local/env"
         )
-    with get_client(sync_client=True) as client:
+    try:
+        opened = get_client(sync_client=True)
+    except OSError as error:
+        # Each client reads it, that of an http address as well.
+        raise NoPrefectServer(
+            f"PREFECT_API_SSL_CERT_FILE: {PREFECT_API_SSL_CERT_FILE.value()} cannot be read as "
+            f"certificates: {error.strerror}"
+        ) from error
+    with opened as client:
         # The client's own retries are for runs, which have time; here somebody waits.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
             try:
                 client.request("GET", "/hello", timeout=ANSWER_SECONDS)
             except SERVER_AWAY as error:
+                remedy = (
+                    "Does PREFECT_API_SSL_CERT_FILE name a file with its authority?"
+                    if UNTRUSTED in str(error)
+                    else "Is it running, and does PREFECT_API_URL name it?"
+                )
                 raise NoPrefectServer(
-                    f"Prefect's server at {address} does not answer ({error!r}). "
-                    "Is it running, and does PREFECT_API_URL name it?"
+                    f"Prefect's server at {address} does not answer ({error!r}). {remedy}"
                 ) from error
         yield client
 

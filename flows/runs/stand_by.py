@@ -1,18 +1,23 @@
 """Stand-bys of the flows that listen, started when a run has died.
 
 A run that listens keeps its deployment's only slot for hours, so no schedule follows it up soon.
-Beside it a stand-by waits: a scheduled run, whose start is put off by each look. A dead run puts
-nothing off. The stand-bys need neither a hook nor an automation, and are started by a worker like
-any other run.
+Beside it two stand-bys wait: scheduled runs, whose starts are put off by each look. A dead run puts
+nothing off. The second one is for a first that dies before it listens. They need neither a hook nor
+an automation, and are started by a worker like any other run.
 """
 
 import logging
 import time
+from collections import defaultdict
 from datetime import timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilterNextScheduledStartTime
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilterNextScheduledStartTime,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
@@ -29,9 +34,12 @@ FLOWS = ("dispatch-orders", "recover-orders")
 """The flows that listen. Their runs look after the stand-bys of each other's deployments too."""
 TAG = "stand-by"
 LOOK_SECONDS = 40.0
-STARTS_AFTER = timedelta(seconds=90)
-"""Two looks and some: a dispatcher looks late while it receives, and a worker takes a run ten
-seconds before it is due."""
+FIRST, SECOND = "first", "second"
+"""The tags of a deployment's two stand-bys; an earlier version's has neither, and is a first."""
+STARTS_AFTER = {FIRST: timedelta(seconds=90), SECOND: timedelta(minutes=10)}
+"""First: two looks and some, since a dispatcher looks late while it receives, and a worker takes a
+run ten seconds before it is due. Second: longer than a restart of Prefect's server or a change of
+the code, in which a process ends at its start, and than the lease of a dead run's slot."""
 
 
 class StandBy:
@@ -67,11 +75,11 @@ class StandBy:
             return True
 
     def _look(self, run: FlowRun) -> bool:
-        soon = scheduled_soon(self._client, run.work_pool_name)
+        soon = scheduled_soon(self._client, run.work_pool_name, STARTS_AFTER[SECOND])
         mine = [other for other in soon if other.deployment_id == run.deployment_id]
         for other in mine:
             if TAG in other.tags:
-                put_off(self._client, other.id)
+                put_off(self._client, other)
         off = keep(self._client, run.work_pool_name, soon)
         # A person may start a run though the schedules are off.
         by_a_person = not run.auto_scheduled and TAG not in run.tags
@@ -85,8 +93,8 @@ class StandBy:
 def keep(client: SyncPrefectClient, pool: str | None, soon: list[FlowRun]) -> set[UUID]:
     """Create missing stand-bys, and delete surplus ones and those that are off.
 
-    Two runs that look at the same moment both create one. Of several the one with the lowest id
-    stays, so that two that look never delete all of them.
+    Two runs that look at the same moment both create them. Of several first or second ones the one
+    with the lowest id stays, so that two that look never delete all of them.
 
     Args:
         client: Prefect's client.
@@ -99,23 +107,25 @@ def keep(client: SyncPrefectClient, pool: str | None, soon: list[FlowRun]) -> se
     Raises:
         ObjectNotFound: another run has deleted a stand-by first; the next look finds all right.
     """
-    stand_bys: dict[UUID | None, UUID] = {}
+    stand_bys: defaultdict[UUID | None, dict[str, UUID]] = defaultdict(dict)
     for run in sorted((run for run in soon if TAG in run.tags), key=lambda run: run.id):
-        if stand_bys.setdefault(run.deployment_id, run.id) != run.id:
+        if stand_bys[run.deployment_id].setdefault(_which(run), run.id) != run.id:
             client.delete_flow_run(run.id)
     off = set()
     for deployment in client.read_deployments(
         flow_filter=of_flows(*FLOWS), work_pool_filter=of_pool(pool or "")
     ):
         is_off = _is_off(deployment)
-        if not is_off and deployment.id not in stand_bys:
-            stand_bys[deployment.id] = create(client, deployment.id, STARTS_AFTER)
+        its = stand_bys[deployment.id]
+        if not is_off and its.keys() != STARTS_AFTER.keys():
+            for which in STARTS_AFTER.keys() - its.keys():
+                its[which] = create(client, deployment.id, STARTS_AFTER[which], which)
             # It may have been paused since, by a person who could not see the new stand-by.
             is_off = _is_off(client.read_deployment(deployment.id))
         if is_off:
             off.add(deployment.id)
-            if deployment.id in stand_bys:
-                client.delete_flow_run(stand_bys[deployment.id])
+            for id_ in its.values():
+                client.delete_flow_run(id_)
     return off
 
 
@@ -124,36 +134,72 @@ def start_unless_off(client: SyncPrefectClient, deployment: DeploymentResponse) 
 
     One that listens already takes the new run for its stand-by.
     """
-    soon = scheduled_soon(client, deployment.work_pool_name)
+    soon = scheduled_soon(client, deployment.work_pool_name, STARTS_AFTER[FIRST])
     if not _is_off(deployment) and all(run.deployment_id != deployment.id for run in soon):
         create(client, deployment.id, timedelta(0))
+
+
+def without_listeners(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """Return the deployments without a run that listens.
+
+    Those with one that starts within minutes, and those that are off, are left out.
+    """
+    soon = utc_now() + 2 * STARTS_AFTER[SECOND]
+    listens = in_state(StateType.PENDING, StateType.RUNNING)
+    starts = in_state(
+        StateType.SCHEDULED,
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=soon),
+    )
+    return [
+        deployment
+        for deployment in client.read_deployments(flow_filter=of_flows(*FLOWS))
+        if not _is_off(deployment)
+        and not any(
+            client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
+                flow_run_filter=wanted,
+                limit=1,
+            )
+            for wanted in (listens, starts)
+        )
+    ]
 
 
 def _is_off(deployment: DeploymentResponse) -> bool:
     return deployment.paused or not any(schedule.active for schedule in deployment.schedules)
 
 
-def create(client: SyncPrefectClient, deployment_id: UUID, after: timedelta) -> UUID:
+def _which(stand_by: FlowRun) -> str:
+    return SECOND if SECOND in stand_by.tags else FIRST
+
+
+def create(
+    client: SyncPrefectClient, deployment_id: UUID, after: timedelta, which: str = FIRST
+) -> UUID:
     """Schedule a stand-by of a deployment and return its id."""
     return client.create_flow_run_from_deployment(
-        deployment_id, name=TAG, tags=[TAG], state=Scheduled(scheduled_time=utc_now() + after)
+        deployment_id,
+        name=TAG,
+        tags=[TAG, which],
+        state=Scheduled(scheduled_time=utc_now() + after),
     ).id
 
 
-def put_off(client: SyncPrefectClient, run_id: UUID) -> None:
+def put_off(client: SyncPrefectClient, stand_by: FlowRun) -> None:
     """Reschedule a stand-by, whose listening run lives."""
-    client.set_flow_run_state(run_id, Scheduled(scheduled_time=utc_now() + STARTS_AFTER))
+    starts_at = utc_now() + STARTS_AFTER[_which(stand_by)]
+    client.set_flow_run_state(stand_by.id, Scheduled(scheduled_time=starts_at))
 
 
-def scheduled_soon(client: SyncPrefectClient, pool: str | None) -> list[FlowRun]:
-    """Return the listening flows' runs that are due within minutes."""
+def scheduled_soon(client: SyncPrefectClient, pool: str | None, within: timedelta) -> list[FlowRun]:
+    """Return the listening flows' runs that are due within twice this time."""
     return client.read_flow_runs(
         flow_filter=of_flows(*FLOWS),
         work_pool_filter=of_pool(pool or ""),
         flow_run_filter=in_state(
             StateType.SCHEDULED,
             next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(
-                before_=utc_now() + 2 * STARTS_AFTER
+                before_=utc_now() + 2 * within
             ),
         ),
     )

@@ -25,6 +25,9 @@ logger = logging.getLogger("store.work_pool")
 
 SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect's client raises, its own retries spent, while the server is away or starting."""
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""What an error has in its text where no authority of PREFECT_API_SSL_CERT_FILE has signed for the
+server."""
 RESCHEDULED = "rescheduled for when its work pool is resumed"
 """Message of the state in which a run waits for its pool to be open again."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
 from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -359,6 +361,8 @@ def test_prefects_database_is_not_judged_where_its_server_cannot_be_looked_into(
     [
         ({PREFECT_CLIENT_MAX_RETRIES: 9}, Verdict.MEND),
         ({PREFECT_RUNNER_CRASH_ON_CANCELLATION_FAILURE: True}, Verdict.MEND),
+        ({PREFECT_API_SSL_CERT_FILE: "/nowhere.pem"}, Verdict.MEND),
+        ({PREFECT_API_SSL_CERT_FILE: __file__}, Verdict.MEND),
         ({PREFECT_UI_URL: "http://127.0.0.1:4200"}, Verdict.WARNING),
         ({PREFECT_LOGGING_EXTRA_LOGGERS: ["other"]}, Verdict.WARNING),
     ],
@@ -391,18 +395,58 @@ class LocksOut(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_server_that_does_not_let_us_in_is_told_with_the_remedy() -> None:
+@contextmanager
+def served(server: HTTPServer, scheme: str = "http") -> Iterator[None]:
+    """Have a server answer, as Prefect's."""
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    try:
+        with temporary_settings(
+            {PREFECT_API_URL: f"{scheme}://127.0.0.1:{server.server_port}/api"}
+        ):
+            yield
+    finally:
+        server.shutdown()
+        serving.join()
+
+
+def test_a_server_of_an_unknown_authority_is_told_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=me"
+    subprocess.run(
+        [*made.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
     with HTTPServer(("127.0.0.1", 0), LocksOut) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        try:
-            with temporary_settings(
-                {PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}
-            ):
-                [diagnosis] = looked("prefect server")
-        finally:
-            server.shutdown()
-            serving.join()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        with (
+            served(server, "https"),
+            temporary_settings(
+                {PREFECT_API_SSL_CERT_FILE: str(PROJECT_DIR / "deployments" / "no_authority.pem")}
+            ),
+        ):
+            [diagnosis] = looked("prefect server")
+            assert main(["drain"]) == 1
+    assert "PREFECT_API_SSL_CERT_FILE" in diagnosis.remedy
+    assert "Does PREFECT_API_SSL_CERT_FILE name a file" in capsys.readouterr().err
+
+
+def test_a_missing_file_of_certificates_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"http://127.0.0.1:{closed_port()}/api"
+    with temporary_settings({PREFECT_API_URL: address, PREFECT_API_SSL_CERT_FILE: "/nowhere.pem"}):
+        assert main(["drain"]) == 1
+    assert capsys.readouterr().err == (
+        "PREFECT_API_SSL_CERT_FILE: /nowhere.pem cannot be read as certificates: "
+        "No such file or directory\n"
+    )
+
+
+def test_a_server_that_does_not_let_us_in_is_told_with_the_remedy() -> None:
+    with HTTPServer(("127.0.0.1", 0), LocksOut) as server, served(server):
+        [diagnosis] = looked("prefect server")
     assert (diagnosis.verdict, "does not let us in (401)" in diagnosis.says) == ("mend", True)
     assert "PREFECT_API_AUTH_STRING" in diagnosis.remedy
 

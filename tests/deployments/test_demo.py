@@ -14,7 +14,7 @@ from prefect.states import Completed
 from deployments import demo
 from deployments.demo import CASES, Ending, compare
 from deployments.holdings import Holdings
-from deployments.machine import LocalSystemError
+from deployments.machine import SetupError
 from seed.catalogue import BOOKS, COURIERS
 from store.models import Order, OrderStatus
 
@@ -129,7 +129,7 @@ def test_the_exit_status_tells_whether_all_was_as_expected(
 
 
 @pytest.mark.parametrize(
-    "error", [LocalSystemError("The worker has ended"), httpx.ConnectError("no answer")]
+    "error", [SetupError("The worker has ended"), httpx.ConnectError("no answer")]
 )
 def test_a_demo_that_breaks_off_says_why_and_keeps_its_logs(
     monkeypatch: pytest.MonkeyPatch,

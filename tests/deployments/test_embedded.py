@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from deployments.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from deployments.embedded import EmbeddedPostgres
 from deployments.local import PROJECT_DIR
+from deployments.machine import SetupError
 from tests.polling import wait_until
 
 
@@ -103,13 +104,13 @@ def test_the_folders_above_the_data_stay_as_closed_as_they_were(tmp_path: Path) 
 def test_a_second_server_on_the_same_data_is_refused_with_its_reason(
     postgres: EmbeddedPostgres,
 ) -> None:
-    with pytest.raises(EmbeddedPostgresError, match=r"postmaster\.pid"):
+    with pytest.raises(SetupError, match=r"postmaster\.pid"):
         EmbeddedPostgres(postgres.data_dir).start()
     postgres.create_database("still_there")
 
 
 def test_an_address_is_given_only_while_it_runs(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedPostgresError, match="not running"):
+    with pytest.raises(SetupError, match="not running"):
         EmbeddedPostgres(tmp_path / "data").sqlalchemy_url("store")
 
 
@@ -144,7 +145,7 @@ def test_data_of_another_postgresql_are_refused_with_what_to_do(tmp_path: Path) 
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "PG_VERSION").write_text("17\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"PostgreSQL 17; .* move the folder away"):
+    with pytest.raises(SetupError, match=r"PostgreSQL 17; .* move the folder away"):
         EmbeddedPostgres(data_dir).start()
     assert [path.name for path in data_dir.iterdir()] == ["PG_VERSION"]
 
@@ -153,6 +154,6 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_as_it_is(tmp_pat
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "letter.txt").write_text("kept")
-    with pytest.raises(EmbeddedPostgresError, match="no PostgreSQL's data"):
+    with pytest.raises(SetupError, match="no PostgreSQL's data"):
         EmbeddedPostgres(data_dir).start()
     assert (data_dir / "letter.txt").read_text() == "kept"

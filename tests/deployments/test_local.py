@@ -15,7 +15,7 @@ import pytest
 from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
 from deployments.local import PROJECT_DIR, LocalSystem
-from deployments.machine import HOST, LocalSystemError, free_port, inherited_environment
+from deployments.machine import HOST, SetupError, free_port, inherited_environment
 from deployments.up import auth_string, environment_file, main, write_environment_file
 
 
@@ -127,15 +127,15 @@ def test_a_second_start_on_the_same_folder_is_refused_with_the_first_ones_proces
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(LocalSystemError, match=f"process {process.pid}"):
+        with pytest.raises(SetupError, match=f"process {process.pid}"):
             LocalSystem(tmp_path).start()
         assert main(["--data", str(tmp_path)]) == 1
-        assert f"process {process.pid}" in " ".join(capsys.readouterr().out.split())
+        assert f"process {process.pid}" in capsys.readouterr().err
         process.stdin.close()
 
 
 def test_asking_a_system_that_is_not_running_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LocalSystemError, match="not running"):
+    with pytest.raises(SetupError, match="not running"):
         _ = LocalSystem(tmp_path).api_url
 
 
@@ -148,7 +148,7 @@ def test_a_part_that_has_ended_by_itself_is_named_with_its_status_and_the_last_o
     worker = Leashed(command, log=tmp_path / "worker.log", env=dict(os.environ))
     worker.wait(30)
     system.workers.append(worker)
-    with pytest.raises(LocalSystemError) as raised:
+    with pytest.raises(SetupError) as raised:
         system.require_running()
     worker.stop()
     said = str(raised.value)
@@ -167,7 +167,7 @@ def test_a_data_folder_that_is_gone_is_named_and_nothing_of_it_called_safe(
             return 1
 
     monkeypatch.setattr(EmbeddedPostgres, "process", Ended())
-    with pytest.raises(LocalSystemError) as raised:
+    with pytest.raises(SetupError) as raised:
         LocalSystem(tmp_path).require_running()
     said = str(raised.value)
     assert f"{tmp_path / 'postgres'} was moved away or deleted" in said
@@ -177,7 +177,7 @@ def test_a_data_folder_that_is_gone_is_named_and_nothing_of_it_called_safe(
 def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_file_along(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks = iter([None, LocalSystemError("The worker has ended by itself")])
+    looks = iter([None, SetupError("The worker has ended by itself")])
 
     def look(_system: LocalSystem) -> None:
         if (error := next(looks)) is not None:
@@ -204,7 +204,7 @@ def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_
     monkeypatch.setattr(LocalSystem, "require_running", look)
     monkeypatch.setattr("deployments.up._LOOK_SECONDS", 0.0)
     assert main(["--data", str(tmp_path)]) == 1
-    assert "The worker has ended by itself" in capsys.readouterr().out
+    assert "The worker has ended by itself" in capsys.readouterr().err
     assert not (tmp_path / "env").exists()
 
 
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_used_is_named(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     assert main(["--data", str(tmp_path / "taken")]) == 1
-    assert str(tmp_path / "taken") in capsys.readouterr().out
+    assert str(tmp_path / "taken") in capsys.readouterr().err
 
 
 def test_a_start_that_fails_of_a_full_disk_says_so(
@@ -226,7 +226,7 @@ def test_a_start_that_fails_of_a_full_disk_says_so(
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=3_500_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
     assert main(["--data", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "could not extend file" in said
     assert f"The disk of {tmp_path} is full (3 MB are free)." in said
 
@@ -244,11 +244,11 @@ def test_a_database_that_has_ended_is_named_and_not_what_it_led_to(
             return "PANIC: no space"
 
     def fail(_system: LocalSystem) -> None:
-        raise LocalSystemError("The Prefect server ended at its start")
+        raise SetupError("The Prefect server ended at its start")
 
     monkeypatch.setattr(EmbeddedPostgres, "process", Ended())
     monkeypatch.setattr(LocalSystem, "_start_postgres", fail)
-    with pytest.raises(LocalSystemError, match=r"PostgreSQL has ended by itself .*\nPANIC"):
+    with pytest.raises(SetupError, match=r"PostgreSQL has ended by itself .*\nPANIC"):
         LocalSystem(tmp_path).start()
 
 

@@ -14,8 +14,9 @@ from console import warm_start_check
 from console.diagnosis import Verdict
 from deployments import warm_start
 from deployments.local import PROJECT_DIR
+from deployments.machine import SetupError
 from deployments.prefect_server import PrefectServer
-from deployments.warm_start import WarmStartError, is_wanted, main, run_command, set_run_command
+from deployments.warm_start import is_wanted, main, run_command, set_run_command
 from fork_server.status import Silent, Status
 from store.models import utc_now
 
@@ -100,7 +101,7 @@ def test_a_pool_of_containers_is_left_alone(api: PrefectServer, pool: Callable[.
 
 
 def test_a_pool_that_is_missing_is_named_with_what_to_do(api: PrefectServer) -> None:
-    with pytest.raises(WarmStartError, match="prefect work-pool create gone"):
+    with pytest.raises(SetupError, match="prefect work-pool create gone"):
         set_run_command(api, "gone", WARM)
 
 

@@ -375,6 +375,12 @@ def doctor(local: LocalSystem, **changed: str) -> list[dict[str, str]]:
 
 
 def test_the_doctor_finds_the_running_system_well(local_system: RunningSystem) -> None:
+    def is_listened_to() -> bool:
+        found = doctor(local_system.local)
+        return all(line["verdict"] == "ok" for line in found if line["check"] == "listeners")
+
+    # Recovery's first look, seconds after the start, makes the dispatcher's stand-by.
+    wait_until(is_listened_to, "stand-by of the dispatcher")
     found = doctor(local_system.local)
     assert {line["check"] for line in found if line["verdict"] == "ok"} == {
         check.name for check in CHECKS

@@ -89,7 +89,7 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
             cwd=PROJECT_DIR,
         )
         assert second.returncode == 1
-        assert f"process {process.pid}" in " ".join(second.stdout.split())
+        assert f"process {process.pid}" in " ".join(second.stderr.split())
 
         started = in_its_environment(
             data_dir,

@@ -100,6 +100,7 @@ def test_a_name_of_any_origin_is_text_in_a_picture() -> None:
     texts = [each.text for each in drawn(data).iter() if each.text]
     assert texts == ["<script>&", "1", "none", "0"]
     assert bars("nothing", {}) == ""
+    assert bars("Net", {"of a day": 1_234_567}, " USD").startswith("![Net: of a day 1,234,567 USD]")
 
 
 def test_the_bars_of_a_picture_are_as_long_as_their_values() -> None:

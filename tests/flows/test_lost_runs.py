@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed, Pending, Running
+from prefect.utilities.callables import parameter_schema
 
 from flows.batch import batch_checkout
 from flows.checkout import store_checkout
@@ -21,7 +22,7 @@ from store.models import utc_now
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import end_run, order_row, placed, status
+from tests.shop import an_order, end_run, order_row, placed, status
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -146,6 +147,37 @@ def test_an_order_of_a_lost_run_keeps_the_id_that_it_was_to_have(pool: Pool) -> 
         "wait": "suspend",
     }
     put(pool, run, Failed())
+
+
+def test_a_run_that_its_deployment_refuses_keeps_no_other_from_its_start(pool: Pool) -> None:
+    mine = an_order(ORDER).model_dump(exclude_none=True)
+    wrong = {**mine, "quantity": 1.5}
+    started = [
+        pool.start(store_checkout, order=order, wait="pause")
+        # The last one that is found has ended first.
+        for order in (mine, wrong, {**wrong, "order_id": "wrong"})
+    ]
+    for run in started:
+        put(pool, run, Running(), Crashed())
+    # As in an upgrade: the new deployment takes no snake_case names.
+    pool.client.delete_work_pool(pool.name)
+    pool.create()
+    pool.client.create_deployment(
+        started[0].flow_id,
+        f"of-{pool.name}",
+        work_pool_name=pool.name,
+        parameter_openapi_schema=parameter_schema(store_checkout).model_dump(),
+        enforce_parameter_schema=True,
+    )
+    report = recover_orders()
+    assert set(report.runs_started_again) == {str(started[0].id)}
+    assert set(report.failed) == {str(run.id) for run in started[1:]}
+    assert "its deployment refuses its parameters" in report.failed[str(started[1].id)]
+    pool.work()
+    pool.finish()
+    assert status(ORDER) == "dispatched"
+    for run in started[1:]:
+        put(pool, run, Failed())
 
 
 def test_a_retry_begins_though_its_process_died_and_its_order_had_ended(pool: Pool) -> None:

@@ -9,7 +9,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from sqlalchemy import text
 
-from flows.sales import Span, days_of, in_words, report_sales
+from flows.sales import Span, days_of, in_words, most_copies, report_sales
+from reports.sales import Sales
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
 from store.models import utc_now
@@ -46,6 +47,20 @@ def test_the_sales_of_yesterday_are_an_artifact_with_pictures_and_no_customer(ru
     assert EDUARDO_SANTANA not in shown
     assert "Eduardo" not in shown + "".join(pictures)
     assert report_sales("last month").startswith("Sales of ")
+
+
+def test_books_whose_titles_begin_alike_have_bars_of_their_own() -> None:
+    titles = {
+        "b-1": "The Lord of the Rings: The Two Towers",
+        "b-2": "The Lord of the Rings: The Return of the King",
+        "b-3": "The Hobbit",
+    }
+    rows = [
+        Sales(key, currency, {"copies": 2}, {}, title)
+        for key, title in titles.items()
+        for currency in ("EUR", "USD")
+    ]
+    assert most_copies(rows) == {"b-1": 4, "b-2": 4, "The Hobbit": 4}
 
 
 @pytest.mark.parametrize(

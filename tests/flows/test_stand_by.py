@@ -15,12 +15,14 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed, Running
 
+from console.diagnosis import Verdict
+from console.run_checks import _listeners
 from deployments import automations
 from flows import recovery
 from flows.dispatch import dispatch_orders
 from flows.recovery import recover_orders
 from flows.runs import stand_by
-from flows.runs.stand_by import TAG
+from flows.runs.stand_by import FIRST, SECOND, TAG
 from store.models import utc_now
 from tests.flows.pool import Pool
 from tests.flows.runs import Runs
@@ -60,11 +62,13 @@ class Upkeep(Pool):
             (run for run in found if not run.auto_scheduled), key=lambda run: str(run.created)
         )
 
-    def stand_by_of(self, flow: Flow[..., Any]) -> FlowRun | None:
+    def stand_by_of(self, flow: Flow[..., Any], *, second: bool = False) -> FlowRun | None:
         found = [
             run
             for run in self.runs_of(flow)
-            if run.state_type == StateType.SCHEDULED and TAG in run.tags
+            if run.state_type == StateType.SCHEDULED
+            and TAG in run.tags
+            and (SECOND in run.tags) == second
         ]
         assert len(found) <= 1
         return found[0] if found else None
@@ -110,7 +114,7 @@ def test_a_run_that_listens_puts_its_stand_by_off_and_makes_the_other_flows(
     upkeep.looks_again(recover_orders)
     # Nobody listens there, so it is not put off, and starts.
     assert due(others) == of_the_other
-    assert len(upkeep.runs_of(dispatch_orders)) == 1
+    assert len(upkeep.runs_of(dispatch_orders)) == 2
     assert upkeep.end()[0].is_completed()
 
 
@@ -121,9 +125,11 @@ def test_of_two_stand_bys_that_were_made_at_the_same_moment_one_stays(upkeep: Up
         for _ in range(2)
     ]
     upkeep.listen(recover_orders)
-    wait_until(lambda: len(scheduled(upkeep)) == 1, "one stand-by")
+    wait_until(lambda: not {*twins} <= {*scheduled(upkeep)}, "one of the twins alone")
     upkeep.looks_again(recover_orders)
-    assert scheduled(upkeep) == [min(twins)]
+    second = upkeep.stand_by_of(recover_orders, second=True)
+    assert second is not None
+    assert scheduled(upkeep) == [min(twins), second.id]
     upkeep.end()
 
 
@@ -135,7 +141,7 @@ def scheduled(upkeep: Upkeep) -> list[UUID]:
 def test_a_run_that_has_died_is_followed_by_its_stand_by(
     upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_by, "STARTS_AFTER", timedelta(seconds=3))
+    monkeypatch.setitem(stand_by.STARTS_AFTER, FIRST, timedelta(seconds=3))
     upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
     dead = upkeep.listen(recover_orders)
     due(lambda: upkeep.stand_by_of(recover_orders))
@@ -146,10 +152,28 @@ def test_a_run_that_has_died_is_followed_by_its_stand_by(
 
     def states() -> list[StateType | None]:
         upkeep.work()
-        return [run.state_type for run in upkeep.runs_of(recover_orders)]
+        return [run.state_type for run in upkeep.runs_of(recover_orders) if SECOND not in run.tags]
 
     followed = [StateType.CRASHED, StateType.RUNNING, StateType.SCHEDULED]
     wait_until(lambda: states() == followed, "follower with a stand-by of its own")
+    upkeep.end()
+
+
+def test_a_stand_by_that_dies_before_it_listens_is_followed_by_the_second(
+    upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stand_by.STARTS_AFTER, SECOND, timedelta(seconds=5))
+    upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
+    dead = upkeep.listen(recover_orders)
+    wait_until(lambda: upkeep.stand_by_of(recover_orders, second=True), "second stand-by")
+    upkeep.end()
+    upkeep.client.set_flow_run_state(dead.id, Crashed(), force=True)
+    # As one whose process could not reach Prefect's server.
+    first = wait_until(lambda: upkeep.stand_by_of(recover_orders), "first stand-by")
+    upkeep.client.set_flow_run_state(first.id, Crashed(), force=True)
+    upkeep.client.update_work_pool(upkeep.name, WorkPoolUpdate(is_paused=False))
+    assert wait_until(upkeep.work, "run that is due") == 1
+    wait_until(lambda: upkeep.stand_by_of(recover_orders), "first stand-by of the second")
     upkeep.end()
 
 
@@ -193,6 +217,27 @@ def test_recovery_is_started_once_after_a_deployment_unless_it_is_off(upkeep: Up
     off = upkeep.client.read_deployment(upkeep.ids[dispatch_orders])
     stand_by.start_unless_off(upkeep.client, off)
     assert upkeep.runs_of(dispatch_orders) == []
+
+
+def test_the_doctor_misses_a_flow_that_nobody_listens_in(upkeep: Upkeep) -> None:
+    def missed() -> set[UUID]:
+        found = {deployment.id for deployment in stand_by.without_listeners(upkeep.client)}
+        return found & {*upkeep.ids.values()}
+
+    assert missed() == {*upkeep.ids.values()}
+    said = [each for each in _listeners() if each.verdict == Verdict.MEND]
+    assert ["dispatch-orders" in each.says for each in said] == [True, False]
+    assert "`checkout dispatcher on` starts one" in said[0].remedy
+    upkeep.listen(recover_orders)
+    due(lambda: upkeep.stand_by_of(dispatch_orders))
+    assert missed() == set()
+    upkeep.end()
+    for flow in upkeep.ids:
+        for run in upkeep.runs_of(flow):
+            if run.state_type == StateType.SCHEDULED:
+                upkeep.client.delete_flow_run(run.id)
+    upkeep.client.pause_deployment(upkeep.ids[dispatch_orders])
+    assert missed() == {upkeep.ids[recover_orders]}
 
 
 def test_a_run_that_ends_badly_wakes_recovery_between_two_rounds(

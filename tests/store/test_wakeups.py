@@ -180,7 +180,9 @@ def test_a_channel_that_cannot_be_listened_to_is_no_outage(database: str) -> Non
 
 @pytest.mark.usefixtures("only_notifications")
 def test_a_closed_queue_keeps_no_connection(queue: TableQueue) -> None:
-    assert queue.receive(10, wait_seconds=0.01) == []
+    with waiting(queue) as received:
+        TableQueue().send(["one"])
+        assert received.result(PATIENCE_SECONDS) == ["one"]
     assert len(listeners()) == 1
     queue.close()
     wait_until(lambda: not listeners(), "end of the listening")

@@ -170,7 +170,7 @@ def check_out(order_id, quantity, await_courier):
     with ExitStack() as stack:
         for step in STEPS:
             stack.enter_context(patch.object(checkout, step.name, Bare(step.task)))
-        for name in ("tell", "emit_statuses"):
+        for name in ("report_orders", "emit_statuses"):
             stack.enter_context(patch.object(checkout, name, lambda _: None))
         stack.enter_context(patch.object(checkout, "await_courier", await_courier))
         stack.enter_context(patch.object(checkout, "runtime", SimpleNamespace(flow_run=run)))
@@ -214,9 +214,9 @@ told("explained", explain("stuck", NoCourierAvailable("nobody")))
 told("compensations")
 main(["compensations"])
 told("settled")
-with patch("flows.actions.by_hand.prefect_client"), patch("flows.actions.by_hand.tell"), patch(
-    "flows.actions.by_hand.close_runs"
-):
+with patch("flows.actions.by_hand.prefect_client"), patch(
+    "flows.actions.by_hand.report_orders"
+), patch("flows.actions.by_hand.close_runs"):
     settle = ["compensations", "settle", "stuck", "unwrap_gift", "--by", "A", "--reason", "torn"]
     assert main([*settle, "--put-back"]) == 0
 told("after", read_order("stuck").status, boxes())
