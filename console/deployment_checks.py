@@ -102,11 +102,16 @@ def _schedules_of(
     name: str, deployment: Mapping[str, Any], found: DeploymentResponse
 ) -> Iterator[Diagnosis]:
     if deployment.get("schedules") and found.paused and not deployment.get("paused"):
-        yield mend(
-            f"{name} is paused: none of its schedules makes a run",
-            "`checkout dispatcher on`"
+        yield (
+            warning(
+                "the dispatcher is off: each waiting order is a person's to answer",
+                "where nobody is to: `checkout dispatcher on`",
+            )
             if name == DISPATCH_DEPLOYMENT
-            else f"`prefect api POST /deployments/{found.id}/resume_deployment`",
+            else mend(
+                f"{name} is paused: none of its schedules makes a run",
+                f"`prefect api POST /deployments/{found.id}/resume_deployment`",
+            )
         )
     by_slug = {schedule.slug: schedule for schedule in found.schedules}
     for wanted in deployment.get("schedules") or []:

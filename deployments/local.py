@@ -159,20 +159,16 @@ class LocalSystem:
             if self._worker:
                 self.deploy()
                 self.start_worker()
-        except _EXPECTED as error:
+        except BaseException as error:
             try:
-                raise SetupError(self._why_it_failed(error)) from error
+                if isinstance(error, _EXPECTED):
+                    raise SetupError(self._why_it_failed(error)) from error
+                raise
             finally:
                 self.stop()
-        except BaseException:
-            self.stop()
-            raise
 
     def stop(self) -> None:
-        """Stop worker, flow runs, server and database.
-
-        Safe to repeat.
-        """
+        """Stop worker, flow runs, server and database, once or again."""
         self._children.close()
         self.workers.clear()
         self._server = None
@@ -202,7 +198,7 @@ class LocalSystem:
                 )
 
     def _why_it_failed(self, error: Exception) -> str:
-        """Return what failed, or what it failed of: a full disk, or a database that has ended."""
+        """Return what failed, and the full disk or ended database behind it."""
         why = str(error.orig if isinstance(error, DBAPIError) else error)
         postgres = self._postgres.process
         if postgres is not None and postgres.exit_status() is not None:

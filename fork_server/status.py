@@ -40,7 +40,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Silent:
-    """A fork server that has not answered in `PATIENCE_SECONDS`, as if it were frozen.
+    """A fork server that has not answered in `PATIENCE_SECONDS`.
 
     Attributes:
         worker: The process id of the worker whose runs it starts.

@@ -393,6 +393,7 @@ def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: Runni
     with httpx.Client(base_url=local.api_url, auth=(USER, PASSWORD)) as api:
         [automation] = api.post("/automations/filter", json={"sort": "NAME_ASC"}).json()
         batch = local_system.api.read_deployment_by_name("batch-checkout/nightly").id
+        dispatcher = local_system.api.read_deployment_by_name(DISPATCH_DEPLOYMENT).id
         broken: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
             ("PATCH", f"/work_pools/{WORK_POOL}", {"is_paused": True}, {"is_paused": False}),
             ("PATCH", f"/automations/{automation['id']}", {"enabled": False}, {"enabled": True}),
@@ -402,6 +403,7 @@ def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: Runni
                 {"concurrency_limit": 1, "paused": True},
                 {"concurrency_limit": None, "paused": False},
             ),
+            ("PATCH", f"/deployments/{dispatcher}", {"paused": True}, {"paused": False}),
         ]
         try:
             for method, path, change, _ in broken:
@@ -416,7 +418,12 @@ def test_the_doctor_sees_what_is_paused_missing_or_unfitting(local_system: Runni
                 api.request(method, path, json=change).raise_for_status()
     said = {line["check"]: line["says"] for line in found if line["verdict"] != "ok"}
     assert "paused: no worker takes a run" in said["work pools"]
-    assert "batch-checkout/nightly is paused" in said["schedules"]
+    schedules = {line["says"]: line["verdict"] for line in found if line["check"] == "schedules"}
+    paused = "batch-checkout/nightly is paused: none of its schedules makes a run"
+    assert schedules[paused] == "mend"
+    # A shop may do without it.
+    off = "the dispatcher is off: each waiting order is a person's to answer"
+    assert schedules[off] == "warning"
     assert "batch-checkout/nightly has a concurrency limit" in said["limits"]
     assert "store-checkout/other" in said["continuations"]
     automations = [line["says"] for line in found if line["check"] == "automations"]
