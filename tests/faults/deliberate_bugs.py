@@ -273,7 +273,7 @@ def a_run_ends_the_orders_of_other_runs() -> Patches:
     return [(flows.compensation, "orders_of_run", wrong)]
 
 
-@bug("I4 attempts", seeds_from=87)
+@bug("I4 attempts", seeds_from=99)
 def a_restart_begins_a_new_attempt() -> Patches:
     def wrong(_run_id: str) -> str:
         return str(uuid4())
@@ -293,7 +293,7 @@ def a_retry_goes_on_in_the_old_attempt() -> Patches:
     return [(orders.acceptance, "_begin_again", wrong)]
 
 
-@bug("I4 pivot", "I4 capacity", seeds_from=159)
+@bug("I4 pivot", "I4 capacity", seeds_from=169)
 def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
     def wrong(order_ids: Sequence[str]) -> None:
         with transaction() as session:
@@ -315,7 +315,7 @@ def the_end_of_the_wait_does_not_look_for_a_decision() -> Patches:
     ]
 
 
-@bug("I4 pivot", "I4 capacity", seeds_from=34)
+@bug("I4 pivot", "I4 capacity", seeds_from=41)
 def a_failure_after_the_pivot_is_compensated() -> Patches:
     return [(store.saga, "BEFORE_PIVOT", (*BEFORE_PIVOT, OrderStatus.DISPATCHING))]
 
@@ -390,7 +390,7 @@ def a_compensation_ends_although_an_undo_failed() -> Patches:
     return [(flows.compensation, "conclude_compensation", wrong)]
 
 
-@bug("I4 every order ends")
+@bug("I4 every order ends", seeds_from=3)
 def recovery_passes_over_compensations_that_were_cut_short() -> Patches:
     right = flows.recovery.next_move
 
@@ -414,7 +414,7 @@ def a_read_only_database_is_taken_for_a_defect() -> Patches:
     return [(store.outages, "OUTAGES", {})]
 
 
-@bug("I4 a crash is no failure", seeds_from=197)
+@bug("I4 a crash is no failure", seeds_from=233)
 def a_closed_pool_ends_the_orders_that_wait() -> Patches:
     right = flows.runs.work_pool.pool_is_closed
 
