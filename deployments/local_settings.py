@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 _OF_PREFECT = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-_OF_RUNS = {
+OF_RUNS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "store",
     # What hooks log outside of a run goes to the worker's log alone.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -62,7 +62,7 @@ def run_settings(
     return {
         **chosen,
         **_OF_PREFECT,
-        **_OF_RUNS,
+        **OF_RUNS,
         "PREFECT_HOME": _home(data_dir),
         "PREFECT_API_URL": api_url,
         "PREFECT_UI_URL": ui_url,

@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from deployments.local_settings import OF_RUNS
+
 _PREFECT_HOME = Path(tempfile.mkdtemp(prefix="store-tests-prefect-"))
 os.environ["PREFECT_HOME"] = str(_PREFECT_HOME)
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 # What asks for a server without the fixture for it is a mistake, and would cost half a minute.
 os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+# Otherwise each of Prefect's clients, six a run, reads a hundred certificates and asks the server
+# for two things first.
+for _name in (
+    "PREFECT_API_SSL_CERT_FILE",
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED",
+):
+    os.environ[_name] = OF_RUNS[_name]
 # Each run of a flow is a process, which would compile Prefect anew each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A server of this machine must never see the tests.
@@ -38,11 +48,16 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_PREFECT_HOME, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Whichever test comes first has the server's start in its time.
     for item in items:
-        if "prefect_server" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        # Whichever test comes first has the server's start in its time.
+        if "prefect_server" in fixtures:
             item.add_marker(pytest.mark.timeout(300))
+        # What shares a system runs in one process, and so does each file else.
+        group = "local_system" if "local_system" in fixtures else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +118,15 @@ def database(store_url: str, setting: Callable[[str, object], None]) -> Iterator
 
 
 class PrefectServerAlone(LocalSystem):
-    """A local system whose store is not seeded: the tests have a database of their own."""
+    """A local system without a store: the tests have a database of their own.
+
+    The cluster that it begins with has the deployments.
+    """
 
     def _prepare_store(self) -> None:
+        pass
+
+    def deploy(self) -> None:
         pass
 
 

@@ -17,9 +17,14 @@ def wait_until(
     patience_seconds: float = PATIENCE_SECONDS,
     poll_seconds: float = 0.05,
 ) -> T:
-    """Look again and again until there is something, and return it; fail if it never comes."""
+    """Look again and again until there is something, and return it; fail if it never comes.
+
+    It looks ever more rarely, since each look takes time from what is waited for.
+    """
+    longest_seconds = 5 * poll_seconds
     deadline = time.monotonic() + patience_seconds
     while not (seen := look()):
         assert time.monotonic() < deadline, f"no {what} in {patience_seconds:.0f} s"
         time.sleep(poll_seconds)
+        poll_seconds = min(poll_seconds * 1.25, longest_seconds)
     return seen

@@ -36,5 +36,6 @@ def prepare(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
             with LocalSystem(made / "system", durable=False, preferred_port=0, worker=False):
                 pass
             (made / READY).touch()
+    data_dir.mkdir(mode=0o700, exist_ok=True)
     # Its files are another user's where root runs the tests, and have to stay so.
     subprocess.run(["/bin/cp", "-a", str(made / "system" / "postgres"), str(data_dir)], check=True)

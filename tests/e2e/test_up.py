@@ -16,6 +16,7 @@ from deployments.example_order import FIRST_ORDER
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, PROJECT_DIR
 from store.models import Order, OrderStatus
+from tests.prepared_cluster import prepare
 
 from .conftest import wait_until
 
@@ -125,9 +126,13 @@ def test_up_takes_the_printed_order_refuses_a_second_start_and_leaves_nothing_ru
     ],
 )
 def test_a_start_that_is_interrupted_leaves_nothing_running(
-    tmp_path: Path, number: signal.Signals, moment: str
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    number: signal.Signals,
+    moment: str,
 ) -> None:
     data_dir = tmp_path / "data"
+    prepare(data_dir, tmp_path_factory)
     with up(data_dir) as process:
         read_until(process, moment)
         process.send_signal(number)
@@ -136,8 +141,11 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(
         assert process.returncode == 128 + number
 
 
-def test_a_killed_start_leaves_nothing_running(tmp_path: Path) -> None:
+def test_a_killed_start_leaves_nothing_running(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     data_dir = tmp_path / "data"
+    prepare(data_dir, tmp_path_factory)
     with up(data_dir) as process:
         read_until(process, "Waiting for the Prefect server")
         process.kill()

@@ -7,8 +7,7 @@ found. A boundary is known by the lines of the store's code that are under way, 
 here, and a new one is found by itself. Left out is what only tells of an order, or keeps the
 queue's own books.
 
-It is in the processes of runs and of recovery alone, by PYTHONPATH and the environment of the
-system under test; the store knows nothing of it.
+It is in the processes of runs and of recovery alone (`run.py`); the store knows nothing of it.
 """
 
 import json
@@ -17,12 +16,18 @@ import signal
 import sys
 import zlib
 from pathlib import Path
+from unittest.mock import patch
 from urllib.request import urlopen
 
+from sqlalchemy import Engine, event
+
+import store.database
+from tests.faults.sessions import WatchedSession
+
 FOLDER = "KILLS_FOLDER"
-"""Names the folder in which each death leaves its mark; without it nothing is killed."""
+"""Names the folder in which each death leaves its mark."""
 RECOVERY = "KILLS_IN_RECOVERY"
-"""Set in the process of recovery that is no run of a worker's."""
+"""Set in a process of recovery, which is no run of a worker's."""
 
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = ("flows", "orders", "reports", "tasks", "texts", "store")
@@ -30,32 +35,18 @@ NO_PLACES = {"emit_wait", "receive", "hide", "delete"}
 
 
 def install() -> None:
-    """Have this process killed, if it is one of those that are to be."""
-    if FOLDER not in os.environ:
-        return
-    victim = _victim()
-    if victim is None:
-        return
-    from unittest.mock import patch
-
-    from sqlalchemy import Engine, event
-
-    import store.database
-    from tests.faults.sessions import WatchedSession
-
-    killer = Killer(Path(os.environ[FOLDER]) / victim)
+    """Have this process killed where it is the first to come."""
+    killer = Killer(Path(os.environ[FOLDER]) / _victim())
     event.listen(Engine, "before_cursor_execute", killer.before_statement)
     WatchedSession.watcher = killer
     patch.object(store.database, "Session", WatchedSession).start()
 
 
-def _victim() -> str | None:
+def _victim() -> str:
     """Return what this process works for."""
     if RECOVERY in os.environ:
         return "recovery"
-    run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
-    if run_id is None:
-        return None
+    run_id = os.environ["PREFECT__FLOW_RUN_ID"]
     with urlopen(f"{os.environ['PREFECT_API_URL']}/flow_runs/{run_id}", timeout=60) as answer:  # noqa: S310
         parameters = json.load(answer)["parameters"]
     return "checkout" if "order" in parameters else "dispatcher"

@@ -8,9 +8,6 @@ of a run that waits, of a worker and of the server is in `tests/e2e/test_crashes
 
 import ast
 import inspect
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +21,6 @@ from sqlmodel import select
 import flows.checkout
 from deployments.holdings import open_store
 from deployments.local import CHECKOUT_DEPLOYMENT, DISPATCH_DEPLOYMENT, LocalSystem
-from deployments.machine import inherited_environment
 from deployments.prefect_server import PrefectServer
 from flows.compensation import UNDO
 from seed.catalogue import STRIPED_PAJAMAS
@@ -34,13 +30,12 @@ from store.settings import settings
 from tasks.steps import SEQUENCE
 from tests.books_balance import assert_books_balance
 from tests.e2e.conftest import wait_until
-from tests.kills.killer import FOLDER, PROJECT, RECOVERY
+from tests.kills.killer import FOLDER
 from tests.kills.processes import Processes
 from tests.prepared_cluster import prepare
 
 pytestmark = pytest.mark.timeout(900)
 
-HERE = Path(__file__).parent
 RECOVERY_DEPLOYMENT = "recover-orders/local"
 PARTNERS = {"payment_gateway", "order_queue", "topic"}
 COPIES = 2
@@ -121,19 +116,7 @@ class Shop:
 
     def _recover(self) -> None:
         """Start a round of recovery, as by hand, and again while it is killed."""
-        environment = {**inherited_environment(), **self.local.settings(), RECOVERY: "1"}
-        is_killed = True
-        while is_killed:
-            ended = subprocess.run(
-                [sys.executable, "-m", "flows.recovery"],
-                env=environment,
-                cwd=PROJECT,
-                check=False,
-                capture_output=True,
-                timeout=120,
-            )
-            is_killed = ended.returncode == -signal.SIGKILL
-            assert is_killed or ended.returncode == 0, ended.stderr.decode()
+        while not self.processes.recover():
             self._tend()
 
 
@@ -147,8 +130,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with pytest.MonkeyPatch.context() as patch:
         # Messages that a dead dispatcher had in hand come again soon.
         patch.setenv("STORE_VISIBILITY_TIMEOUT_SECONDS", "2")
-        killed = {"PYTHONPATH": f"{HERE}:{PROJECT}", FOLDER: str(marks)}
-        patch.setattr(LocalSystem, "settings", lambda local: {**right(local), **killed})
+        patch.setattr(LocalSystem, "settings", lambda local: {**right(local), FOLDER: str(marks)})
         patch.setattr(LocalSystem, "start_worker", lambda _: None)
         local = LocalSystem(folder, durable=False, preferred_port=0)
         with local, PrefectServer(local.api_url) as api:
