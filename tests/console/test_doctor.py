@@ -558,6 +558,14 @@ def test_the_remedies_of_paused_deployments_and_schedules_are_commands_that_work
     assert verdicts("schedules") == {Verdict.OK}
 
 
+@pytest.mark.usefixtures("paused_deployments")
+def test_deployments_whose_pool_or_queue_was_deleted_are_named() -> None:
+    [found] = [each for each in looked("deployments") if "was deleted" in each.says]
+    assert found.verdict == Verdict.MEND
+    assert "dispatch-orders/local, recover-orders/local" in found.says
+    assert "`python -m deployments.apply`" in found.remedy
+
+
 def follow(remedy: str) -> None:
     """Run the command that a remedy names."""
     with following(remedy) as (started, said):
@@ -597,7 +605,7 @@ def following(remedy: str) -> Iterator[tuple["subprocess.Popen[bytes]", IO[str]]
 
 @pytest.fixture
 def missing_pool(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of the pool for the next `prefect deploy --all`, which does not exist yet."""
+    """The name of the pool for the next deploy, which does not exist yet."""
     name = "of-the-remedies"
     monkeypatch.setenv("STORE_WORK_POOL", name)
     yield name

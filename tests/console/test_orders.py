@@ -195,7 +195,7 @@ def test_a_deployment_that_is_not_there_is_named(
     said = checkout("submit", *EXAMPLE)
     assert said.status == 1
     assert "no deployment store-checkout/elsewhere" in said.err
-    assert "prefect deploy --all" in said.err
+    assert "python -m deployments.apply" in said.err
 
 
 def test_what_needs_prefect_changes_nothing_where_no_server_is_named_or_answers(
