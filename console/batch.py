@@ -118,7 +118,7 @@ def run(
     output = terminal(stderr=True)
     columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Where no server is named, Prefect would start one for this run alone.
-    with prefect_client(), Progress(*columns, console=output) as bar:
+    with prefect_client(patient=True), Progress(*columns, console=output) as bar:
         orders = bar.add_task("orders", total=None)
         token = on_progress.set(lambda done, total: bar.update(orders, completed=done, total=total))
         try:

@@ -28,11 +28,7 @@ LEAST_HEARTBEATS = 3
 PAGE = 200
 WORK_POOL_VARIABLE = "STORE_WORK_POOL"
 """Names the pool in prefect.yaml when it is applied."""
-DEPLOY_AGAIN = (
-    "apply prefect.yaml: `prefect deploy --all`. It switches the dispatcher on and the listening "
-    "batch off; if they were otherwise, call `checkout dispatcher off` and `checkout online on` "
-    "at once"
-)
+DEPLOY_AGAIN = "apply prefect.yaml: `python -m deployments.apply`"
 
 
 def _wanted() -> dict[str, Mapping[str, Any]]:
@@ -72,6 +68,12 @@ def _deployments() -> Iterator[Diagnosis]:
                 f"{name} runs {found.entrypoint}, prefect.yaml says {deployment['entrypoint']}",
                 DEPLOY_AGAIN,
             )
+    # Prefect takes it from them, and a new pool or queue of the same name does not give it back.
+    if poolless := [n for n in _wanted() if n in deployed and not deployed[n].work_pool_name]:
+        yield mend(
+            f"no worker takes a run of {', '.join(poolless)}: the work pool or queue was deleted",
+            DEPLOY_AGAIN,
+        )
 
 
 def _continuations() -> Iterator[Diagnosis]:
@@ -154,7 +156,7 @@ def work_pools(client: SyncPrefectClient) -> dict[str, WorkPool | None]:
     They are those of its deployments, and STORE_WORK_POOL's.
     """
     deployed = _deployed(client)
-    # The one that the next `prefect deploy --all` takes: without it, the command fails.
+    # The one that prefect.yaml is applied to next: without it, that fails.
     names = {os.environ.get(WORK_POOL_VARIABLE) or None}
     names |= {deployed[name].work_pool_name for name in _wanted() if name in deployed}
     return {name: _pool(client, name) for name in sorted(filter(None, names))}

@@ -27,7 +27,7 @@ def drain(
     stays paused until `checkout reopen`.
     """
     progress = terminal(stderr=True)
-    with prefect_client() as client:
+    with prefect_client(patient=True) as client:
         name = pool or pools.pool_of_checkouts(client)
         progress.print(f"Pausing work pool {name}; `checkout reopen --pool {name}` resumes it.")
         report = pools.drain(

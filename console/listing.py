@@ -65,11 +65,15 @@ def _age(_: Any, tokens: Sequence[Token]) -> timedelta:
 
 
 Age = Annotated[timedelta, Parameter(converter=_age)]
+Status = Annotated[
+    OrderStatus, Parameter(name_transform=lambda name: name.lower().replace("-", "_"))
+]
+"""As tables, documents and `--json` write it; with dashes it is taken too."""
 
 
 def list_orders(
     *,
-    status: OrderStatus | None = None,
+    status: Status | None = None,
     customer: str | None = None,
     book: str | None = None,
     older_than: Age | None = None,

@@ -43,7 +43,7 @@ FLAGS = {
 def _source(_: Any, tokens: Sequence[Token]) -> str:
     text = tokens[0].value
     if text.startswith("-") and text != "-":
-        raise ValueError(f"there is no option {text}; checkout submit --help lists those there are")
+        raise ValueError(f"there is no option {text}")
     return text
 
 

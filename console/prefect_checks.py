@@ -25,7 +25,7 @@ from prefect.settings import (
 )
 
 from console.diagnosis import Check, Diagnosis, mend, not_checked, ok, warning
-from flows.runs.work_pool import UNTRUSTED
+from flows.runs.work_pool import INTERNAL_ERROR, UNTRUSTED
 
 LEAST_RETRIES = 10
 """With Prefect's own 5, an outage of the server over about 68 s reaches the waiting runs."""
@@ -110,11 +110,21 @@ def _prefect_server() -> Iterator[Diagnosis]:
     with open_server() as client:
         try:
             version = client.api_version()
+            # Which, unlike its version, it reads from its database.
+            client.read_flows(limit=1)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code not in (401, 403):
+            code = error.response.status_code
+            if code >= INTERNAL_ERROR:
+                yield mend(
+                    f"{chosen.api.url} runs and fails (HTTP {code}), as without its own database",
+                    "start the PostgreSQL of its PREFECT_API_DATABASE_CONNECTION_URL, or see the "
+                    "server's log; orders wait on, and a worker that has ended needs a new start",
+                )
+                return
+            if code not in (401, 403):
                 raise
             yield mend(
-                f"{chosen.api.url} does not let us in ({error.response.status_code})",
+                f"{chosen.api.url} does not let us in ({code})",
                 "set PREFECT_API_AUTH_STRING to what the server has in "
                 "PREFECT_SERVER_API_AUTH_STRING",
             )

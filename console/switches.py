@@ -18,8 +18,8 @@ def dispatcher_off(*, as_json: AsJson = False) -> int:
     """Stop seeking couriers, so that a person answers each waiting order.
 
     It pauses the deployment of dispatch_orders and cancels its runs. The dispatcher stays off, also
-    after a restart, until `checkout dispatcher on` or `prefect deploy --all`. An order without an
-    answer is compensated when its wait ends.
+    after a restart, until `checkout dispatcher on`. An order without an answer is compensated when
+    its wait ends.
     """
     return _print(DISPATCHER.off, _of_dispatcher, as_json=as_json)
 

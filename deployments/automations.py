@@ -185,7 +185,7 @@ def main(*, silence_seconds: WholeNumber | None = None) -> int:
         start_recovery()
     except ObjectNotFound:
         return complain(
-            f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `prefect deploy --all`"
+            f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `python -m deployments.apply`"
         )
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
         return complain(

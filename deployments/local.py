@@ -22,6 +22,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from deployments import warm_start
+from deployments.apply import keeping
 from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
 from deployments.local_settings import run_settings, server_settings
@@ -325,15 +326,8 @@ class LocalSystem:
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             self._report("Applying prefect.yaml (5 to 20 s) …")
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
-            # `prefect deploy` would resume the one and pause the other.
-            is_off = api.is_paused(DISPATCH_DEPLOYMENT)
-            is_online = api.is_paused(ONLINE_DEPLOYMENT) is False
-        self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
-        with self.api() as api:
-            if is_off:
-                api.pause(DISPATCH_DEPLOYMENT)
-            if is_online:
-                api.unpause(ONLINE_DEPLOYMENT)
+            with keeping(api):
+                self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
         self.run_module("deployments.automations")
 
     def start_worker(self) -> Leashed:

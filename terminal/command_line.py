@@ -34,9 +34,10 @@ class Command:
         Raises:
             Exception: A defect.
         """
+        words = sys.argv[1:] if words is None else list(words)
         try:
             status = self.app(
-                sys.argv[1:] if words is None else list(words),
+                words,
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
@@ -44,7 +45,9 @@ class Command:
             # Here, where it is noticed if nobody reads it any more.
             sys.stdout.flush()
         except CycloptsError as error:
-            return complain(f"{error}\nSee {self.app.name[0]} --help.", WRONG_USAGE)
+            # An error that the command itself raises does not know its command.
+            called = " ".join((self.app.name[0], *self.app.parse_commands(words)[0]))
+            return complain(f"{error}\nSee {called} --help.", WRONG_USAGE)
         except Exception as error:
             # SQLAlchemy takes a second to import, which only an error is worth.
             from terminal.errors import status_of

@@ -11,7 +11,10 @@ from store.errors import DatabaseVersionUnknown, StoreError
 from store.outages import sqlstate_of, why_it_passes
 from store.settings import settings
 from store.wrong_input import described
-from terminal.output import REFUSED, complain
+from terminal.output import complain
+
+READER_LEFT = 141
+"""What a shell shows of any program that SIGPIPE has ended; nothing was refused or found wrong."""
 
 
 def status_of(error: Exception) -> int:
@@ -23,7 +26,7 @@ def status_of(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         # Who reads has had enough, as `head` has. Python writes what is left when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return REFUSED
+        return READER_LEFT
     told = _explained(error)
     if told is None:
         raise error

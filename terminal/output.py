@@ -46,6 +46,12 @@ _OF_A_COLUMN, _OF_A_TABLE = 3, 1
 """Characters that a column's and a table's border take."""
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise what any other write raises, where rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def terminal(*, stderr: bool = False) -> Console:
     """Return a console that prints what it is given as it is.
 
@@ -53,7 +59,7 @@ def terminal(*, stderr: bool = False) -> Console:
     link or a remedy is to be copied. It is made when asked for, so that a redirected stream counts.
     """
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(
+    return _Terminal(
         stderr=stderr,
         markup=False,
         emoji=False,

@@ -90,7 +90,7 @@ def _listening_batch(client: SyncPrefectClient) -> Sequence[DeploymentResponse]:
 
 def _not_deployed(name: str) -> DeploymentNotFound:
     return DeploymentNotFound(
-        f"Prefect has no deployment {name}; apply prefect.yaml: `prefect deploy --all`"
+        f"Prefect has no deployment {name}; apply prefect.yaml: `python -m deployments.apply`"
     )
 
 

@@ -213,7 +213,7 @@ def new_run(
     except ObjectNotFound as error:
         raise DeploymentNotFound(
             f"Prefect has no deployment {deployment}; `prefect deployment ls` shows those there "
-            "are, `prefect deploy --all` makes them. STORE_CHECKOUT_DEPLOYMENT and "
+            "are, `python -m deployments.apply` makes them. STORE_CHECKOUT_DEPLOYMENT and "
             "STORE_BATCH_DEPLOYMENT name other ones."
         ) from error
     if not isinstance(run, FlowRun):

@@ -20,8 +20,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -36,7 +37,7 @@ from flows.runs.lost_runs import order_id_of, start_again, why_lost
 from flows.runs.run_states import deployments
 from flows.runs.searches import PAGE, of_flows
 from flows.runs.unbegun import CHECKOUT, is_unbegun, unbegun_runs, why_unbegun
-from flows.runs.work_pool import SERVER_AWAY, UNTRUSTED
+from flows.runs.work_pool import INTERNAL_ERROR, SERVER_AWAY, UNTRUSTED
 from orders.acceptance import known_order, require_same
 from orders.batches import batches_among
 from orders.lookup import read_order
@@ -48,11 +49,17 @@ from store.settings import settings
 FLOWS = (CHECKOUT, "batch-checkout", "compensate")
 ANSWER_SECONDS = 10.0
 """A frozen server accepts connections. With Prefect's own 60 s a command would seem to hang."""
+CALL_SECONDS = 20.0
+"""A busy server may take longer than its first answer did."""
 
 
 @contextmanager
-def prefect_client() -> Iterator[SyncPrefectClient]:
-    """Yield Prefect's client after the server has answered.
+def prefect_client(*, patient: bool = False) -> Iterator[SyncPrefectClient]:
+    """Yield Prefect's client after the server has read from its database.
+
+    Args:
+        patient: Whether calls outlast an outage, as those of a run. Otherwise each call inside is
+            tried twice, since a person waits for it.
 
     Raises:
         NoPrefectServer: no server is named, or it does not answer; nothing was asked of it.
@@ -62,29 +69,43 @@ def prefect_client() -> Iterator[SyncPrefectClient]:
         raise NoPrefectServer(
             "PREFECT_API_URL names no Prefect server. For the system of `make up`: . .local/env"
         )
-    try:
-        opened = get_client(sync_client=True)
-    except OSError as error:
-        # Each client reads it, that of an http address as well.
-        raise NoPrefectServer(
-            f"PREFECT_API_SSL_CERT_FILE: {PREFECT_API_SSL_CERT_FILE.value()} cannot be read as "
-            f"certificates: {error.strerror}"
-        ) from error
-    with opened as client:
-        # The client's own retries are for runs, which have time; here somebody waits.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
-            try:
-                client.request("GET", "/hello", timeout=ANSWER_SECONDS)
-            except SERVER_AWAY as error:
-                remedy = (
-                    "Does PREFECT_API_SSL_CERT_FILE name a file with its authority?"
-                    if UNTRUSTED in str(error)
-                    else "Is it running, and does PREFECT_API_URL name it?"
-                )
-                raise NoPrefectServer(
-                    f"Prefect's server at {address} does not answer ({error!r}). {remedy}"
-                ) from error
-        yield client
+    quick = {PREFECT_CLIENT_MAX_RETRIES: 1, PREFECT_API_REQUEST_TIMEOUT: CALL_SECONDS}
+    with temporary_settings({} if patient else quick):
+        try:
+            opened = get_client(sync_client=True)
+        except OSError as error:
+            # Each client reads it, that of an http address as well.
+            raise NoPrefectServer(
+                f"PREFECT_API_SSL_CERT_FILE: {PREFECT_API_SSL_CERT_FILE.value()} cannot be read as "
+                f"certificates: {error.strerror}"
+            ) from error
+        with opened as client:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+                try:
+                    client.request("GET", "/hello", timeout=ANSWER_SECONDS)
+                    # The greeting needs no database of the server.
+                    client.read_flows(limit=1)
+                except SERVER_AWAY as error:
+                    raise NoPrefectServer(
+                        f"Prefect's server at {address} does not answer {_why_away(error)}"
+                    ) from error
+            yield client
+
+
+def _why_away(error: Exception) -> str:
+    """Return why a server does not answer, with the remedy."""
+    if isinstance(error, PrefectHTTPStatusError):
+        code = error.response.status_code
+        if code in (401, 403):
+            remedy = "Does PREFECT_API_AUTH_STRING have its PREFECT_SERVER_API_AUTH_STRING?"
+        elif code >= INTERNAL_ERROR:
+            remedy = "It runs: is its own PostgreSQL there? Its log has the reason."
+        else:
+            remedy = "Does PREFECT_API_URL name it, with /api at its end?"
+        return f"as it should (HTTP {code}). {remedy}"
+    if UNTRUSTED in str(error):
+        return f"({error!r}). Does PREFECT_API_SSL_CERT_FILE name a file with its authority?"
+    return f"({error!r}). Is it running, and does PREFECT_API_URL name it?"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ logger = logging.getLogger("store.work_pool")
 
 SERVER_AWAY = (httpx.TransportError, PrefectHTTPStatusError)
 """What Prefect's client raises, its own retries spent, while the server is away or starting."""
+INTERNAL_ERROR = 500
+"""From this HTTP status on the server has failed, as while its own database is away."""
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """What an error has in its text where no authority of PREFECT_API_SSL_CERT_FILE has signed for the
 server."""

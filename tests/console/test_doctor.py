@@ -19,12 +19,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import IO
 
+import prefect
 import psutil
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
 from prefect.settings import (
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_EXTRA_LOGGERS,
@@ -395,6 +397,18 @@ class LocksOut(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class WithoutDatabase(LocksOut):
+    """A server of Prefect whose database is away; its version it has in its memory."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(prefect.__version__).encode())
+
+    def do_POST(self) -> None:
+        self.send_error(500)
+
+
 @contextmanager
 def served(server: HTTPServer, scheme: str = "http") -> Iterator[None]:
     """Have a server answer, as Prefect's."""
@@ -449,6 +463,24 @@ def test_a_server_that_does_not_let_us_in_is_told_with_the_remedy() -> None:
         [diagnosis] = looked("prefect server")
     assert (diagnosis.verdict, "does not let us in (401)" in diagnosis.says) == ("mend", True)
     assert "PREFECT_API_AUTH_STRING" in diagnosis.remedy
+
+
+def test_a_server_whose_database_is_away_is_told_once_with_the_remedy(
+    setting: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting("database_url", NOWHERE)
+    with (
+        HTTPServer(("127.0.0.1", 0), WithoutDatabase) as server,
+        served(server),
+        temporary_settings({PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}),
+    ):
+        said = dict(diagnose())
+        assert main(["dispatcher", "status"]) == 1
+    assert said["prefect server"].verdict == Verdict.MEND
+    assert "(HTTP 500), as without its own database" in said["prefect server"].says
+    assert "PREFECT_API_DATABASE_CONNECTION_URL" in said["prefect server"].remedy
+    assert said["deployments"].says == "it needs prefect server"
+    assert "(HTTP 500). It runs: is its own PostgreSQL there?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -558,6 +590,14 @@ def test_the_remedies_of_paused_deployments_and_schedules_are_commands_that_work
     assert verdicts("schedules") == {Verdict.OK}
 
 
+@pytest.mark.usefixtures("paused_deployments")
+def test_deployments_whose_pool_or_queue_was_deleted_are_named() -> None:
+    [found] = [each for each in looked("deployments") if "was deleted" in each.says]
+    assert found.verdict == Verdict.MEND
+    assert "dispatch-orders/local, recover-orders/local" in found.says
+    assert "`python -m deployments.apply`" in found.remedy
+
+
 def follow(remedy: str) -> None:
     """Run the command that a remedy names."""
     with following(remedy) as (started, said):
@@ -597,7 +637,7 @@ def following(remedy: str) -> Iterator[tuple["subprocess.Popen[bytes]", IO[str]]
 
 @pytest.fixture
 def missing_pool(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of the pool for the next `prefect deploy --all`, which does not exist yet."""
+    """The name of the pool for the next deploy, which does not exist yet."""
     name = "of-the-remedies"
     monkeypatch.setenv("STORE_WORK_POOL", name)
     yield name

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from seed.__main__ import main as seed
 from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
 from store.messages import OrderMessage
-from store.models import QueuedMessage, utc_now
+from store.models import OrderStatus, QueuedMessage, utc_now
 from store.partners import order_queue
 from store.queue import QueueDepth
 from store.settings import settings
@@ -154,7 +155,7 @@ def test_a_database_that_is_newer_than_the_code_is_told_in_a_sentence(
         ("list --younger-than=-1d", "'-1d' is no length of time"),
         ("archive --older-than year", "'year' is no length of time"),
         ("metrics --port 9000 --file metrics.prom", "Give --port or --file, not both."),
-        ("submit --user u --order o-1", "there is no option --order; checkout submit --help"),
+        ("submit --user u --order o-1", "there is no option --order\nSee checkout submit --help"),
         ("batch run --chunk-size 0", "Must be >= 1"),
         ("batch run --chunk-size 5001", "Must be <= 5000"),
         ("batch run --concurrency 33", "Must be <= 32"),
@@ -170,6 +171,36 @@ def test_an_option_that_makes_no_sense_is_wrong_usage(
     told = capsys.readouterr()
     assert told.out == ""
     assert said in told.err
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("nonsense", "checkout"),
+        ("dispatcher offf", "checkout dispatcher"),
+        ("list --bogus", "checkout list"),
+        ("compensations retry", "checkout compensations retry"),
+        # The command itself refuses these.
+        ("answer o-1 --by Ada", "checkout answer"),
+        ("batch run --line-items", "checkout batch run"),
+    ],
+)
+def test_wrong_usage_leads_to_the_help_of_the_command_that_was_called(
+    command: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"See {own} --help."
+
+
+@pytest.mark.usefixtures("database")
+def test_a_status_is_named_and_taken_as_tables_write_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["list", "--status", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert all(f'"{status}"' in said for status in OrderStatus)
+    for written in ("compensation_failed", "compensation-failed"):
+        assert main(["list", "--status", written]) == 0
 
 
 @pytest.mark.parametrize(
@@ -254,7 +285,8 @@ def test_a_reader_that_has_had_enough_is_no_error(command: str) -> None:
         )
     finally:
         os.close(write_end)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+    # As a shell shows it of other programs; 1 is for what was refused or found wrong.
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(

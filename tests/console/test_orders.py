@@ -10,9 +10,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.states import Cancelling, Pending
 
 from flows.runs import order_runs
@@ -195,7 +201,7 @@ def test_a_deployment_that_is_not_there_is_named(
     said = checkout("submit", *EXAMPLE)
     assert said.status == 1
     assert "no deployment store-checkout/elsewhere" in said.err
-    assert "prefect deploy --all" in said.err
+    assert "python -m deployments.apply" in said.err
 
 
 def test_what_needs_prefect_changes_nothing_where_no_server_is_named_or_answers(
@@ -358,6 +364,20 @@ def test_an_order_that_is_not_there_is_refused(
     said = checkout(command, "nobodys")
     assert (said.status, said.out) == (1, "")
     assert "There is no order nobodys, or its run has not begun yet." in said.err
+
+
+@pytest.mark.usefixtures("deployment")
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_server_that_freezes_later_keeps_a_person_for_seconds_and_a_run_as_it_is_set(
+    patient: bool,
+) -> None:
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 10, PREFECT_API_REQUEST_TIMEOUT: 60}),
+        order_runs.prefect_client(patient=patient),
+        get_client(sync_client=True) as client,
+    ):
+        found = (client._client.timeout.read, PREFECT_CLIENT_MAX_RETRIES.value())
+    assert found == ((60, 10) if patient else (order_runs.CALL_SECONDS, 1))
 
 
 @pytest.mark.timeout(30)

@@ -104,7 +104,7 @@ def test_without_a_server_nothing_is_started_to_apply_them_to(
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (ObjectNotFound(http_exc=Exception()), "prefect deploy --all"),
+        (ObjectNotFound(http_exc=Exception()), "python -m deployments.apply"),
         (httpx.ConnectError("refused"), "Is the server running"),
     ],
 )

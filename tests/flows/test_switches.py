@@ -66,5 +66,5 @@ def test_the_command_says_which_holds(pool: Pool, capsys: pytest.CaptureFixture[
 def test_without_a_deployment_nothing_is_switched(pool: Pool) -> None:
     for deployment in pool.client.read_deployments():
         pool.client.delete_deployment(deployment.id)
-    with pytest.raises(DeploymentNotFound, match="prefect deploy --all"):
+    with pytest.raises(DeploymentNotFound, match=r"python -m deployments\.apply"):
         DISPATCHER.off(pool.client)
