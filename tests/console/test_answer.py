@@ -60,7 +60,7 @@ def test_an_answer_that_prefect_accepted_before_counts(runs: Runs, checkout: Cal
     [
         (["o-1", "gone"], "There is no order gone"),
         (["o-1", "answered"], "answered is dispatching by courier small"),
-        (["o-1", "o-2"], "has room for 3 copies, the order has 4"),
+        (["o-1", "o-2"], "has room for 3 copies, the 2 orders have 4"),
     ],
 )
 def test_what_cannot_be_answered_as_a_whole_changes_nothing(
