@@ -231,7 +231,7 @@ def no_server() -> Iterator[None]:
 def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     deployment: Runs, checkout: Call
 ) -> None:
-    pool = "unattended"
+    pool = "night shift"
     deployment.client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     made = deployment.client.read_deployment_by_name(DEPLOYMENT)
     deployment.client.update_deployment(made.id, DeploymentUpdate(work_pool_name=pool))
@@ -240,7 +240,7 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     )
     placed("o-1", "bill_customer")
     id_ = str(run.id)
-    why = f"no worker of {pool} is online; `prefect worker start --pool {pool}` starts one"
+    why = f"no worker of {pool} is online; `prefect worker start --pool '{pool}'` starts one"
 
     def listed() -> dict[str, Any]:
         return {order["order_id"]: order for order in checkout("list", "--json").data}
@@ -250,7 +250,7 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     assert re.search(f"{id_} +│ not begun +│", checkout("list").out)
     assert f"as soon as its run begins: {why}." in checkout("show", id_).out
     deployment.client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
-    paused = f"its work pool {pool} is paused; `checkout reopen --pool {pool}` resumes it"
+    paused = f"its work pool {pool} is paused; `checkout reopen --pool '{pool}'` resumes it"
     assert listed()[id_]["message"] == paused
     assert id_ not in checkout("list", "--status", "started", "--json").out
     deployment.client.delete_flow_run(run.id)
