@@ -69,6 +69,7 @@ Age = Annotated[timedelta, Parameter(converter=_age)]
 
 def list_orders(
     *,
+    id_: Annotated[str | None, Parameter(name="--id")] = None,
     status: OrderStatus | None = None,
     customer: str | None = None,
     book: str | None = None,
@@ -82,6 +83,7 @@ def list_orders(
     """List orders, newest first, that match all options.
 
     Args:
+        id_: Orders with this text in their id, in small or capital letters.
         status: Orders in this status.
         customer: Orders of the customer with this id.
         book: Orders with copies of the book with this id.
@@ -92,7 +94,9 @@ def list_orders(
     now = utc_now()
     is_narrowed = any(x is not None for x in (status, customer, book, older_than, younger_than))
     unbegun = [] if is_narrowed else _unbegun(now, limit)
+    unbegun = [each for each in unbegun if (id_ or "").lower() in each.id.lower()]
     found = find_orders(
+        id_part=id_,
         status=status,
         user_id=customer,
         book_id=book,

@@ -50,6 +50,7 @@ def recorded_among(order_ids: Collection[str]) -> set[str]:
 
 def find_orders(
     *,
+    id_part: str | None = None,
     status: OrderStatus | None = None,
     user_id: str | None = None,
     book_id: str | None = None,
@@ -59,6 +60,8 @@ def find_orders(
 ) -> list[Order]:
     """Return the newest orders that match all filters."""
     wanted = select(Order)
+    if id_part is not None:
+        wanted = wanted.where(col(Order.id).icontains(id_part, autoescape=True))
     if status is not None:
         wanted = wanted.where(col(Order.status) == status)
     if user_id is not None:

@@ -253,6 +253,7 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     paused = f"its work pool {pool} is paused; `checkout reopen --pool '{pool}'` resumes it"
     assert listed()[id_]["message"] == paused
     assert id_ not in checkout("list", "--status", "started", "--json").out
+    assert [each["order_id"] for each in checkout("list", "--id", id_[:9], "--json").data] == [id_]
     deployment.client.delete_flow_run(run.id)
     deployment.client.delete_work_pool(pool)
 
@@ -271,6 +272,8 @@ def test_the_list_has_the_newest_first_and_takes_its_options_together(
 
     assert _listed(checkout) == ["o-3", "o-1", "o-2"]
     assert _listed(checkout, "--limit", "2") == ["o-3", "o-1"]
+    assert _listed(checkout, "--id", "O-1") == ["o-1"]
+    assert _listed(checkout, "--id", "_") == _listed(checkout, "--id", "1", "--book", "x") == []
     assert _listed(checkout, "--status", "waiting") == ["o-1"]
     assert _listed(checkout, "--status", "compensation_failed") == []
     assert _listed(checkout, "--customer", EDUARDO_SANTANA) == ["o-3", "o-1"]
