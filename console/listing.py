@@ -20,6 +20,7 @@ from terminal.output import (
     Columns,
     Limit,
     Wide,
+    at_most,
     duration,
     print_json,
     print_table,
@@ -102,8 +103,9 @@ def list_orders(
         book_id=book,
         accepted_from=now - younger_than if younger_than else None,
         accepted_until=now - older_than if older_than else None,
-        limit=limit,
+        limit=limit + 1,
     )
+    found = at_most(limit, found)
     if as_json:
         print_json(
             [

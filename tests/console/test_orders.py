@@ -272,6 +272,10 @@ def test_the_list_has_the_newest_first_and_takes_its_options_together(
 
     assert _listed(checkout) == ["o-3", "o-1", "o-2"]
     assert _listed(checkout, "--limit", "2") == ["o-3", "o-1"]
+    assert (
+        checkout("list", "--limit", "2").err == "There are more than these 2; --limit N lists N.\n"
+    )
+    assert checkout("list", "--limit", "3").err == ""
     assert _listed(checkout, "--id", "O-1") == ["o-1"]
     assert _listed(checkout, "--id", "_") == _listed(checkout, "--id", "1", "--book", "x") == []
     assert _listed(checkout, "--status", "waiting") == ["o-1"]
