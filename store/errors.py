@@ -134,7 +134,10 @@ class OrderNotFailed(StoreError):
 
 
 class NothingToUndo(StoreError):
-    """The undo is done, was never needed, or has not failed."""
+    """The undo is done, was never needed, or has not failed.
+
+    Or what is to be put back has no place: its book or customer was deleted.
+    """
 
 
 class DeploymentNotFound(StoreError):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, read_rows
-from store.errors import RedeemPointsError
+from store.errors import NothingToUndo, RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
 from store.settings import settings
@@ -102,10 +102,15 @@ def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) ->
 
     Points made good otherwise are taken out of all that were ever granted, so that they still
     add up.
+
+    Raises:
+        NothingToUndo: the customer to whom they are to be put back was deleted.
     """
     user_id, points = taken["user_id"], taken["points"]
-    _lock_customers(session, [user_id])
+    is_there = user_id in _lock_customers(session, [user_id])
     if put_back:
+        if not is_there:
+            raise NothingToUndo(f"customer {user_id} is gone; settle it without --put-back")
         increase(session, Customer, "points", {user_id: points})
         return {"points": points}
     increase(session, Customer, "initial_points", {user_id: -points})
