@@ -221,6 +221,13 @@ def test_a_courier_that_was_deleted_with_parcels_in_hand_can_be_put_again(
     assert (status("o-1"), assigned_copies()) == ("dispatched", {})
 
 
+@pytest.mark.parametrize("id_", ["", " anna", "an\nna", "a" * 65])
+def test_a_courier_whose_id_nobody_can_type_is_refused(
+    monkeypatch: pytest.MonkeyPatch, id_: str
+) -> None:
+    assert seed(monkeypatch, "--courier", id_, "5") == 2
+
+
 @pytest.mark.parametrize("copies", ["-1", "many", "1.5"])
 def test_a_courier_without_a_number_of_copies_is_refused(
     monkeypatch: pytest.MonkeyPatch, copies: str
