@@ -1,6 +1,5 @@
 """The commands for many orders in one run."""
 
-import csv
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from orders.intake import Intake, load_orders, submit_orders
 from store.errors import RefusedOrder
 from terminal.numbers import Share, WholeNumber
 from terminal.output import AsJson, print_answer, print_json, terminal
+from terminal.rows import write_csv
 
 ChunkSize = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CHUNK_SIZE_AT_MOST))]
 Concurrency = Annotated[WholeNumber, Parameter(validator=Number(gte=1, lte=CONCURRENCY_AT_MOST))]
@@ -154,10 +154,11 @@ def failed(run_id: str, /, *, to: Path | None = None, as_json: AsJson = False) -
         print_json([asdict(each) for page in _pages(run_id) for each in page])
         return 0
     with to.open("w", newline="", encoding="utf-8") if to else nullcontext(sys.stdout) as file:
-        writer = csv.writer(file)
-        writer.writerow(["orderId", "status", "error", "message"])
-        for page in _pages(run_id):
-            writer.writerows([e.order_id, e.status, e.error, e.message] for e in page)
+        write_csv(
+            file,
+            ("orderId", "status", "error", "message"),
+            ({"orderId": e.order_id, **asdict(e)} for page in _pages(run_id) for e in page),
+        )
     return 0
 
 

@@ -14,6 +14,7 @@ from terminal.output import (
     AsJson,
     Limit,
     Wide,
+    at_most,
     duration,
     print_answer,
     print_json,
@@ -55,7 +56,9 @@ def compensations(*, limit: Limit = 100, wide: Wide = False, as_json: AsJson = F
     Args:
         limit: The most orders to list, the longest waiting first.
     """
-    failed = failed_undos(limit)
+    failed = failed_undos(limit + 1)
+    orders = at_most(limit, list(dict.fromkeys(undo.order_id for undo in failed)))
+    failed = [undo for undo in failed if undo.order_id in orders]
     if as_json:
         print_json([undo_as_data(undo) for undo in failed])
         return 0

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -125,7 +126,7 @@ def _schedules_of(
         elif not schedule.active and wanted.get("active", True):
             yield mend(
                 f"the schedule {wanted['slug']} of {name} is not active",
-                f"`prefect deployment schedule resume {name} {schedule.id}`",
+                f"`prefect deployment schedule resume {quote(name)} {schedule.id}`",
             )
 
 
@@ -176,12 +177,12 @@ def _work_pools() -> Iterator[Diagnosis]:
         if pool is None:
             yield mend(
                 f"the work pool {name} does not exist: runs stay Late for ever",
-                f"`prefect work-pool create {name} --type process`",
+                f"`prefect work-pool create {quote(name)} --type process`",
             )
         elif pool.is_paused:
             yield mend(
                 f"the work pool {name} is paused: no worker takes a run",
-                f"`checkout reopen --pool {name}`, once what it was paused for is done",
+                f"`checkout reopen --pool {quote(name)}`, once what it was paused for is done",
             )
         else:
             yield ok(f"the work pool {name} takes runs")
@@ -210,7 +211,8 @@ def _workers() -> Iterator[Diagnosis]:
             else:
                 yield mend(
                     f"no worker of {name} is online: no order starts, none is looked after",
-                    f"`prefect worker start --pool {name}`, with the settings of docs/settings.md",
+                    f"`prefect worker start --pool {quote(name)}`, with the settings of "
+                    "docs/settings.md",
                 )
 
 
@@ -242,7 +244,8 @@ def _online() -> Iterator[Diagnosis]:
     else:
         yield warning(
             f"{says}: {name} is on, and none of its runs listens",
-            f"see `work pools` and `workers`, then start one: `prefect deployment run {name}`",
+            "see `work pools` and `workers`, then start one: "
+            f"`prefect deployment run {quote(name)}`",
         )
 
 

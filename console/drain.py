@@ -1,5 +1,6 @@
 """Pausing and resuming of the work pool."""
 
+from shlex import quote
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -29,7 +30,8 @@ def drain(
     progress = terminal(stderr=True)
     with prefect_client(patient=True) as client:
         name = pool or pools.pool_of_checkouts(client)
-        progress.print(f"Pausing work pool {name}; `checkout reopen --pool {name}` resumes it.")
+        again = f"checkout reopen --pool {quote(name)}"
+        progress.print(f"Pausing work pool {name}; `{again}` resumes it.")
         report = pools.drain(
             client, name, timeout, lambda what: progress.print(f"Under way: {what}")
         )

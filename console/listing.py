@@ -20,6 +20,7 @@ from terminal.output import (
     Columns,
     Limit,
     Wide,
+    at_most,
     duration,
     print_json,
     print_table,
@@ -73,6 +74,7 @@ Status = Annotated[
 
 def list_orders(
     *,
+    id_: Annotated[str | None, Parameter(name="--id")] = None,
     status: Status | None = None,
     customer: str | None = None,
     book: str | None = None,
@@ -86,6 +88,7 @@ def list_orders(
     """List orders, newest first, that match all options.
 
     Args:
+        id_: Orders with this text in their id, in small or capital letters.
         status: Orders in this status.
         customer: Orders of the customer with this id.
         book: Orders with copies of the book with this id.
@@ -96,14 +99,17 @@ def list_orders(
     now = utc_now()
     is_narrowed = any(x is not None for x in (status, customer, book, older_than, younger_than))
     unbegun = [] if is_narrowed else _unbegun(now, limit)
+    unbegun = [each for each in unbegun if (id_ or "").lower() in each.id.lower()]
     found = find_orders(
+        id_part=id_,
         status=status,
         user_id=customer,
         book_id=book,
         accepted_from=now - younger_than if younger_than else None,
         accepted_until=now - older_than if older_than else None,
-        limit=limit,
+        limit=limit + 1,
     )
+    found = at_most(limit, found)
     if as_json:
         print_json(
             [

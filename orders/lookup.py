@@ -1,6 +1,6 @@
 """Read orders from the database."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import func
@@ -25,11 +25,21 @@ def read_order(order_id: str) -> Order:
         order = session.get(Order, order_id)
         if order is None:
             require_not_archived(session, order_id)
-            raise OrderNotFound(
-                f"There is no order {order_id}, or its run has not begun yet. "
-                "`checkout list` shows those there are."
-            )
+            of_run = session.scalars(select(Order.id).where(Order.run_id == order_id).limit(2))
+            raise OrderNotFound(_not_there(order_id, of_run.all()))
         return order
+
+
+def _not_there(order_id: str, of_run: Sequence[str]) -> str:
+    """Return why no order is found, naming the run of this id."""
+    match of_run:
+        case []:
+            why = ", or its run has not begun yet. `checkout list` shows those there are."
+        case [one]:
+            why = f"; this is the id of the run of order {one}."
+        case _:
+            why = "; this is the id of a batch's run, and `checkout list` shows orders."
+    return f"There is no order {order_id}{why}"
 
 
 def recorded_among(order_ids: Collection[str]) -> set[str]:
@@ -40,6 +50,7 @@ def recorded_among(order_ids: Collection[str]) -> set[str]:
 
 def find_orders(
     *,
+    id_part: str | None = None,
     status: OrderStatus | None = None,
     user_id: str | None = None,
     book_id: str | None = None,
@@ -49,6 +60,8 @@ def find_orders(
 ) -> list[Order]:
     """Return the newest orders that match all filters."""
     wanted = select(Order)
+    if id_part is not None:
+        wanted = wanted.where(col(Order.id).icontains(id_part, autoescape=True))
     if status is not None:
         wanted = wanted.where(col(Order.status) == status)
     if user_id is not None:

@@ -138,8 +138,12 @@ def _from_json(row: Row, line: str) -> bool:
 
 def _csv_parser(header: bytes | None) -> Callable[[Row, str], bool]:
     """Return a parser that fills rows and detects empty lines."""
+    if header is None or b"\r" in header.rstrip(b"\r\n"):
+        raise UnreadableSource(
+            "line 1: the lines do not end with line feeds; save the file as CSV UTF-8"
+        )
     try:
-        names = _filled(next(csv.reader([(header or b"").decode().strip()], strict=True), []))
+        names = _filled(next(csv.reader([header.decode().strip()], strict=True), []))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UnreadableSource("line 1: the header cannot be read as CSV in UTF-8") from error
     columns = [_HEADER.get(name.strip().replace("_", "").lower()) for name in names]

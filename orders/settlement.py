@@ -26,7 +26,8 @@ def settle(order_id: str, step: str, *, by: str, reason: str, put_back: bool = F
 
     Raises:
         OrderNotFound: no order has the id.
-        NothingToUndo: the undo is done, was never needed, or has not failed; nothing changed.
+        NothingToUndo: the undo is done, was never needed, or has not failed, or the book or
+            customer is gone to which it is to be put back; nothing changed.
     """
     read_order(order_id)
     if step not in UNDOS:

@@ -178,6 +178,8 @@ def _messages(session: Session, order: Order) -> Iterator[Event]:
             read = OrderMessage.model_validate_json(message.body)
         except ValidationError:
             continue  # a dead letter that nobody can read is about no order
+        if read.order_id != order.id:
+            continue  # an order may be called like a field of each message
         facts = {"id": message.id, "receive_count": message.receive_count}
         yield Event(
             message.sent_at,

@@ -39,9 +39,12 @@ def main(
     """
     couriers = dict(courier or ())
     for id_, copies in couriers.items():
-        if not 1 <= len(id_) <= ID_LENGTH or not re.fullmatch("[0-9]{1,9}", copies):
+        is_name = 1 <= len(id_) <= ID_LENGTH and id_.isprintable() and id_ == id_.strip()
+        if not is_name or not re.fullmatch("[0-9]{1,9}", copies):
             return complain(
-                f"--courier takes an id of up to {ID_LENGTH} characters, and a number", WRONG_USAGE
+                f"--courier takes an id of up to {ID_LENGTH} printable characters, without spaces "
+                "around it, and a number",
+                WRONG_USAGE,
             )
     output = terminal()
     migrate(settings().database_url)

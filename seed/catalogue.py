@@ -1,14 +1,16 @@
 """The data of a new shop, and a reproducible catalogue for load."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy import delete
-from sqlmodel import SQLModel, col, select
+from sqlalchemy import select as select_columns
+from sqlmodel import Session, SQLModel, col, select
 
 from store.bulk import insert_missing
 from store.database import transaction
-from store.models import Book, Courier, Customer
+from store.models import Book, Courier, Customer, Order, OrderStatus
 
 TEN_X_RULE = "01G4E1A9GF5CZWET09RSBR04PV"
 STRIPED_PAJAMAS = "01G4E1A9GF2VKNDHNYB7FRAN8F"
@@ -68,6 +70,8 @@ def put_shop() -> int:
 def put_couriers(couriers: Mapping[str, int]) -> int:
     """Insert a shop's own couriers, or change their capacities.
 
+    One that was deleted with copies in hand has them in hand again.
+
     Args:
         couriers: By the courier's id, the copies that it takes at a time.
 
@@ -78,11 +82,17 @@ def put_couriers(couriers: Mapping[str, int]) -> int:
         ValueError: a courier has more copies in hand than it would take.
     """
     with transaction() as session:
+        in_hand = _copies_in_hand(session, list(couriers))
         new = insert_missing(
             session,
             Courier,
             [
-                {"id": id_, "name": id_, "capacity_copies": copies, "assigned_copies": 0}
+                {
+                    "id": id_,
+                    "name": id_,
+                    "capacity_copies": max(copies, in_hand[id_]),
+                    "assigned_copies": in_hand[id_],
+                }
                 for id_, copies in couriers.items()
             ],
         )
@@ -98,6 +108,20 @@ def put_couriers(couriers: Mapping[str, int]) -> int:
                 )
             courier.capacity_copies = couriers[courier.id]
         return len(new)
+
+
+def _copies_in_hand(session: Session, courier_ids: Sequence[str]) -> Counter[str]:
+    """Lock the couriers' accepted orders and return their copies by courier."""
+    accepted = session.execute(
+        select_columns(col(Order.courier_id), col(Order.copies))
+        .where(col(Order.status) == OrderStatus.DISPATCHING, col(Order.courier_id).in_(courier_ids))
+        .order_by(col(Order.id))
+        .with_for_update()
+    )
+    in_hand: Counter[str] = Counter()
+    for courier_id, copies in accepted:
+        in_hand[courier_id] += copies
+    return in_hand
 
 
 def put_catalogue(books: int, users: int) -> int:

@@ -38,6 +38,7 @@ from store.partners import wrong_method
 from store.settings import settings
 from terminal.command_line import WRONG_USAGE, command
 from terminal.output import complain, print_table, terminal
+from terminal.rows import cell
 
 PAGE_ITEMS = 1_000
 """Items of one call and one transaction; they bound the memory, and what is read twice at most."""
@@ -134,7 +135,7 @@ class ImportFolder:
 
     def _append(self, rows: Sequence[Sequence[str]]) -> None:
         with _private(self.rejects, "a") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file).writerows(map(cell, row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
 

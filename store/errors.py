@@ -134,7 +134,10 @@ class OrderNotFailed(StoreError):
 
 
 class NothingToUndo(StoreError):
-    """The undo is done, was never needed, or has not failed."""
+    """The undo is done, was never needed, or has not failed.
+
+    Or what is to be put back has no place: its book or customer was deleted.
+    """
 
 
 class DeploymentNotFound(StoreError):
@@ -334,9 +337,10 @@ def and_more(left_out: int) -> list[str]:
 def one_line(text: object) -> str:
     """Return an error's text as one line.
 
-    It goes into records, states, logs and notices.
+    It goes into records, states, logs and notices. A part of it may be a customer's, whose control
+    characters would steer the terminal of who reads it.
     """
-    return " ".join(str(text).split())
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def shortened(text: str) -> str:

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
         pattern=r"^[A-Z]{3}$",
         description="ISO 4217 code of the currency of all prices. It must have hundredths.",
     )
+    smallest_charge_cents: int = Field(
+        default=50,
+        ge=0,
+        description="The smallest amount that the payment gateway charges, in the currency's minor "
+        "unit. An order keeps some points rather than leave less to be charged; see "
+        "[Payments](payments.md#when-stripe-refuses).",
+    )
     timezone: str = Field(
         default="UTC",
         description="IANA name of the shop's time zone, such as `Europe/Berlin`. Forms, timelines, "

@@ -89,7 +89,7 @@ def record_answer(order_id: str, answer: CourierAnswer) -> Decision:
     with transaction() as session:
         order = lock_order(session, order_id)
         if _waits(order, order.attempt):
-            _require_sense(order.copies, answer, lock_couriers(session))
+            _require_sense([order], answer, lock_couriers(session))
             _decide(session, [(order, answer)])
         counts = _decision(session, order)
         if counts is not None and _says(counts, answer):
@@ -131,7 +131,7 @@ def answer_all(order_ids: Sequence[str], answer: CourierAnswer) -> list[OrderMes
                     f"order: {order.id} is {order.status}{by} and does not wait for a courier; "
                     "leave it out. Nothing was changed."
                 )
-        _require_sense(sum(order.copies for order in orders), answer, couriers)
+        _require_sense(orders, answer, couriers)
         _decide(session, [(order, answer) for order in orders])
         return [
             OrderMessage(order_id=order.id, attempt=order.attempt, copies=order.copies)
@@ -165,7 +165,7 @@ def answer_waiting(order_ids: Sequence[str], answer: CourierAnswer) -> list[str]
                     continue
                 free -= order.copies
             else:
-                _require_sense(order.copies, answer, couriers)
+                _require_sense([order], answer, couriers)
             decided.append((order, answer))
         _decide(session, decided)
         return [order.id for order, _ in decided]
@@ -181,10 +181,12 @@ def lock_couriers(session: Session) -> dict[str, Courier]:
     return {courier.id: courier for courier in couriers}
 
 
-def _require_sense(copies: int, answer: CourierAnswer, couriers: Mapping[str, Courier]) -> None:
+def _require_sense(
+    orders: Sequence[SagaOrder], answer: CourierAnswer, couriers: Mapping[str, Courier]
+) -> None:
     """Raise InvalidDecision, with the remedy, for an impossible answer.
 
-    ``copies`` are those of all orders that are answered together.
+    ``orders`` are those that are answered together.
     """
     if answer.outcome == NO_COURIER:
         if answer.courier:
@@ -196,13 +198,14 @@ def _require_sense(copies: int, answer: CourierAnswer, couriers: Mapping[str, Co
         raise InvalidDecision(f"courier: give the courier's id for “{ASSIGNED}”")
     courier = couriers.get(answer.courier)
     if courier is None:
-        raise InvalidDecision(
-            f"courier: nobody has the id “{answer.courier}”; there are {', '.join(couriers)}"
-        )
+        known = f"there are {', '.join(couriers)}" if couriers else "the shop has no courier"
+        raise InvalidDecision(f"courier: nobody has the id “{answer.courier}”; {known}")
     free = courier.capacity_copies - courier.assigned_copies
+    copies = sum(order.copies for order in orders)
     if free < copies:
+        whose = "the order has" if len(orders) == 1 else f"the {len(orders)} orders have"
         raise InvalidDecision(
-            f"courier: {courier.id} has room for {free} copies, the order has {copies}; "
+            f"courier: {courier.id} has room for {free} copies, {whose} {copies}; "
             "choose another one"
         )
 

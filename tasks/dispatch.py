@@ -185,6 +185,6 @@ def _notices(session: Session, orders: Sequence[SagaOrder]) -> list[Notice]:
     titles: dict[str, str] = dict(found)
     notices = []
     for order in orders:
-        known = ((copies, titles[id_]) for id_, copies in lines[order.id] if id_ in titles)
-        notices.append(dispatched(order, [f"{copies} of “{title}”" for copies, title in known]))
+        texts = [f"{copies} of “{titles.get(id_, id_)}”" for id_, copies in lines[order.id]]
+        notices.append(dispatched(order, texts))
     return notices

@@ -12,6 +12,7 @@ from store.errors import (
     BookNotFound,
     BookOutOfStock,
     NoCourierAvailable,
+    NothingToUndo,
     OrderError,
 )
 from store.models import Book, Courier, OrderLine
@@ -94,10 +95,15 @@ def settle_copies(session: Session, taken: Mapping[str, Any], put_back: bool) ->
     """Book copies settled by a person as restored or written off.
 
     A lost copy is taken out of all that ever came in, so that the stock still adds up.
+
+    Raises:
+        NothingToUndo: a book to which copies are to be put back was deleted.
     """
     copies: Mapping[str, int] = taken["copies"]
-    _lock_books(session, set(copies))
+    gone = set(copies) - _lock_books(session, set(copies)).keys()
     if put_back:
+        if gone:
+            raise NothingToUndo(f"book {min(gone)} is gone; settle it without --put-back")
         increase(session, Book, "quantity", copies)
         return {"copies": copies}
     lost = {book_id: -quantity for book_id, quantity in copies.items()}

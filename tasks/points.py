@@ -3,15 +3,17 @@
 One point is worth one unit of the currency.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlmodel import Session, col, select
 
 from store.bulk import among, increase, read_rows
-from store.errors import RedeemPointsError
+from store.errors import NothingToUndo, RedeemPointsError
 from store.models import Customer
 from store.saga import backward, forward
+from store.settings import settings
 from tasks.retries import retried_task
 from tasks.undo import Taken
 
@@ -22,8 +24,9 @@ CENTS_PER_POINT = 100
 def redeem_points(order_ids: list[str]) -> list[str]:
     """Redeem the available points of each order that requests it.
 
-    At most the order's total is redeemed, in whole points; the rest stays with the customer.
-    Undone by :func:`restore_points`.
+    At most the order's total is redeemed, in whole points; the rest stays with the customer. What
+    is left to pay is nothing or large enough to be charged, where the total is. Undone by
+    :func:`restore_points`.
 
     Returns:
         The ids of the orders that go on, those that redeem nothing among them.
@@ -41,7 +44,7 @@ def redeem_points(order_ids: list[str]) -> list[str]:
                 step.fail(order, RedeemPointsError(f"customer {order.user_id} is gone"))
             else:
                 total_cents = order.total_cents or 0
-                points = min(left[order.user_id], total_cents // CENTS_PER_POINT)
+                points = _redeemable(left[order.user_id], total_cents)
                 left[order.user_id] -= points
                 step.done(
                     order,
@@ -53,6 +56,16 @@ def redeem_points(order_ids: list[str]) -> list[str]:
             step.session, Customer, "points", {id_: left[id_] - customers[id_] for id_ in left}
         )
     return step.going_on()
+
+
+def _redeemable(points: int, total_cents: int) -> int:
+    """Return how many of a customer's points an order redeems."""
+    redeemed = min(points, total_cents // CENTS_PER_POINT)
+    due_cents = total_cents - redeemed * CENTS_PER_POINT
+    lacking_cents = settings().smallest_charge_cents - due_cents
+    if due_cents and lacking_cents > 0:
+        redeemed -= math.ceil(lacking_cents / CENTS_PER_POINT)
+    return max(redeemed, 0)
 
 
 @retried_task
@@ -89,10 +102,15 @@ def settle_points(session: Session, taken: Mapping[str, Any], put_back: bool) ->
 
     Points made good otherwise are taken out of all that were ever granted, so that they still
     add up.
+
+    Raises:
+        NothingToUndo: the customer to whom they are to be put back was deleted.
     """
     user_id, points = taken["user_id"], taken["points"]
-    _lock_customers(session, [user_id])
+    is_there = user_id in _lock_customers(session, [user_id])
     if put_back:
+        if not is_there:
+            raise NothingToUndo(f"customer {user_id} is gone; settle it without --put-back")
         increase(session, Customer, "points", {user_id: points})
         return {"points": points}
     increase(session, Customer, "initial_points", {user_id: -points})

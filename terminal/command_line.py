@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -35,7 +36,9 @@ class Command:
             Exception: A defect.
         """
         words = sys.argv[1:] if words is None else list(words)
+        _write_utf_8()
         try:
+            _require_text(words)
             status = self.app(
                 words,
                 exit_on_error=False,
@@ -54,6 +57,34 @@ class Command:
 
             return status_of(error)
         return status if isinstance(status, int) else 0
+
+
+def _write_utf_8() -> None:
+    """Write UTF-8 to files, and replace what a terminal cannot show.
+
+    Titles hold any character. One that the locale's encoding lacks would end a report half-way.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raise CycloptsError for a word that is not text.
+
+    Python keeps bytes of another encoding as halves of characters, which the database refuses.
+    """
+    for place, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode(errors="replace").decode()
+            raise CycloptsError(
+                msg=f"Argument {place}, {shown}, is not text in {sys.getfilesystemencoding()}; "
+                "give it in the encoding of this terminal's locale."
+            ) from None
 
 
 def command(name: str, description: str | None) -> Callable[[Callable[..., int | None]], Command]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from terminal.numbers import WholeNumber
+
+T = TypeVar("T")
 
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print JSON, for programs, not a table.")
@@ -202,6 +204,13 @@ def _left_out(
 
 def _width(widths: Mapping[str, int]) -> int:
     return sum(size + _OF_A_COLUMN for size in widths.values()) + _OF_A_TABLE
+
+
+def at_most(limit: int, found: list[T]) -> list[T]:
+    """Return the first items, noting on standard error if there are more."""
+    if len(found) > limit:
+        terminal(stderr=True).print(f"There are more than these {limit}; --limit N lists N.")
+    return found[:limit]
 
 
 def duration(seconds: float) -> str:

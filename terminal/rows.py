@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
@@ -44,17 +44,23 @@ def require_one_format(**given: object) -> None:
 
 
 def print_csv(columns: Columns, rows: Iterable[Row]) -> None:
-    """Print rows as CSV, with times as a spreadsheet reads them.
+    """Print rows as CSV, as :func:`write_csv` does."""
+    write_csv(sys.stdout, columns, rows)
 
-    A text that a spreadsheet would take for a formula begins with an apostrophe: ids and titles
-    come from outside.
-    """
-    writer = csv.writer(sys.stdout)
+
+def write_csv(file: IO[str], columns: Iterable[str], rows: Iterable[Row]) -> None:
+    """Write rows as CSV under their columns, for a spreadsheet."""
+    writer = csv.writer(file)
     writer.writerow(columns)
-    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    writer.writerows([cell(row[name]) for name in columns] for row in rows)
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """Return a value as a spreadsheet reads it in CSV.
+
+    A text that it would take for a formula begins with an apostrophe: ids, titles and reasons come
+    from outside.
+    """
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, str):

@@ -44,13 +44,13 @@ def cancel(order_id: str, reason: str) -> None:
     """
     if read_order(order_id).error == OrderCancelled.__name__:
         return
-    order = _cancellable(order_id)
+    attempt = _cancellable(order_id).attempt
     cancelled = OrderCancelled(f"cancelled by the customer{f': {reason}' if reason else ''}")
-    fail_orders([order_id], cancelled, attempts={order_id: order.attempt})
+    fail_orders([order_id], cancelled, attempts={order_id: attempt})
     order = read_order(order_id)
-    if order.status in GOING_FORWARD:
-        # A courier was faster.
-        require_cancellable(order)
+    if order.attempt != attempt or order.status in GOING_FORWARD:
+        # Somebody was faster: a courier, or who asked for another attempt.
+        require_cancellable(order, attempt)
 
 
 def _cancellable(order_id: str) -> Order:

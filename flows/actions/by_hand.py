@@ -5,6 +5,7 @@ finds the order moved on, and says so.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 
 from prefect.client.schemas.objects import FlowRun
@@ -120,8 +121,12 @@ def answer_orders(order_ids: Sequence[str], answer: CourierAnswer) -> list[Order
         NoPrefectServer: an answer that Prefect has accepted would count; nothing changed.
     """
     with prefect_client() as client:
+        of_run: dict[str | None, list[str]] = defaultdict(list)
         for order_id in order_ids:
-            record_answers_left(client, read_order(order_id).run_id, [order_id])
+            of_run[read_order(order_id).run_id].append(order_id)
+        # Each asks Prefect, and hundreds of orders may be one batch's.
+        for run_id, its in of_run.items():
+            record_answers_left(client, run_id, its)
         messages = answer_all(order_ids, answer)
         to_wake = {
             state.run_id: state

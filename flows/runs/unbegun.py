@@ -1,6 +1,7 @@
 """Orders that Prefect has accepted and no run has recorded yet."""
 
 from datetime import datetime
+from shlex import quote
 from typing import NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -77,9 +78,10 @@ def why_unbegun(client: SyncPrefectClient, run: FlowRun, now: datetime) -> str:
     except ObjectNotFound:
         return f"its work pool {name} is gone"
     if pool.is_paused:
-        return f"its work pool {name} is paused; `checkout reopen --pool {name}` resumes it"
+        return f"its work pool {name} is paused; `checkout reopen --pool {quote(name)}` resumes it"
     if not has_worker(client, name):
-        return f"no worker of {name} is online; `prefect worker start --pool {name}` starts one"
+        start = f"prefect worker start --pool {quote(name)}"
+        return f"no worker of {name} is online; `{start}` starts one"
     return f"its run is {run.state_name}: a worker of {name} takes it as soon as it has room"
 
 

@@ -158,10 +158,14 @@ def test_an_item_that_cannot_be_taken_is_listed_and_keeps_no_other_from_it(
 def test_a_user_that_cannot_be_taken_is_listed_and_only_its_owner_may_read_it(
     old_shop: OldShop,
 ) -> None:
-    old_shop.put("user", a_user("someone@example.com"), a_user(points=Decimal("0.5")))
+    old_shop.put(
+        "user", a_user("someone@example.com"), a_user("=1+1"), a_user(points=Decimal("0.5"))
+    )
     assert old_shop.import_() == 1
     assert {(key, field) for key, field, _ in old_shop.rejects()} == {
         ("someone@example.com", "userId"),
+        # A spreadsheet would take it for a formula.
+        ("'=1+1", "userId"),
         (EDUARDO_SANTANA, "points"),
     }
     for path in (old_shop.folder, *old_shop.folder.iterdir()):

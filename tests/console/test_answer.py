@@ -2,6 +2,7 @@
 
 import pytest
 
+from flows.actions import by_hand
 from flows.checkout import store_checkout
 from orders.batches import begin_batch
 from store.messages import CourierAnswer
@@ -43,6 +44,19 @@ def test_an_order_of_a_batch_that_no_courier_takes_has_the_reason(
     assert (order_row("o-1").error, order_row("o-1").message) == ("NoCourierAvailable", "snow")
 
 
+def test_prefect_is_asked_once_for_all_orders_of_a_batch(
+    runs: Runs, checkout: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = "00000000-0000-0000-0000-000000000001"
+    begin_batch(run_id, None)
+    asked: list[tuple[str | None, list[str]]] = []
+    monkeypatch.setattr(by_hand, "record_answers_left", lambda _, *of: asked.append(of))
+    for order_id in ("o-1", "o-2"):
+        placed(order_id, "prepare_order", run_id=run_id)
+    assert checkout("answer", "o-1", "o-2", "--courier", "city-vans", *BY).status == 0
+    assert asked == [(run_id, ["o-1", "o-2"])]
+
+
 def test_an_answer_that_prefect_accepted_before_counts(runs: Runs, checkout: Call) -> None:
     run = runs.client.create_flow_run(store_checkout)
     placed("o-1", "prepare_order", run_id=str(run.id))
@@ -60,7 +74,7 @@ def test_an_answer_that_prefect_accepted_before_counts(runs: Runs, checkout: Cal
     [
         (["o-1", "gone"], "There is no order gone"),
         (["o-1", "answered"], "answered is dispatching by courier small"),
-        (["o-1", "o-2"], "has room for 3 copies, the order has 4"),
+        (["o-1", "o-2"], "has room for 3 copies, the 2 orders have 4"),
     ],
 )
 def test_what_cannot_be_answered_as_a_whole_changes_nothing(

@@ -98,11 +98,12 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
     run_id = "0b5ab1c5-0000-4000-8000-000000000001"
     begin_batch(run_id, None)
     placed("o-1", "bill_customer", run_id=run_id)
-    end_run("o-1", NoCourierAvailable("snow, and ice"))
+    end_run("o-1", NoCourierAvailable("- snow, and ice"))
     place("o-2", run_id=run_id)
     rows = [
         ["orderId", "status", "error", "message"],
-        ["o-1", "compensated", "NoCourierAvailable", "snow, and ice"],
+        # A spreadsheet would take what a person wrote for a formula.
+        ["o-1", "compensated", "NoCourierAvailable", "'- snow, and ice"],
     ]
     assert list(csv.reader(io.StringIO(checkout("batch", "failed", run_id).out))) == rows
     # Standard output is still there for the next one.
@@ -111,7 +112,7 @@ def test_the_failed_orders_of_a_run_are_listed_as_csv_or_data(
             "order_id": "o-1",
             "status": "compensated",
             "error": "NoCourierAvailable",
-            "message": "snow, and ice",
+            "message": "- snow, and ice",
         }
     ]
     file = tmp_path / "failed.csv"

@@ -12,6 +12,7 @@ from console import orders
 from flows import compensation
 from flows.actions import by_hand
 from flows.actions.by_hand import cancel_order
+from flows.batch import batch_checkout
 from flows.checkout import store_checkout
 from flows.recovery import recover_orders
 from orders.intake import submit_orders
@@ -88,6 +89,24 @@ def test_an_order_that_no_run_has_recorded_yet_is_cancelled_with_its_run(
     assert deployment.state_types(run.id)[-1] == "CANCELLED"
     again = checkout("cancel", order_id, "--yes")
     assert (again.status, f"There is no order {order_id}" in again.err) == (1, True)
+
+
+def test_the_id_of_an_orders_run_is_not_taken_for_an_order_that_has_taken_nothing(
+    runs: Runs, checkout: Call
+) -> None:
+    run = runs.client.create_flow_run(store_checkout, parameters={"order": an_order("o-1")})
+    runs.client.set_flow_run_state(run.id, Paused(timeout_seconds=60), force=True)
+    placed("o-1", "prepare_order", run_id=str(run.id))
+    for command in (["cancel", "--yes"], ["show"]):
+        said = checkout(*command, str(run.id))
+        assert (said.status, said.out) == (1, "")
+        assert f"no order {run.id}; this is the id of the run of order o-1." in said.err
+    assert runs.client.read_flow_run(run.id).state_type == StateType.PAUSED
+    batch = runs.client.create_flow_run(batch_checkout, parameters={})
+    for order_id in ("o-2", "o-3"):
+        place(order_id, run_id=str(batch.id))
+    said = checkout("show", str(batch.id))
+    assert (said.status, "this is the id of a batch's run" in said.err) == (1, True)
 
 
 def test_with_a_yes_all_that_was_shown_is_given_back_through_a_compensation(

@@ -50,6 +50,15 @@ def test_what_could_not_be_given_back_is_listed_with_what_is_at_stake(
     assert re.search(r"in \d+ s", table)
 
 
+def test_undos_of_more_orders_than_are_listed_are_told(database: str, checkout: Call) -> None:
+    failed("o-1", "bill_customer", "check_inventory")
+    assert checkout("compensations", "--limit", "1").err == ""
+    failed("o-2", "bill_customer")
+    listed = checkout("compensations", "--limit", "1", "--json")
+    assert [undo["order_id"] for undo in listed.data] == ["o-1", "o-1"]
+    assert listed.err == "There are more than these 1; --limit N lists N.\n"
+
+
 def test_what_failed_is_tried_again_at_once_alone_or_all_of_it(runs: Runs, checkout: Call) -> None:
     run = runs.client.create_flow_run(store_checkout, parameters={"order": an_order("o-1")})
     runs.client.set_flow_run_state(run.id, Running(), force=True)

@@ -638,7 +638,7 @@ def following(remedy: str) -> Iterator[tuple["subprocess.Popen[bytes]", IO[str]]
 @pytest.fixture
 def missing_pool(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of the pool for the next deploy, which does not exist yet."""
-    name = "of-the-remedies"
+    name = "of the remedies"
     monkeypatch.setenv("STORE_WORK_POOL", name)
     yield name
     runs.client.delete_work_pool(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclopts import CycloptsError
+from cyclopts import App, CycloptsError
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.text import Text
 from sqlalchemy import text
@@ -22,14 +22,17 @@ from sqlalchemy import text
 from console.main import COMMANDS, command_line, commands, main
 from deployments.migrate import main as migrate_command
 from seed.__main__ import main as seed
+from seed.catalogue import TEN_X_RULE
 from seed.dynamodb import main as import_tables
 from store.database import engine, migrate, transaction
 from store.messages import OrderMessage
-from store.models import OrderStatus, QueuedMessage, utc_now
+from store.models import Book, OrderStatus, QueuedMessage, utc_now
 from store.partners import order_queue
 from store.queue import QueueDepth
 from store.settings import settings
+from terminal.command_line import Command
 from terminal.output import duration, print_json, print_table, quiet_runs, terminal
+from tests.shop import placed
 
 
 @pytest.mark.parametrize("name", commands())
@@ -287,6 +290,38 @@ def test_a_reader_that_has_had_enough_is_no_error(command: str) -> None:
         os.close(write_end)
     # As a shell shows it of other programs; 1 is for what was refused or found wrong.
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.usefixtures("database")
+def test_what_is_written_to_a_file_is_utf_8_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    with transaction() as session:
+        session.get_one(Book, TEN_X_RULE).title = "雪国"
+    placed("o-1", "dispatch_order")
+    for command in ("report --by title --csv", "report --by title --json", "report --by title"):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+        assert main(command.split()) == 0
+        assert "雪国" in written.getvalue().decode()
+
+
+def test_no_character_is_too_much_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    written = Terminal()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    app = App()
+    app.default(lambda: terminal().print("Café “雪国”"))
+    assert Command(app)([]) == 0
+    assert written.getvalue().decode("latin-1").strip() == "Café ????"
+
+
+def test_a_word_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    # As Python gives what a terminal of another encoding has sent.
+    assert main(["cancel", "o-1", "--reason", os.fsdecode(b"caf\xe9")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Argument 4, caf?, is not text in utf-8; give it in the encoding of")
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def no_server() -> Iterator[None]:
 def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     deployment: Runs, checkout: Call
 ) -> None:
-    pool = "unattended"
+    pool = "night shift"
     deployment.client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     made = deployment.client.read_deployment_by_name(DEPLOYMENT)
     deployment.client.update_deployment(made.id, DeploymentUpdate(work_pool_name=pool))
@@ -246,7 +246,7 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     )
     placed("o-1", "bill_customer")
     id_ = str(run.id)
-    why = f"no worker of {pool} is online; `prefect worker start --pool {pool}` starts one"
+    why = f"no worker of {pool} is online; `prefect worker start --pool '{pool}'` starts one"
 
     def listed() -> dict[str, Any]:
         return {order["order_id"]: order for order in checkout("list", "--json").data}
@@ -256,9 +256,10 @@ def test_an_order_is_listed_and_shown_with_why_its_run_has_not_begun(
     assert re.search(f"{id_} +│ not begun +│", checkout("list").out)
     assert f"as soon as its run begins: {why}." in checkout("show", id_).out
     deployment.client.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
-    paused = f"its work pool {pool} is paused; `checkout reopen --pool {pool}` resumes it"
+    paused = f"its work pool {pool} is paused; `checkout reopen --pool '{pool}'` resumes it"
     assert listed()[id_]["message"] == paused
     assert id_ not in checkout("list", "--status", "started", "--json").out
+    assert [each["order_id"] for each in checkout("list", "--id", id_[:9], "--json").data] == [id_]
     deployment.client.delete_flow_run(run.id)
     deployment.client.delete_work_pool(pool)
 
@@ -277,6 +278,12 @@ def test_the_list_has_the_newest_first_and_takes_its_options_together(
 
     assert _listed(checkout) == ["o-3", "o-1", "o-2"]
     assert _listed(checkout, "--limit", "2") == ["o-3", "o-1"]
+    assert (
+        checkout("list", "--limit", "2").err == "There are more than these 2; --limit N lists N.\n"
+    )
+    assert checkout("list", "--limit", "3").err == ""
+    assert _listed(checkout, "--id", "O-1") == ["o-1"]
+    assert _listed(checkout, "--id", "_") == _listed(checkout, "--id", "1", "--book", "x") == []
     assert _listed(checkout, "--status", "waiting") == ["o-1"]
     assert _listed(checkout, "--status", "compensation_failed") == []
     assert _listed(checkout, "--customer", EDUARDO_SANTANA) == ["o-3", "o-1"]

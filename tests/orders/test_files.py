@@ -320,6 +320,12 @@ def test_a_file_of_which_each_line_is_wrong_is_unreadable_and_names_the_first(
     assert Path(f"{path}.rejects.csv").read_text().startswith("line,field,reason\n")
 
 
+@pytest.mark.parametrize("rows", [1, 2_000])
+def test_a_file_of_an_old_macs_line_ends_is_refused_with_the_remedy(rows: int) -> None:
+    with pytest.raises(UnreadableSource, match="do not end with line feeds; save the file as CSV"):
+        read((HEADER + row(1) * rows).replace("\n", "\r"))
+
+
 def test_a_header_is_refused_without_being_quoted(database: str, tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
     path.write_text("Jane Doe,jane@example.com,quantity\n")

@@ -19,11 +19,11 @@ from orders.intake import submit_orders
 from reports.audit import UNCLAIMED_SECONDS, Finding, audit, checks
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, STRIPED_PAJAMAS, TEN_X_RULE
 from store.checkpoint import AuditCheckpoint
-from store.database import engine, snapshot
+from store.database import engine, snapshot, transaction
 from store.embedded_gateway import EmbeddedGateway
 from store.errors import BillingError, BookOutOfStock, CompensationFailed
 from store.messages import NO_COURIER, CourierAnswer
-from store.models import Book, Order, SagaRecord, UtcDateTime, utc_now
+from store.models import Book, Customer, Order, SagaRecord, UtcDateTime, utc_now
 from store.payments import Charge
 from store.settings import settings
 from tasks.billing import bill_customer, refund_customer
@@ -31,6 +31,8 @@ from tasks.couriers import record_answer
 from tests.shop import (
     LONG_AGO,
     NOWHERE,
+    add_book,
+    add_customer,
     an_order,
     carry_on,
     end_at,
@@ -38,7 +40,9 @@ from tests.shop import (
     give_back,
     place,
     placed,
+    points,
     status,
+    stock,
 )
 
 LATE = CourierAnswer(outcome=NO_COURIER, reason="too late", answered_by="Ada")
@@ -321,3 +325,31 @@ def test_each_column_is_put_off_here_or_has_a_reason_not_to_be() -> None:
         not_covered = NOT_COVERED.get(table.name, set())
         assert put_off | not_covered == set(table.columns.keys()), table.name
         assert not put_off & not_covered
+
+
+def test_rows_that_were_deleted_and_added_again_balance_by_the_runbooks_remedy(
+    database: str,
+) -> None:
+    def findings() -> list[str]:
+        with snapshot() as session:
+            return [str(found) for found in audit(session)]
+
+    bought = {"book_id": add_book("back", 10), "user_id": add_customer("back", 50), "redeem": True}
+    placed("sold", "dispatch_order", 3, **bought)
+    placed("held", "prepare_order", 2, **bought)
+    with transaction() as session:
+        session.delete(session.get_one(Book, "back"))
+        session.delete(session.get_one(Customer, "back"))
+    assert findings() == []
+    add_book("back", 7)
+    add_customer("back", 4)
+    assert findings() == [
+        "I1 stock: book back 7 copies at first, 7 now, 5 held or sold",
+        "I2 points: customer back 4 points at first, 4 now, 50 held or spent",
+    ]
+    with transaction() as session:
+        session.get_one(Book, "back").initial_quantity += 5
+        session.get_one(Customer, "back").initial_points += 50
+    assert findings() == []
+    end_run("held")
+    assert (findings(), stock("back"), points("back")) == ([], 9, 24)

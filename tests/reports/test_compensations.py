@@ -22,6 +22,8 @@ from tasks.billing import refund_customer
 from tests.books_balance import assert_books_balance, imbalances
 from tests.shop import (
     STEPS,
+    add_book,
+    add_customer,
     at_once,
     carry_on,
     end_run,
@@ -268,6 +270,21 @@ def test_only_an_undo_that_has_failed_is_settled(
     with pytest.raises(NothingToUndo, match=why):
         settle("o-1", "bill_customer", by="Bob", reason="by cheque")
     assert (shop(), saga_records("o-1")["check_inventory"].state) == before
+
+
+def test_nothing_is_put_back_to_a_book_or_a_customer_that_is_gone(database: str) -> None:
+    bought = {"book_id": add_book("gone", 1), "user_id": add_customer("gone", 5), "redeem": True}
+    placed("o-1", "prepare_order", 1, **bought)
+    with undos_fail("check_inventory", "redeem_points"), pytest.raises(CompensationFailed):
+        end_run("o-1")
+    with transaction() as session:
+        session.delete(session.get_one(Book, "gone"))
+        session.delete(session.get_one(Customer, "gone"))
+    for step, what in (("check_inventory", "book"), ("redeem_points", "customer")):
+        with pytest.raises(NothingToUndo, match=f"{what} gone is gone; settle it without --put-ba"):
+            settle("o-1", step, by="Ada", reason="found", put_back=True)
+        settle("o-1", step, by="Ada", reason="lost")
+        assert (saga_records("o-1")[step].undo_result or {})["written_off"]
 
 
 def test_of_a_person_and_recovery_at_the_same_moment_one_puts_the_copies_back(

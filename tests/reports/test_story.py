@@ -177,3 +177,9 @@ def test_what_another_service_keeps_is_said_to_be_there(
 def test_an_order_that_is_not_there_has_no_story(database: str) -> None:
     with pytest.raises(OrderNotFound):
         story("o-1")
+
+
+def test_an_order_called_like_a_field_of_a_message_is_told_its_own_messages(database: str) -> None:
+    placed("copies", "prepare_order")
+    placed("o-1", "prepare_order")
+    assert len(told("copies", "message")) == 1

@@ -19,7 +19,17 @@ from seed.catalogue import (
 )
 from store.database import reading
 from store.models import Book, Courier, Customer
-from tests.shop import carry_on, place, placed, points, shop, stock
+from tests.shop import (
+    assigned_copies,
+    carry_on,
+    place,
+    placed,
+    points,
+    set_capacities,
+    shop,
+    status,
+    stock,
+)
 
 
 def seed(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: str | None = None) -> int:
@@ -196,6 +206,26 @@ def test_a_courier_keeps_room_for_what_it_has_in_hand(
     seed(monkeypatch, "--courier", "city-vans", "10")
     (city_vans,) = [each for each in catalogue()[2] if each.id == "city-vans"]
     assert (city_vans.capacity_copies, city_vans.assigned_copies) == (10, 10)
+
+
+def test_a_courier_that_was_deleted_with_parcels_in_hand_can_be_put_again(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed("o-1", "find_couriers", 10)
+    set_capacities(others=1)
+    assert seed(monkeypatch, "--courier", "city-vans", "9") == 1
+    assert "courier city-vans has 10 copies in hand" in capsys.readouterr().err
+    assert seed(monkeypatch, "--courier", "city-vans", "50") == 0
+    assert assigned_copies() == {"city-vans": 10}
+    carry_on(["o-1"], after="find_couriers")
+    assert (status("o-1"), assigned_copies()) == ("dispatched", {})
+
+
+@pytest.mark.parametrize("id_", ["", " anna", "an\nna", "a" * 65])
+def test_a_courier_whose_id_nobody_can_type_is_refused(
+    monkeypatch: pytest.MonkeyPatch, id_: str
+) -> None:
+    assert seed(monkeypatch, "--courier", id_, "5") == 2
 
 
 @pytest.mark.parametrize("copies", ["-1", "many", "1.5"])

@@ -10,16 +10,17 @@ import pytest
 from orders.decisions import decisions_of
 from orders.waits import expire_waits
 from seed.catalogue import STRIPED_PAJAMAS, TEN_X_RULE
-from store.database import reading
+from store.database import reading, transaction
 from store.errors import CheckoutFailed, CourierWaitExpired, InvalidDecision, NoCourierAvailable
 from store.messages import ASSIGNED, NO_COURIER, CourierAnswer, OrderMessage
-from store.models import Decision, Notification, utc_now
+from store.models import Book, Decision, Notification, utc_now
 from store.notifications import Notice
 from store.table_queue import TableQueue
 from store.table_topic import TableTopic
-from tasks.couriers import find_couriers, record_answer
+from tasks.couriers import answer_all, find_couriers, record_answer
 from tasks.dispatch import dispatch_order, prepare_order, send_again
 from tests.shop import (
+    add_book,
     assign,
     assigned_copies,
     at_once,
@@ -39,6 +40,7 @@ from tests.shop import (
     set_order,
     shop,
     status,
+    statuses,
     stock,
 )
 
@@ -282,6 +284,18 @@ def test_an_answer_without_sense_is_refused_and_the_order_waits_on(
     assert status("o-1") == "dispatching"
 
 
+def test_an_answer_for_several_orders_is_refused_in_their_words(database: str) -> None:
+    placed("o-1", "prepare_order", 101)
+    placed("o-2", "prepare_order", 100)
+    answer = CourierAnswer(outcome=ASSIGNED, courier="city-vans", answered_by="Ada")
+    with pytest.raises(InvalidDecision, match="for 200 copies, the 2 orders have 201; choose"):
+        answer_all(["o-1", "o-2"], answer)
+    set_capacities()
+    with pytest.raises(InvalidDecision, match=r"“city-vans”; the shop has no courier$"):
+        answer_all(["o-1", "o-2"], answer)
+    assert statuses(["o-1", "o-2"]) == {"waiting"}
+
+
 def test_a_courier_whose_room_is_taken_meanwhile_is_refused(database: str) -> None:
     set_capacities(only=10)
     placed("o-1", "prepare_order", 6)
@@ -419,6 +433,16 @@ def test_the_parcel_is_handed_over_announced_and_frees_its_courier(database: str
         "chargedCents": 0,
         "currency": "USD",
     }
+
+
+def test_a_title_that_left_the_catalogue_is_announced_by_its_id(database: str) -> None:
+    placed("o-1", "find_couriers", items={TEN_X_RULE: 2, add_book("gone", 3): 3})
+    with transaction() as session:
+        session.delete(session.get_one(Book, "gone"))
+    dispatch_order.fn(["o-1"])
+    with reading() as session:
+        notice = session.get_one(Notification, "o-1:1:dispatched")
+    assert set(notice.body.splitlines()[2:4]) == {"2 of “The 10X Rule”", "3 of “gone”"}
 
 
 def test_a_parcel_is_handed_over_once_however_often_it_runs(database: str) -> None:

@@ -215,6 +215,7 @@ def test_a_technical_failure_is_kept_in_one_line_without_a_statement(database: s
 
 def test_a_text_of_several_lines_is_kept_in_one(database: str) -> None:
     placed("o-1", "bill_customer")
-    fail_orders(["o-1"], CheckoutFailed("ValueError: one\n  two\r\nthree"))
-    assert read_order("o-1").message == "ValueError: one two three"
+    # The last one would clear the terminal of who lists the orders.
+    fail_orders(["o-1"], CheckoutFailed("ValueError: one\n  two\r\nthree\x1b[2J"))
+    assert read_order("o-1").message == "ValueError: one two three [2J"
     give_back("o-1")

@@ -1,5 +1,7 @@
 """Points are spent by increments, in whole points, and given back to whom they came from."""
 
+from collections.abc import Callable
+
 import pytest
 
 from seed.catalogue import EDUARDO_SANTANA, JOHN_DOE, TEN_X_RULE
@@ -47,6 +49,34 @@ def test_points_pay_as_far_as_they_go_in_whole_points(
         "points": redeemed,
         "user_id": EDUARDO_SANTANA,
     }
+
+
+@pytest.mark.parametrize(
+    ("price_cents", "smallest_cents", "redeemed"),
+    [
+        (20_49, 50, 19),
+        (20_50, 50, 20),
+        (20_00, 50, 20),
+        (300_49, 50, 299),
+        (20_00, 2_50, 20),
+        (20_10, 2_50, 17),
+        (49, 50, 0),
+        (1_49, 2_50, 0),
+        (20_01, 0, 20),
+    ],
+)
+def test_points_leave_nothing_to_pay_or_what_can_be_charged(
+    database: str,
+    setting: Callable[[str, object], None],
+    price_cents: int,
+    smallest_cents: int,
+    redeemed: int,
+) -> None:
+    setting("smallest_charge_cents", smallest_cents)
+    add_book("book", 1, price_cents)
+    placed("o-1", "redeem_points", book_id="book", redeem=True)
+    order = order_row("o-1")
+    assert (order.points_redeemed, order.due_cents) == (redeemed, price_cents - redeemed * 100)
 
 
 def test_points_are_spent_once_however_often_it_runs(database: str) -> None:

@@ -18,7 +18,7 @@ from orders.batches import begin_batch
 from orders.intake import claim_orders
 from orders.lookup import count_orders
 from seed.catalogue import EDUARDO_SANTANA, TEN_X_RULE
-from store.errors import BookOutOfStock
+from store.errors import BookOutOfStock, NothingToCancel
 from store.models import OrderStatus
 from store.saga import fail_orders
 from tests.polling import wait_until
@@ -27,6 +27,7 @@ from tests.shop import (
     at_once,
     carry_on,
     end_at,
+    end_run,
     order_row,
     placed,
     status,
@@ -34,7 +35,7 @@ from tests.shop import (
     stock,
 )
 from tests.web.front_door import TOKEN, FrontDoor
-from web import order_input
+from web import cancellation, order_input
 from web.app import create_app
 
 pytestmark = pytest.mark.timeout(180)
@@ -190,6 +191,22 @@ def test_a_cancellation_that_comes_too_late_or_to_the_wrong_door_changes_nothing
     assert answer.status_code == code
     assert reason in errors(answer)[0][1]
     assert (status("o-1"), stock()) == before
+
+
+def test_a_cancellation_that_meets_another_attempt_leaves_it_alone(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed("o-1", "bill_customer")
+
+    def overtaken(*meant: Any, **of: Any) -> None:
+        end_run("o-1")
+        placed("o-1", "bill_customer")
+        fail_orders(*meant, **of)
+
+    monkeypatch.setattr(cancellation, "fail_orders", overtaken)
+    with pytest.raises(NothingToCancel, match="somebody has begun another one, which is started"):
+        cancellation.cancel("o-1", "")
+    assert (status("o-1"), order_row("o-1").attempt) == ("started", 2)
 
 
 @pytest.mark.parametrize("path", ["/orders/gone", "/orders/gone%00", "/orders/gone/cancel"])
