@@ -14,17 +14,16 @@ rarer than that would be marked as crashed while they are well. So are those of 
 heard nothing since it was away itself for as long: they are started again, and lose nothing.
 """
 
-import asyncio
 import sys
 from datetime import timedelta
 from typing import Any
 
 import httpx
 from prefect import get_client
-from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
@@ -56,7 +55,7 @@ OUTDATED_SCHEDULES = {
 and `replaces` is refused when the file is applied again (Prefect 3.9.1)."""
 
 
-def automations(silence_seconds: int) -> list[Automation]:
+def automations(silence_seconds: int) -> list[AutomationCore]:
     """Return the automations.
 
     Args:
@@ -65,7 +64,7 @@ def automations(silence_seconds: int) -> list[Automation]:
     # The others as well: a dead run of theirs would keep its deployment's only slot from the next.
     of_any = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
     return [
-        Automation(
+        AutomationCore(
             name="store: a run without heartbeats is marked as crashed",
             description="Its process is gone; recover_orders then lets its order go on.",
             trigger=EventTrigger(
@@ -97,13 +96,14 @@ def automations(silence_seconds: int) -> list[Automation]:
     ]
 
 
-async def apply(silence_seconds: int) -> list[str]:
+def apply(client: SyncPrefectClient, silence_seconds: int) -> list[str]:
     """Create missing automations and update changed ones, by name.
 
     One that is as it should be is left alone: renewing it would give its trigger a new id, and
     Prefect would forget the runs that it is watching.
 
     Args:
+        client: The client of the server that has them.
         silence_seconds: How long a run may be silent.
 
     Returns:
@@ -111,39 +111,34 @@ async def apply(silence_seconds: int) -> list[str]:
 
     """
     wanted = automations(silence_seconds)
-    async with get_client() as client:
-        for name in OUTDATED:
-            for outdated in await client.read_automations_by_name(name):
-                await client.delete_automation(outdated.id)
+    for name in OUTDATED:
+        for outdated in client.read_automations_by_name(name):
+            client.delete_automation(outdated.id)
     for automation in wanted:
         # Names are no keys for Prefect: creating one twice makes two.
-        try:
-            found = await Automation.aread(name=automation.name)
-        except ValueError:
-            await automation.acreate()
-            continue
-        if _definition(found) != _definition(automation):
-            automation.id = found.id
-            await automation.aupdate()
+        found = next(iter(client.read_automations_by_name(automation.name)), None)
+        if found is None:
+            client.create_automation(automation)
+        elif _definition(found) != _definition(automation):
+            client.update_automation(found.id, automation)
     return [automation.name for automation in wanted]
 
 
-def start_recovery() -> None:
+def start_recovery(client: SyncPrefectClient) -> None:
     """Start `recover_orders`, unless it is off or due soon.
 
     Raises:
         prefect.exceptions.ObjectNotFound: it or the dispatcher is not deployed yet.
     """
-    with get_client(sync_client=True) as client:
-        for name, slug in OUTDATED_SCHEDULES.items():
-            deployment = client.read_deployment_by_name(name)
-            for schedule in deployment.schedules:
-                if schedule.slug == slug:
-                    client.delete_deployment_schedule(deployment.id, schedule.id)
-        stand_by.start_unless_off(client, client.read_deployment_by_name(RECOVERY_DEPLOYMENT))
+    for name, slug in OUTDATED_SCHEDULES.items():
+        deployment = client.read_deployment_by_name(name)
+        for schedule in deployment.schedules:
+            if schedule.slug == slug:
+                client.delete_deployment_schedule(deployment.id, schedule.id)
+    stand_by.start_unless_off(client, client.read_deployment_by_name(RECOVERY_DEPLOYMENT))
 
 
-def _definition(automation: Automation) -> dict[str, Any]:
+def _definition(automation: AutomationCore) -> dict[str, Any]:
     """Return an automation's definition without the server's ids."""
     definition = automation.model_dump(mode="json", exclude={"id": True, "trigger": {"id"}})
     definition["trigger"]["expect"].sort()  # sets, as JSON
@@ -181,8 +176,9 @@ def main(*, silence_seconds: WholeNumber | None = None) -> int:
             "PREFECT_API_URL is not set; set it to your server's address, with /api at it"
         )
     try:
-        names = asyncio.run(apply(silence_seconds))
-        start_recovery()
+        with get_client(sync_client=True) as client:
+            names = apply(client, silence_seconds)
+            start_recovery(client)
     except ObjectNotFound:
         return complain(
             f"{RECOVERY_DEPLOYMENT} is not deployed at {address}: `python -m deployments.apply`"

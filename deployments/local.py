@@ -22,7 +22,6 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from deployments import warm_start
-from deployments.apply import keeping
 from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
 from deployments.local_settings import run_settings, server_settings
@@ -318,6 +317,10 @@ class LocalSystem:
         Raises:
             SetupError: the system is not running, or a command failed.
         """
+        # Imported here, so that the first line is printed sooner.
+        from deployments import automations
+        from deployments.apply import keeping
+
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
             api.ensure_work_pool(WORK_POOL, "process")
@@ -328,7 +331,8 @@ class LocalSystem:
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
             with keeping(api):
                 self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
-        self.run_module("deployments.automations")
+            automations.apply(api, automations.SILENCE_SECONDS)
+            automations.start_recovery(api)
 
     def start_worker(self) -> Leashed:
         """Start one more process worker and return when it is online.

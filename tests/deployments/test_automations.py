@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import EventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
@@ -32,17 +33,17 @@ def applied(server: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seconds of silence of each call that would apply the automations."""
     found: list[int] = []
 
-    async def apply(silence_seconds: int) -> list[str]:
+    def apply(_client: SyncPrefectClient, silence_seconds: int) -> list[str]:
         found.append(silence_seconds)
         return ["an automation"]
 
     monkeypatch.setattr(automations, "apply", apply)
-    monkeypatch.setattr(automations, "start_recovery", lambda: None)
+    monkeypatch.setattr(automations, "start_recovery", lambda _: None)
     return found
 
 
 def fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def apply(silence_seconds: int) -> list[str]:
+    def apply(_client: SyncPrefectClient, silence_seconds: int) -> list[str]:
         raise error
 
     monkeypatch.setattr(automations, "apply", apply)

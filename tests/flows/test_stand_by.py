@@ -1,6 +1,5 @@
 """The flows that listen: another run follows one that has died, and none is started in vain."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,7 +11,6 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpd
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed, Running
 
 from console.diagnosis import Verdict
@@ -264,7 +262,7 @@ def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
         outdated = next(iter(automations.automations(120))).model_copy(
             update={"name": name, "enabled": False}
         )
-        client.create_automation(AutomationCore(**outdated.model_dump(exclude={"id"})))
+        client.create_automation(outdated)
     made = []
     for flow, name in (
         (recover_orders, automations.RECOVERY_DEPLOYMENT),
@@ -280,8 +278,8 @@ def test_what_earlier_versions_had_deployed_is_deleted(upkeep: Upkeep) -> None:
             client.create_deployment(client.create_flow(flow), "local", schedules=schedules)
         )
     try:
-        applied = asyncio.run(automations.apply(120))
-        automations.start_recovery()
+        applied = automations.apply(client, 120)
+        automations.start_recovery(client)
         for name in automations.OUTDATED:
             assert client.read_automations_by_name(name) == []
         for deployment_id in made:
