@@ -91,8 +91,8 @@ def batch_checkout(
             report names it.
         chunk_size: How many orders go through a step together.
         concurrency: How many chunks are under way at the same time.
-        tolerated_failures: The share of orders, from 0 to 1, that may fail; above it the run ends
-            as failed. Orders that are done stay done.
+        tolerated_failures: The share of orders, from 0 to 1, that may fail, or be rejected in the
+            file; above it the run ends as failed. Orders that are done stay done.
         wait: `pause` keeps the run's process while couriers are sought; `suspend` keeps none.
         line_items: The file has a line for each title: lines that follow each other with one
             orderId are one order's. Left out, each line is an order of its own.

@@ -42,15 +42,17 @@ REJECTS_KEPT = 100
 
 @dataclass
 class Intake:
-    """The numbers of a file's new, known and rejected lines.
+    """The numbers of a file's orders and of its rejected lines.
 
-    ``rejects`` holds the first of the rejected lines, ``rejects_file`` names where all are.
+    ``refused`` counts the orders of the rejected lines. ``rejects`` holds the first of these lines,
+    ``rejects_file`` names where all are.
     """
 
     source: str
     new: int = 0
     known: int = 0
     rejected: int = 0
+    refused: int = 0
     rejects: list[Reject] = field(default_factory=list)
     rejects_file: str | None = None
 
@@ -237,11 +239,13 @@ def load_orders(source: str, run_id: str | None = None, *, line_items: bool = Fa
         while group := list(islice(entries, ORDERS_AT_ONCE)):
             refused = [each for entry in group for each in entry.rejects]
             taken = [(entry, entry.order) for entry in group if entry.order]
+            intake.refused += len(group) - len(taken)
             answers = submit_orders([order for _, order in taken])
             for (entry, _), answer in zip(taken, answers, strict=True):
                 if isinstance(answer, RefusedOrder):
                     field_, _, reason = str(answer).partition(": ")
                     refused += [Reject(line, field_, reason) for line in entry.lines]
+                    intake.refused += 1
                 elif answer:
                     intake.new += 1
                 else:

@@ -134,18 +134,27 @@ class BatchReport(BaseModel):
     new: int = 0
     known: int = 0
     rejected_lines: int = 0
+    refused_orders: int = 0
     rejects_file: str | None = None
     without_customer: list[str] = []
     rejects: list[tuple[int, str, str]] = []
 
     @property
     def failed_share(self) -> float:
-        """Return the share of orders that no courier has accepted."""
+        """Return the share of orders that no courier has accepted.
+
+        Or that of the file's orders which were rejected, if it is larger: a file that is wrong
+        throughout must not end well for the few orders that are left.
+        """
         accepted = sum(
             self.by_status.get(status, 0)
             for status in (OrderStatus.DISPATCHED, OrderStatus.DISPATCHING)
         )
-        return (self.orders - accepted) / self.orders if self.orders else 0.0
+        in_file = self.new + self.known + self.refused_orders
+        return max(
+            (self.orders - accepted) / self.orders if self.orders else 0.0,
+            self.refused_orders / in_file if in_file else 0.0,
+        )
 
     @property
     def message(self) -> str:
@@ -176,6 +185,7 @@ def report_on(
         report.was_read = True
         report.new, report.known = intake.new, intake.known
         report.rejected_lines, report.rejects_file = intake.rejected, intake.rejects_file
+        report.refused_orders = intake.refused
         report.rejects = [(each.line, each.field, each.reason) for each in intake.rejects]
     return report
 

@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64decode
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -47,6 +48,22 @@ def test_a_report_has_pictures_and_times_from_the_batchs_own_start() -> None:
     for _, data in pictures:
         assert drawn(data).tag.endswith("svg")
     assert "█" not in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "share"),
+    [
+        ({}, 2 / 12),
+        ({"new": 12, "refused_orders": 1}, 2 / 12),
+        ({"new": 2, "known": 3, "refused_orders": 5}, 0.5),
+        ({"orders": 0, "by_status": {}, "known": 3, "refused_orders": 1}, 0.25),
+        ({"orders": 0, "by_status": {}}, 0.0),
+    ],
+)
+def test_a_files_rejected_orders_count_as_failed_where_they_are_the_larger_share(
+    counts: dict[str, Any], share: float
+) -> None:
+    assert REPORT.model_copy(update=counts).failed_share == share
 
 
 @pytest.mark.usefixtures("database_url")

@@ -305,6 +305,7 @@ def test_a_refused_order_in_several_lines_rejects_each_of_them(
     path.write_text(HEADER + row(1, user="nobody") + row(1, "b-2", user="nobody") + row(2))
     intake = load_orders.fn(str(path), line_items=True)
     assert [(each.line, each.field) for each in intake.rejects] == [(2, "userId"), (3, "userId")]
+    assert (intake.new, intake.refused) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
