@@ -139,7 +139,7 @@ def test_an_order_survives_it(pool: Pool, stage: Stage, how: Wait, delete: Delet
             status(pool.name) == "dispatched" if is_answered else waits(pool, how)
         )
 
-    wait_until(goes_on, "the order's way on")
+    wait_until(goes_on, "the order's way on", poll_seconds=0.5)
     if is_answered:
         assert decisions(pool.name) == [(ASSIGNED, "night-rail", True)]
     ends(pool)
