@@ -55,7 +55,7 @@ from store.settings import settings
 from tasks.couriers import record_answer
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import NOWHERE, an_order, give_back, placed, set_order
+from tests.shop import NOWHERE, an_order, give_back, placed, set_capacities, set_order
 from tests.store.test_blockers import held_up, seen
 
 SAFE = {
@@ -134,11 +134,19 @@ def test_a_shop_that_is_well_has_nothing_to_mend(database: str) -> None:
         "locks",
         "shared database",
         "migrations",
+        "couriers",
         "orders",
         "queue",
     ):
         assert verdicts(name) == {Verdict.OK}, name
     assert verdicts("topic") == verdicts("payments") == {Verdict.WARNING}
+
+
+def test_a_shop_without_a_courier_is_to_be_mended(database: str) -> None:
+    set_capacities()
+    [diagnosis] = looked("couriers")
+    assert (diagnosis.verdict, diagnosis.says[:10]) == (Verdict.MEND, "no courier")
+    assert "`python -m seed --courier ID COPIES`" in diagnosis.remedy
 
 
 @pytest.mark.parametrize(
