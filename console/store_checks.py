@@ -240,7 +240,8 @@ def _queue() -> Iterator[Diagnosis]:
     if depth.dead:
         yield mend(
             f"{depth.dead} dead letters: their orders wait until they are asked again, or time out",
-            "look for their cause in the dispatcher's log, mend it, then `checkout redrive`",
+            "`checkout dead-letters list` has each one's reason: mend it, then `checkout redrive`; "
+            "one that cannot be read comes again: `checkout dead-letters drop ID`",
         )
     if chosen.queue == "sqs":
         yield from _sqs()

@@ -332,6 +332,8 @@ def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(datab
         )
     set_order("o-1", updated_at=now - timedelta(hours=2))
     assert "1 dead letters" in looked("queue")[1].says
+    # Redriven, an unreadable one only comes again.
+    assert "`checkout dead-letters drop ID`" in looked("queue")[1].remedy
     assert "1 undos have failed" in looked("compensations")[0].says
     assert "1 orders have not moved for long: order o-1 is started" in looked("orders")[0].says
     give_back("o-2")
