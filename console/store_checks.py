@@ -7,7 +7,7 @@ from itertools import islice
 
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
-from sqlalchemy import URL, text
+from sqlalchemy import URL, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -19,6 +19,7 @@ from reports.figures import sums_of_failed_undos
 from store.blockers import Blocker, blockers
 from store.database import reading, require_known_version, revisions
 from store.errors import DatabaseVersionUnknown, PaymentRefused, and_more
+from store.models import Courier
 from store.partners import order_queue, stripe_gateway
 from store.queue import MAX_RECEIVES
 from store.sessions import STEP
@@ -183,6 +184,20 @@ def _migrations() -> Iterator[Diagnosis]:
         )
 
 
+def _couriers() -> Iterator[Diagnosis]:
+    with reading() as session:
+        capacity, assigned = session.execute(
+            select(func.sum(Courier.capacity_copies), func.sum(Courier.assigned_copies))
+        ).one()
+    if not capacity:
+        yield mend(
+            "no courier has any capacity: new orders are rejected, and charged ones wait for one",
+            "insert one: `python -m seed --courier ID COPIES`",
+        )
+        return
+    yield ok(f"the couriers have room for {capacity - assigned} of {capacity} copies")
+
+
 def _orders() -> Iterator[Diagnosis]:
     with reading() as session:
         forgotten = forgotten_orders(session)
@@ -225,7 +240,8 @@ def _queue() -> Iterator[Diagnosis]:
     if depth.dead:
         yield mend(
             f"{depth.dead} dead letters: their orders wait until they are asked again, or time out",
-            "look for their cause in the dispatcher's log, mend it, then `checkout redrive`",
+            "`checkout dead-letters list` has each one's reason: mend it, then `checkout redrive`; "
+            "one that cannot be read comes again: `checkout dead-letters drop ID`",
         )
     if chosen.queue == "sqs":
         yield from _sqs()
@@ -326,6 +342,7 @@ STORE_CHECKS = (
         "shared database", _shared_database, "the store has a database of its own", ("settings",)
     ),
     Check("migrations", _migrations, needs=("database",)),
+    Check("couriers", _couriers, needs=("migrations",)),
     Check("orders", _orders, "no order stands still", ("migrations",)),
     Check("compensations", _compensations, "all that failed was given back", ("migrations",)),
     Check(

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+import httpx
 from rich.console import Console
 from rich.text import Text
 
@@ -62,13 +63,7 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
             system = stack.enter_context(LocalSystem(data_dir, report=progress, auth=auth))
         write_environment_file(env_file, system.settings())
         try:
-            with system.api() as api:
-                if by_hand:
-                    api.pause(DISPATCH_DEPLOYMENT)
-                is_off = bool(api.is_paused(DISPATCH_DEPLOYMENT))
-                if not is_off:
-                    # Now, not at the schedule's next time: a waiting order is answered at once.
-                    api.start_run(DISPATCH_DEPLOYMENT, {})
+            is_off = _switch_dispatcher(system, by_hand=by_hand)
             _print_invitation(progress.console, system, env_file, is_off=is_off)
             # A signal is the regular end of a system that is up, and no failure.
             with contextlib.suppress(SystemExit):
@@ -78,6 +73,30 @@ def up(data_dir: Path, progress: Progress, auth: str | None, *, by_hand: bool = 
         finally:
             # It would lead to a server that is gone.
             env_file.unlink(missing_ok=True)
+
+
+def _switch_dispatcher(system: LocalSystem, *, by_hand: bool) -> bool:
+    """Start the dispatcher unless it is off, and return whether it is.
+
+    Raises:
+        SetupError: the server does not answer any more.
+    """
+    try:
+        with system.api() as api:
+            if by_hand:
+                api.pause(DISPATCH_DEPLOYMENT)
+            is_off = bool(api.is_paused(DISPATCH_DEPLOYMENT))
+            if not is_off:
+                # Now, not at the schedule's next time: a waiting order is answered at once.
+                api.start_run(DISPATCH_DEPLOYMENT, {})
+            return is_off
+    except httpx.HTTPError as error:
+        # Its end explains it better.
+        system.require_running()
+        raise SetupError(
+            f"The Prefect server has stopped answering ({error!r}; {system.logs_dir}/server.log). "
+            "Start again; orders and runs are kept."
+        ) from error
 
 
 def auth_string(environment: Mapping[str, str]) -> str | None:

@@ -33,8 +33,9 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
     """Assign waiting orders to the couriers with the most free capacity.
 
     An order that every courier is too small for gets no courier. One that only has to wait until
-    a courier is free is left undecided; its message comes again. An order that does not wait, or
-    not any more, is passed over.
+    a courier is free is left undecided; its message comes again. So is every order while no courier
+    has any capacity, which says nothing about the order. One that does not wait, or not any more,
+    is passed over.
 
     Returns:
         The ids of the orders that were decided now.
@@ -44,6 +45,8 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
         couriers = lock_couriers(session)
         free = {id_: c.capacity_copies - c.assigned_copies for id_, c in couriers.items()}
         largest = max((courier.capacity_copies for courier in couriers.values()), default=0)
+        if not largest:
+            return []
         assigned = {
             id_: CourierAnswer(outcome=ASSIGNED, courier=id_, answered_by=DISPATCHER)
             for id_ in free
@@ -55,7 +58,9 @@ def find_couriers(messages: list[OrderMessage]) -> list[str]:
                 continue
             if order.copies > largest:
                 answer = CourierAnswer(
-                    outcome=NO_COURIER, reason=str(too_large(order.copies)), answered_by=DISPATCHER
+                    outcome=NO_COURIER,
+                    reason=str(too_large(order.copies, largest)),
+                    answered_by=DISPATCHER,
                 )
             else:
                 freest = max(free, key=lambda id_: free[id_])
@@ -196,6 +201,10 @@ def _require_sense(
         return
     if not answer.courier:
         raise InvalidDecision(f"courier: give the courier's id for “{ASSIGNED}”")
+    if not couriers:
+        raise InvalidDecision(
+            "courier: the shop has none; `python -m seed --courier ID COPIES` inserts one"
+        )
     courier = couriers.get(answer.courier)
     if courier is None:
         known = f"there are {', '.join(couriers)}" if couriers else "the shop has no courier"

@@ -43,7 +43,7 @@ def check_inventory(order_ids: list[str]) -> list[str]:
         for order in step.todo:
             problem = _why_not(lines[order.id], books, left)
             if problem is None and order.copies > largest:
-                problem = too_large(order.copies)
+                problem = too_large(order.copies, largest)
             if problem is not None:
                 step.fail(order, problem)
                 continue
@@ -74,9 +74,11 @@ def restore_quantity(order_ids: list[str]) -> list[str]:
         return [order.id for order, _ in undo.todo]
 
 
-def too_large(copies: int) -> NoCourierAvailable:
-    """Return NoCourierAvailable for an order beyond every courier's capacity."""
-    return NoCourierAvailable(f"no courier carries {copies} copies at once")
+def too_large(copies: int, largest: int) -> NoCourierAvailable:
+    """Return NoCourierAvailable for an order beyond the largest courier's capacity."""
+    return NoCourierAvailable(
+        f"no courier carries {copies} copies at once" if largest else "no courier has any capacity"
+    )
 
 
 def copies_in_words(taken: Taken) -> str:

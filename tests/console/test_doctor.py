@@ -55,7 +55,7 @@ from store.settings import settings
 from tasks.couriers import record_answer
 from tests.flows.runs import Runs
 from tests.polling import wait_until
-from tests.shop import NOWHERE, an_order, give_back, placed, set_order
+from tests.shop import NOWHERE, an_order, give_back, placed, set_capacities, set_order
 from tests.store.test_blockers import held_up, seen
 
 SAFE = {
@@ -134,11 +134,19 @@ def test_a_shop_that_is_well_has_nothing_to_mend(database: str) -> None:
         "locks",
         "shared database",
         "migrations",
+        "couriers",
         "orders",
         "queue",
     ):
         assert verdicts(name) == {Verdict.OK}, name
     assert verdicts("topic") == verdicts("payments") == {Verdict.WARNING}
+
+
+def test_a_shop_without_a_courier_is_to_be_mended(database: str) -> None:
+    set_capacities()
+    [diagnosis] = looked("couriers")
+    assert (diagnosis.verdict, diagnosis.says[:10]) == (Verdict.MEND, "no courier")
+    assert "`python -m seed --courier ID COPIES`" in diagnosis.remedy
 
 
 @pytest.mark.parametrize(
@@ -324,6 +332,8 @@ def test_dead_letters_failed_undos_and_orders_that_stand_still_are_counted(datab
         )
     set_order("o-1", updated_at=now - timedelta(hours=2))
     assert "1 dead letters" in looked("queue")[1].says
+    # Redriven, an unreadable one only comes again.
+    assert "`checkout dead-letters drop ID`" in looked("queue")[1].remedy
     assert "1 undos have failed" in looked("compensations")[0].says
     assert "1 orders have not moved for long: order o-1 is started" in looked("orders")[0].says
     give_back("o-2")

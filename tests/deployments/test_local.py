@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from deployments.embedded import EmbeddedPostgres
 from deployments.leash import Leashed
@@ -205,6 +206,23 @@ def test_up_ends_with_status_1_when_a_part_of_it_ends_and_takes_its_environment_
     monkeypatch.setattr("deployments.up._LOOK_SECONDS", 0.0)
     assert main(["--data", str(tmp_path)]) == 1
     assert "The worker has ended by itself" in capsys.readouterr().err
+    assert not (tmp_path / "env").exists()
+
+
+def test_a_server_that_stops_answering_when_all_is_up_is_named_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LocalSystem, "start", lambda _: None)
+    monkeypatch.setattr(LocalSystem, "settings", lambda _: {"STORE_HOME": "/srv"})
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        nobody = f"http://{HOST}:{probe.getsockname()[1]}"
+    monkeypatch.setattr(LocalSystem, "ui_url", nobody)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert main(["--data", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "The Prefect server has stopped answering (ConnectError" in said
+    assert str(tmp_path / "logs" / "server.log") in said
     assert not (tmp_path / "env").exists()
 
 

@@ -154,11 +154,26 @@ def test_an_order_that_no_courier_can_carry_gets_none(database: str) -> None:
     assert stock() == 500
 
 
-def test_a_shop_whose_couriers_are_gone_gives_every_order_back(database: str) -> None:
+@pytest.mark.parametrize("left", [{}, {"city_vans": 0}], ids=["none", "none with capacity"])
+def test_a_charged_order_waits_while_the_shop_has_no_courier_at_all(
+    database: str, left: dict[str, int]
+) -> None:
+    placed("o-1", "prepare_order")
+    set_capacities(**left)
+    assert decide("o-1") == []
+    assert (status("o-1"), decisions("o-1")) == ("waiting", [])
+    set_capacities(newcomer=1)
+    assert decide("o-1") == ["o-1"]
+    assert status("o-1") == "dispatching"
+
+
+def test_an_answer_that_names_a_courier_of_a_shop_without_any_is_told_how_to_add_one(
+    database: str,
+) -> None:
     placed("o-1", "prepare_order")
     set_capacities()
-    assert decide("o-1") == ["o-1"]
-    assert end_run("o-1") == "compensated"
+    with pytest.raises(InvalidDecision, match=r"the shop has none; `python -m seed --courier"):
+        assign("o-1")
 
 
 @pytest.mark.parametrize("state", ["started", "dispatching", "dispatched", "compensated"])
