@@ -207,8 +207,9 @@ def _require_sense(
         )
     courier = couriers.get(answer.courier)
     if courier is None:
-        known = f"there are {', '.join(couriers)}" if couriers else "the shop has no courier"
-        raise InvalidDecision(f"courier: nobody has the id “{answer.courier}”; {known}")
+        raise InvalidDecision(
+            f"courier: nobody has the id “{answer.courier}”; there are {', '.join(couriers)}"
+        )
     free = courier.capacity_copies - courier.assigned_copies
     copies = sum(order.copies for order in orders)
     if free < copies:
