@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from deployments.local_settings import OF_RUNS
 
@@ -43,21 +45,31 @@ from store.settings import settings  # noqa: E402
 from tests.books_balance import assert_books_balance  # noqa: E402
 from tests.prepared_cluster import prepare  # noqa: E402
 
+SHARE_A_SYSTEM = ("tests/e2e/test_local_system.py", "tests/e2e/test_ui.py")
+
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_PREFECT_HOME, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Whichever test comes first has the server's start in its time.
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        # Whichever test comes first has the server's start in its time.
-        if "prefect_server" in fixtures:
+        if "prefect_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300))
-        # What shares a system runs in one process, and so does each file else.
-        group = "local_system" if "local_system" in fixtures else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class FilesTogether(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each file to one process, and those that share a system to the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "tests/e2e" if file in SHARE_A_SYSTEM else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Distribute the tests as `FilesTogether` does, where they go file by file."""
+    return FilesTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_two_processes_of_a_cluster_carry_the_chunks(
     submit(1, "too-large", quantity=201)
     with (
         LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,  # type: ignore[no-untyped-call]
     ):
@@ -96,7 +96,7 @@ def test_a_chunk_that_does_not_move_is_lost_and_the_run_is_started_again(
     submit(3)
     batches = Batches(runs)
     with LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=0, dashboard_address=None
+        n_workers=0, dashboard_address=":0"
     ) as without_workers:
         setting("batch_task_runner", "dask")
         setting("dask_address", without_workers.scheduler_address)
@@ -116,7 +116,7 @@ def test_a_chunk_whose_worker_is_killed_fails_no_order(
         # Else Dask gives the chunk to the next worker.
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as one_worker,
         Client(one_worker) as client,  # type: ignore[no-untyped-call]
     ):
