@@ -47,10 +47,10 @@ recover: $(INSTALLED) ## finish, once, what nobody else will finish of the order
 	@. ./.local/env && $(BIN)/python -m flows.recovery
 
 test: $(INSTALLED) browser ## run all tests but those at full load
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/load
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/load
 
 test-oldest: $(OLDEST_INSTALLED) browser ## run all tests with the oldest Prefect that is supported
-	@$(OLDEST)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/load
+	@$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/load
 
 upgrade-test: $(INSTALLED) $(OLDEST_INSTALLED) ## move waiting orders from the oldest Prefect to the newest
 	@$(BIN)/python -m pytest tests/load/test_upgrade.py
