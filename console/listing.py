@@ -55,7 +55,8 @@ AGE_AT_MOST = timedelta(days=36_500)
 
 
 def _age(_: Any, tokens: Sequence[Token]) -> timedelta:
-    with suppress(CoercionError):
+    # The latter for more than the calendar has, with cyclopts 5.4.
+    with suppress(CoercionError, OverflowError):
         age: timedelta = convert(timedelta, tokens)
         if timedelta(0) <= age <= AGE_AT_MOST:
             return age
