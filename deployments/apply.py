@@ -34,7 +34,8 @@ def keeping(client: SyncPrefectClient) -> Iterator[None]:
     """Keep what is paused and set, whatever is deployed inside.
 
     Kept are whether each deployment of the store is paused, and its parameters that prefect.yaml
-    does not set.
+    does not set. For the seconds of the block they are as in the file, and they stay so if this
+    process is killed meanwhile.
     """
     before = {deployment.id: deployment for deployment in _deployments(client)}
     try:
