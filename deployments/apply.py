@@ -10,12 +10,14 @@ set in the UI.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
 
 from deployments.automations import FLOWS
@@ -26,43 +28,49 @@ from terminal.output import complain, terminal
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 NEEDED = ("STORE_WORK_POOL", "STORE_HOME")
 """Without them prefect.yaml is applied as well, and no run of it starts."""
-DEPLOY = (sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt")
+DEPLOY = ("-m", "prefect", "deploy", "--all", "--no-prompt", "--prefect-file")
+"""What Python is to execute, in the project's folder; the file follows."""
 
 
 @contextmanager
-def keeping(client: SyncPrefectClient) -> Iterator[None]:
-    """Keep what is paused and set, whatever is deployed inside.
+def what_to_apply(client: SyncPrefectClient) -> Iterator[Path]:
+    """Provide a copy of prefect.yaml that keeps what people have set.
 
-    Kept are whether each deployment of the store is paused, and its parameters that prefect.yaml
-    does not set. For the seconds of the block they are as in the file, and they stay so if this
-    process is killed meanwhile.
+    Each deployment that is there stays paused or resumed, and keeps its parameters that the file
+    does not set. The copy is deleted afterwards.
     """
-    before = {deployment.id: deployment for deployment in _deployments(client)}
-    try:
-        yield
-    finally:
-        for deployment in _deployments(client):
-            if deployment.id in before:
-                _restore(client, before[deployment.id], deployment)
+    document = yaml.safe_load((PROJECT_DIR / "prefect.yaml").read_text())
+    there = {
+        _identity(deployment.entrypoint, deployment.name): deployment
+        for deployment in client.read_deployments(flow_filter=of_flows(*FLOWS))
+    }
+    for deployment in document["deployments"]:
+        if before := there.get(_identity(deployment["entrypoint"], deployment["name"])):
+            _keep(deployment, before)
+        if not os.environ.get("STORE_IMAGE"):
+            # Prefect would make it empty, with a warning for each deployment.
+            deployment["work_pool"]["job_variables"].pop("image", None)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "prefect.yaml"
+        copy.write_text(yaml.safe_dump(document))
+        yield copy
 
 
-def _deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    return client.read_deployments(flow_filter=of_flows(*FLOWS))
+def _identity(entrypoint: str | None, name: str) -> tuple[str, str]:
+    """Return what a deployment keeps when its flow moves to another module."""
+    return (entrypoint or "").rpartition(".")[2], name
 
 
-def _restore(
-    client: SyncPrefectClient, before: DeploymentResponse, now: DeploymentResponse
-) -> None:
-    # Not those that the flow has no more.
-    known = (now.parameter_openapi_schema or {}).get("properties", {})
-    kept = {name: value for name, value in before.parameters.items() if name in known}
-    if parameters := kept.keys() - now.parameters.keys():
-        kept = {name: kept[name] for name in parameters} | now.parameters
-        client.update_deployment(now.id, DeploymentUpdate(parameters=kept))
-    if before.paused and not now.paused:
-        client.pause_deployment(now.id)
-    if now.paused and not before.paused:
-        client.resume_deployment(now.id)
+def _keep(deployment: dict[str, Any], before: DeploymentResponse) -> None:
+    deployment["paused"] = before.paused
+    own: Mapping[str, Any] = deployment.get("parameters", {})
+    if set_by_people := before.parameters.keys() - own.keys():
+        # Imported here, since few have set a parameter and it imports Prefect's command line.
+        from deployments.prefect_yaml import flow_of
+
+        # Not those that the flow has no more.
+        known = set_by_people & set(flow_of(deployment).parameters.properties)
+        deployment["parameters"] = {**{name: before.parameters[name] for name in known}, **own}
 
 
 @command("python -m deployments.apply", __doc__)
@@ -73,8 +81,9 @@ def main() -> int:
 
     if missing := [name for name in NEEDED if not os.environ.get(name)]:
         return complain(f"Set {' and '.join(missing)} as docs/settings.md says.")
-    with prefect_client() as client, keeping(client):
-        status = subprocess.run(DEPLOY, cwd=PROJECT_DIR, check=False).returncode
+    with prefect_client() as client, what_to_apply(client) as file:
+        deploy = [sys.executable, *DEPLOY, str(file)]
+        status = subprocess.run(deploy, cwd=PROJECT_DIR, check=False).returncode
     if status:
         return complain(f"`prefect deploy --all` ended with status {status}, as it says above.")
     terminal().print("Applied. What was paused is paused, what was resumed is resumed.")

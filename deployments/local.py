@@ -319,7 +319,7 @@ class LocalSystem:
         """
         # Imported here, so that the first line is printed sooner.
         from deployments import automations
-        from deployments.apply import keeping
+        from deployments.apply import DEPLOY, what_to_apply
 
         with self.api() as api:
             # First of all: a deployment to a missing pool is accepted, and its runs never start.
@@ -329,8 +329,8 @@ class LocalSystem:
             self._report(warm_start.set_run_command(api, WORK_POOL, command))
             self._report("Applying prefect.yaml (5 to 20 s) …")
             api.limit_queue(WORK_POOL, ORDERS_QUEUE, _ORDERS_AT_ONCE)
-            with keeping(api):
-                self._run(self._prefect("deploy", "--all", "--no-prompt"), "deploy.log")
+            with what_to_apply(api) as file:
+                self._run([self.python, *DEPLOY, str(file)], "deploy.log")
             automations.apply(api, automations.SILENCE_SECONDS)
             automations.start_recovery(api)
 

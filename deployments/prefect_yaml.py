@@ -60,7 +60,7 @@ def problems(document: Any) -> list[str]:
 def deployments_of(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the deployments of a sound prefect.yaml by `flow/deployment`."""
     return {
-        f"{_flow_of(deployment).name}/{deployment['name']}": deployment
+        f"{flow_of(deployment).name}/{deployment['name']}": deployment
         for deployment in document["deployments"]
     }
 
@@ -72,10 +72,10 @@ def variables_of(text: str) -> set[str]:
 
 def pauses(deployment: Mapping[str, Any]) -> bool:
     """Return whether the deployment's flow can pause or suspend its run."""
-    return _pauses(_flow_of(deployment).fn, set())
+    return _pauses(flow_of(deployment).fn, set())
 
 
-def _flow_of(deployment: Mapping[str, Any]) -> Flow[..., Any]:
+def flow_of(deployment: Mapping[str, Any]) -> Flow[..., Any]:
     """Import and return a deployment's flow.
 
     Raises:
@@ -132,7 +132,7 @@ def _schedule_problems(schedules: list[Mapping[str, Any]]) -> Iterator[str]:
 
 def _flow_problems(deployment: Mapping[str, Any]) -> Iterator[str]:
     try:
-        flow = _flow_of(deployment)
+        flow = flow_of(deployment)
     except (ImportError, AttributeError):
         yield "entrypoint: there is no such flow"
         return

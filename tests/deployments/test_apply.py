@@ -1,17 +1,24 @@
 """Applying prefect.yaml changes nothing that a person has switched or set."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from uuid import UUID
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
+import yaml
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 
 from deployments import apply
 
-SCHEMA = {"type": "object", "properties": {"to": {}, "days": {}}}
+ARCHIVE = ("archive-orders", "monthly", "flows.archive.archive_orders")
+DISPATCHER = ("dispatch-orders", "local", "flows.dispatch.dispatch_orders")
+IN_THE_FILE = {
+    (deployment["entrypoint"], deployment["name"]): deployment
+    for deployment in yaml.safe_load((apply.PROJECT_DIR / "prefect.yaml").read_text())[
+        "deployments"
+    ]
+}
 
 
 @pytest.fixture
@@ -20,49 +27,66 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-class Deployed:
-    """A deployment of the archive, as `prefect deploy` makes one."""
-
-    def __init__(self, client: SyncPrefectClient) -> None:
-        self.client = client
-        self.flow_id = client.create_flow_from_name("archive-orders")
-
-    def deploy(self, *, paused: bool, **parameters: object) -> UUID:
-        return self.client.create_deployment(
-            self.flow_id,
-            "of-the-test",
-            paused=paused,
-            parameters=parameters,
-            parameter_openapi_schema=SCHEMA,
-        )
-
-
 @pytest.fixture
-def deployed(client: SyncPrefectClient) -> Iterator[Deployed]:
-    deployed = Deployed(client)
-    yield deployed
-    client.delete_deployment(deployed.deploy(paused=True))
+def deployed(client: SyncPrefectClient) -> Iterator[Callable[..., None]]:
+    """Create a deployment as an earlier `prefect deploy` has, with what people have set since."""
+    with ExitStack() as created:
+
+        def deploy(flow: str, name: str, entrypoint: str, *, paused: bool, **set_: object) -> None:
+            id_ = client.create_deployment(
+                client.create_flow_from_name(flow),
+                name,
+                entrypoint=entrypoint,
+                paused=paused,
+                parameters=set_,
+            )
+            created.callback(client.delete_deployment, id_)
+
+        yield deploy
 
 
-@pytest.mark.parametrize("was_paused", [True, False])
+def to_apply(client: SyncPrefectClient) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the deployments of the copy that is applied."""
+    with apply.what_to_apply(client) as file:
+        document = yaml.safe_load(file.read_text())
+    assert not file.exists()
+    assert document["pull"] == []
+    return {(each["entrypoint"], each["name"]): each for each in document["deployments"]}
+
+
+@pytest.mark.parametrize("paused", [True, False])
 def test_what_a_person_has_switched_or_set_outlives_the_file(
-    deployed: Deployed, was_paused: bool
+    client: SyncPrefectClient, deployed: Callable[..., None], paused: bool
 ) -> None:
-    client = deployed.client
-    id_ = deployed.deploy(paused=was_paused, to="s3://orders", days=400, gone=1)
-    with apply.keeping(client):
-        deployed.deploy(paused=not was_paused, days=500)
-    now = client.read_deployment(id_)
-    assert now.paused is was_paused
-    assert now.parameters == {"to": "s3://orders", "days": 500}
+    deployed(*ARCHIVE, paused=paused, to="s3://orders", older_than_days=500, gone=1)
+    deployed(*DISPATCHER, paused=paused)
+    copy = to_apply(client)
+    archive, dispatcher = copy.pop(ARCHIVE[:0:-1]), copy.pop(DISPATCHER[:0:-1])
+    assert archive["paused"] is dispatcher["paused"] is paused
+    # Its own, not the one that the flow has no more, and the file's value where the file has one.
+    assert archive["parameters"] == {"to": "s3://orders", "older_than_days": 400}
+    assert dispatcher["parameters"] == IN_THE_FILE[DISPATCHER[:0:-1]]["parameters"]
+    assert all(each.get("paused") == IN_THE_FILE[key].get("paused") for key, each in copy.items())
 
 
-def test_it_is_kept_when_the_file_is_refused_half_way(deployed: Deployed) -> None:
-    id_ = deployed.deploy(paused=True)
-    with suppress(KeyboardInterrupt), apply.keeping(deployed.client):
-        deployed.deploy(paused=False)
-        raise KeyboardInterrupt
-    assert deployed.client.read_deployment(id_).paused
+def test_a_switch_outlives_the_move_of_its_flow_to_another_module(
+    client: SyncPrefectClient, deployed: Callable[..., None]
+) -> None:
+    flow, name, _ = DISPATCHER
+    deployed(flow, name, "flows.earlier.dispatch_orders", paused=True)
+    assert to_apply(client)[DISPATCHER[:0:-1]]["paused"] is True
+
+
+@pytest.mark.parametrize("image", [None, "shop:1"])
+def test_an_image_is_named_only_where_there_is_one(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, image: str | None
+) -> None:
+    if image is None:
+        monkeypatch.delenv("STORE_IMAGE", raising=False)
+    else:
+        monkeypatch.setenv("STORE_IMAGE", image)
+    for deployment in to_apply(client).values():
+        assert ("image" in deployment["work_pool"]["job_variables"]) is (image is not None)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -75,8 +99,11 @@ def test_the_command_says_what_is_missing_and_how_it_ended(
     assert capsys.readouterr().err == "Set STORE_WORK_POOL as docs/settings.md says.\n"
     monkeypatch.setenv("STORE_WORK_POOL", "a-pool")
     for status in (0, 1):
-        deploy = f"import os; assert os.path.exists('prefect.yaml'); raise SystemExit({status})"
-        monkeypatch.setattr(apply, "DEPLOY", (sys.executable, "-c", deploy))
+        deploy = (
+            "import os, sys; assert os.path.exists('prefect.yaml'); "
+            f"assert os.path.exists(sys.argv[1]); raise SystemExit({status})"
+        )
+        monkeypatch.setattr(apply, "DEPLOY", ("-c", deploy))
         assert apply.main([]) == status
     said = capsys.readouterr()
     assert said.out.startswith("Applied.")

@@ -495,16 +495,15 @@ def test_the_server_takes_a_work_pools_template_and_the_checkout_into_it(
     checkouts = f"/deployments/name/{CHECKOUT_DEPLOYMENT}"
     with httpx.Client(base_url=local_system.api.url, auth=(USER, PASSWORD), timeout=60) as api:
         deployed = api.get(checkouts).raise_for_status().json()
-        # Left out, it is empty; a process has no image.
-        variables = {"image": "", "working_dir": str(PROJECT_DIR)}
-        assert deployed["job_variables"] == variables
+        # A process has no image.
+        assert deployed["job_variables"] == {"working_dir": str(PROJECT_DIR)}
         pool = {"name": f"checked-{kind}", "type": kind, "base_job_template": template}
         api.post("/work_pools/", json=pool).raise_for_status()
         deployment = {
             "name": kind,
             "flow_id": deployed["flow_id"],
             "work_pool_name": pool["name"],
-            "job_variables": variables | {"image": "store-checkout:0.2.0"},
+            "job_variables": deployed["job_variables"] | {"image": "store-checkout:0.2.0"},
         }
         api.post("/deployments/", json=deployment).raise_for_status()
         wrong = api.post("/deployments/", json=deployment | {"job_variables": {"image": 7}})
