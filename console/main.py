@@ -30,6 +30,10 @@ COMMANDS = {
         "List failed undos with their amounts, errors and next tries.",
     ),
     "batch": ("console.batch:app", "Check many orders out in one run."),
+    "stock": (
+        "console.stock:app",
+        "List books' copies, and record those that came in or are gone.",
+    ),
     "audit": (
         "console.audit:check_books",
         "Audit stock, points, money, endings and records over the whole database.",

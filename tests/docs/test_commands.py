@@ -212,6 +212,8 @@ RUN_BY = {
     "checkout retry": "console/test_orders.py::test_a_failed_order_is_tried_again",
     "checkout serve": "web/test_door.py::test_an_order_is_accepted_once",
     "checkout show": "console/test_show.py::test_one_timeline_holds",
+    "checkout stock add": "console/test_stock.py::test_what_came_in",
+    "checkout stock list": "console/test_stock.py::test_the_list_begins",
     "make demo": "e2e/test_local_system.py::test_the_four_endings",
     "make up": "e2e/test_up.py::test_up_takes_the_printed_order",
     "prefect api": "console/test_doctor.py::test_the_remedies_of_paused_deployments",
