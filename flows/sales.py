@@ -91,8 +91,7 @@ def _markdown(
     yield from (f"### {title}", "", *_table("currency", sums), "")
     if len(by_day) > len(sums):
         for row in sums:
-            of_currency = [day for day in by_day if day.currency == row.currency]
-            net = {day.key: day.net_cents // 100 for day in of_currency}
+            net = net_by_day(by_day, row.currency)
             yield from section("Net by day", bars("Net by day", net, f" {row.currency}"))
         yield from section("Days", "\n".join(_table("day", by_day)))
     most = most_copies(by_title)
@@ -103,6 +102,14 @@ def _markdown(
         f"Days are in {period.zone}. For a spreadsheet: `checkout report --csv` with "
         f"`--from {period.from_day} --to {period.to_day}`"
     )
+
+
+def net_by_day(by_day: Sequence[Sales], currency: str) -> dict[str, int]:
+    """Return each day's net in whole units of a currency.
+
+    Refunds make it negative.
+    """
+    return {row.key: round(row.net_cents / 100) for row in by_day if row.currency == currency}
 
 
 def most_copies(by_title: Sequence[Sales]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from sqlalchemy import text
 
-from flows.sales import Span, days_of, in_words, most_copies, report_sales
+from flows.sales import Span, days_of, in_words, most_copies, net_by_day, report_sales
 from reports.sales import Sales
 from seed.catalogue import EDUARDO_SANTANA
 from store.database import transaction
@@ -47,6 +47,16 @@ def test_the_sales_of_yesterday_are_an_artifact_with_pictures_and_no_customer(ru
     assert EDUARDO_SANTANA not in shown
     assert "Eduardo" not in shown + "".join(pictures)
     assert report_sales("last month").startswith("Sales of ")
+
+
+def test_a_day_of_refunds_has_the_nearest_whole_unit_below_nothing() -> None:
+    cents = {"2026-11-01": (19_99, 0), "2026-11-02": (0, 1_01), "2026-11-03": (5_00, 5_20)}
+    rows = [
+        Sales(day, currency, {"captured_cents": captured, "refunded_cents": refunded}, {})
+        for day, (captured, refunded) in cents.items()
+        for currency in ("EUR", "USD")
+    ]
+    assert net_by_day(rows, "USD") == {"2026-11-01": 20, "2026-11-02": -1, "2026-11-03": 0}
 
 
 def test_books_whose_titles_begin_alike_have_bars_of_their_own() -> None:
