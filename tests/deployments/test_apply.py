@@ -1,7 +1,7 @@
 """Applying prefect.yaml changes nothing that a person has switched or set."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -75,6 +75,17 @@ def test_a_switch_outlives_the_move_of_its_flow_to_another_module(
     flow, name, _ = DISPATCHER
     deployed(flow, name, "flows.earlier.dispatch_orders", paused=True)
     assert to_apply(client)[DISPATCHER[:0:-1]]["paused"] is True
+
+
+def test_an_interrupted_apply_leaves_no_file_and_no_switch_changed(
+    client: SyncPrefectClient, deployed: Callable[..., None]
+) -> None:
+    deployed(*DISPATCHER, paused=True)
+    with suppress(KeyboardInterrupt), apply.what_to_apply(client) as file:
+        assert file.exists()
+        raise KeyboardInterrupt
+    assert not file.exists()
+    assert client.read_deployment_by_name("dispatch-orders/local").paused
 
 
 @pytest.mark.parametrize("image", [None, "shop:1"])
